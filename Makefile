@@ -1,0 +1,31 @@
+# Every target makes the environment it needs; a second run reuses it.
+PYTHON ?= python3
+VENV   ?= .venv
+MINUTES ?= 8
+RUN    := $(VENV)/bin
+
+.PHONY: quickstart chat test check format clean
+
+quickstart: $(VENV)/.ready-all
+	$(RUN)/camelid quickstart --out quickstart --minutes $(MINUTES)
+
+chat: $(VENV)/.ready-all
+	$(RUN)/camelid chat "$$($(RUN)/python tools/smollm2.py)"
+
+test: $(VENV)/.ready-test
+	$(RUN)/python -m pytest --cov --cov-report=term:skip-covered --durations=10
+
+check: $(VENV)/.ready-test
+	$(RUN)/ruff format --check .
+	$(RUN)/ruff check .
+	$(RUN)/mypy
+
+format: $(VENV)/.ready-test
+	$(RUN)/ruff format .
+	$(RUN)/ruff check --fix .
+
+$(VENV)/.ready-%: pyproject.toml tools/environment.py
+	$(PYTHON) tools/environment.py $(VENV) $*
+
+clean:
+	rm -rf $(VENV) quickstart .pytest_cache .mypy_cache .ruff_cache

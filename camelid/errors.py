@@ -1,0 +1,26 @@
+"""The few exceptions a caller may meet. A message says what is wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+
+class CamelidError(Exception):
+    """The work failed for a reason that is not the caller's input. The command line exits 1."""
+
+
+class InputError(CamelidError, ValueError):
+    """A file, field or argument given by the caller is wrong. The command line exits 2."""
+
+
+class FormatError(InputError):
+    """A file does not hold what its format promises: truncated, hostile or of an unsupported kind."""
+
+
+class RecipeError(InputError):
+    """A recipe names an unknown key, a value of the wrong type, or an impossible combination."""
+
+
+class MissingExtra(InputError):
+    """An optional package is needed. The message carries the pip command that brings it."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs the package {package}: pip install 'camelid[{extra}]'")

@@ -1,0 +1,1 @@
+"""The LLaMA itself: config (shapes by name), rope, attention, block, llama, init."""

@@ -1,0 +1,132 @@
+"""The one LLaMA, for training and for inference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from camelid.model.attention import LayerCache
+from camelid.model.block import Block, RMSNorm
+from camelid.model.config import LlamaConfig
+from camelid.model.init import initialize
+from camelid.model.rope import rotation
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a forward pass returns. `logits` [batch, seq, vocab] are scores of the next token, in the model's dtype."""
+
+    logits: Tensor
+
+
+class Cache(Protocol):
+    """Keys and values of earlier tokens, one LayerCache a layer. `generate/cache.py` has the implementation."""
+
+    rotate_late: bool
+
+    def layers(self) -> Sequence[LayerCache]: ...
+
+    def positions(self, new: int, device: torch.device) -> Tensor:
+        """Positions of the next `new` tokens: [new], or [batch, new] when rows differ in length."""
+        ...
+
+    def mask(self, new: int, device: torch.device) -> Tensor | None:
+        """What those tokens may look at, as in `attention`."""
+        ...
+
+    def advance(self, new: int) -> None:
+        """Count `new` more tokens in every row, after all layers appended."""
+        ...
+
+
+class Llama(nn.Module):
+    """Embedding, num_hidden_layers blocks, a final RMSNorm, an output projection (tied to the embedding or not).
+
+    Built on the current default device and dtype; under `torch.device("meta")` it costs nothing. Weights are
+    random (`model/init.py`) until `formats.load` fills them.
+    """
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.tie()
+        initialize(self)
+
+    def tie(self) -> None:
+        """Make the output projection the embedding again; needed after its tensor was replaced."""
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed_tokens.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embed_tokens.weight.dtype
+
+    def num_parameters(self) -> int:
+        """Number of weights; a tied projection counts once."""
+        return sum(p.numel() for p in self.parameters())
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        *,
+        positions: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Output:
+        """Score every next token. input_ids: int64 [batch, seq]. See `hidden` for the rest."""
+        return Output(self.lm_head(self.hidden(input_ids, positions=positions, document_ids=document_ids, cache=cache)))
+
+    def hidden(
+        self,
+        input_ids: Tensor,
+        *,
+        positions: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """The last layer's normed states [batch, seq, hidden], before the output projection.
+
+        positions: int64 [seq] or [batch, seq], default 0, 1, 2, … (after the cached tokens).
+        document_ids: int64 [batch, seq]; a token sees only earlier tokens of its own document.
+        cache: earlier tokens' keys and values, extended by this call; excludes document_ids.
+        """
+        seq = input_ids.shape[1]
+        if positions is None:
+            positions = cache.positions(seq, input_ids.device) if cache else torch.arange(seq, device=input_ids.device)
+        mask = cache.mask(seq, input_ids.device) if cache else None
+        if document_ids is not None:
+            if cache is not None:
+                raise ValueError("document_ids and cache cannot be combined")
+            mask = document_mask(document_ids)
+        # Only dynamic scaling needs the length, and then every key must be turned anew as the text grows.
+        length = int(positions.max()) + 1 if self.config.rope_scaling.rope_type == "dynamic" else 0
+        turn = rotation(self.config, positions, length)
+        late = cache is not None and cache.rotate_late
+        turn_keys = rotation(self.config, torch.arange(length, device=input_ids.device), length) if late else None
+
+        x: Tensor = self.embed_tokens(input_ids)
+        caches: Sequence[LayerCache | None] = cache.layers() if cache else [None] * len(self.layers)
+        for layer, layer_cache in zip(self.layers, caches, strict=True):
+            x = layer(x, turn, mask, layer_cache, turn_keys)
+        if cache:
+            cache.advance(seq)
+        out: Tensor = self.norm(x)
+        return out
+
+
+def document_mask(document_ids: Tensor) -> Tensor:
+    """Causal attention inside each document: ids [batch, seq] -> bool [batch, 1, seq, seq]."""
+    same = document_ids[:, :, None] == document_ids[:, None, :]
+    return same.tril()[:, None]
