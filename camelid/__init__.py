@@ -20,7 +20,19 @@ _HOMES = {
     "train": "camelid.train",
     "evaluate": "camelid.evaluate",
 }
-__all__ = [*_HOMES]
+__all__ = [
+    "AutoModelForCausalLM",
+    "AutoTokenizer",
+    "Engine",
+    "Llama",
+    "LlamaConfig",
+    "SamplingParams",
+    "Tokenizer",
+    "evaluate",
+    "load",
+    "save",
+    "train",
+]
 
 if TYPE_CHECKING:
     from camelid import evaluate, train

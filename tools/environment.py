@@ -46,8 +46,8 @@ def install_torch(python: Path) -> None:
 
 def main() -> None:
     venv, extra = Path(sys.argv[1]), sys.argv[2]
-    if sys.version_info < (3, 11):
-        sys.exit(f"camelid needs Python 3.11 or newer; {sys.executable} is {platform.python_version()}: try PYTHON=python3.12")
+    if sys.version_info < (3, 11):  # noqa: UP036 (this file runs before pip can check)
+        sys.exit(f"camelid needs Python 3.11 or newer, not {platform.python_version()}: try PYTHON=python3.12")
     python = venv / ("Scripts" if os.name == "nt" else "bin") / "python"
     started = time.monotonic()
     print(f"preparing {venv} (once, one to three minutes)", file=sys.stderr)

@@ -14,7 +14,8 @@ from camelid.model.rope import Rotation, rotate
 class LayerCache(Protocol):
     """Where one layer keeps the keys and values of earlier tokens."""
 
-    rotate_late: bool
+    @property
+    def rotate_late(self) -> bool: ...
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Add new keys and values [batch, kv_heads, new, head_dim]; return all of them so far."""
@@ -72,4 +73,4 @@ class Attention(nn.Module):
 
     def _heads(self, x: Tensor) -> Tensor:
         """[batch, seq, heads * head_dim] -> [batch, heads, seq, head_dim]."""
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return x.view(*x.shape[:-1], -1, self.head_dim).transpose(1, 2)

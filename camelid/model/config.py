@@ -64,8 +64,16 @@ class RopeScaling:
             "linear": ["factor"],
             "dynamic": ["factor", "original_max_position_embeddings"],
             "llama3": ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"],
-            "yarn": ["factor", "beta_fast", "beta_slow", "truncate", "attention_factor", "mscale", "mscale_all_dim",
-                     "original_max_position_embeddings"],
+            "yarn": [
+                "factor",
+                "beta_fast",
+                "beta_slow",
+                "truncate",
+                "attention_factor",
+                "mscale",
+                "mscale_all_dim",
+                "original_max_position_embeddings",
+            ],
         }[self.rope_type]
         values = asdict(self)
         return {"rope_type": self.rope_type} | {name: values[name] for name in used if values[name] is not None}
@@ -102,8 +110,15 @@ class LlamaConfig:
     def __post_init__(self) -> None:
         if self.num_key_value_heads is None:
             object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
-        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-                     "num_key_value_heads", "max_position_embeddings"):
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "max_position_embeddings",
+        ):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(f"{name} must be a positive whole number, not {value!r}")
@@ -179,13 +194,24 @@ class LlamaConfig:
         scaling = self.rope_scaling.to_dict()
         values["rope_parameters"] = {"rope_theta": self.rope_theta} | scaling
         values["rope_scaling"] = None if self.rope_scaling.rope_type == "default" else scaling
-        extra = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
-                 "attention_dropout": 0.0, "use_cache": True}
+        extra = {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_act": "silu",
+            "attention_dropout": 0.0,
+            "use_cache": True,
+        }
         return extra | values
 
     def num_parameters(self) -> int:
         """Weights of the model, counted from the shape alone; `Llama.num_parameters` counts the tensors."""
-        d, h, kv, hd, f = self.hidden_size, self.num_attention_heads, self.kv_heads, self.head_size, self.intermediate_size
+        d, h, kv, hd, f = (
+            self.hidden_size,
+            self.num_attention_heads,
+            self.kv_heads,
+            self.head_size,
+            self.intermediate_size,
+        )
         attention = d * h * hd + 2 * d * kv * hd + h * hd * d
         biases = self.attention_bias * (h * hd + 2 * kv * hd + d) + self.mlp_bias * (2 * f + d)
         layer = attention + 3 * d * f + 2 * d + biases
@@ -207,14 +233,25 @@ def _refuse_other_models(raw: Mapping[str, Any]) -> None:
 
 
 def _llama(hidden: int, layers: int, heads: int, kv: int, ffn: int, **more: Any) -> dict[str, Any]:
-    shape = {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads,
-             "num_key_value_heads": kv, "intermediate_size": ffn}
+    shape = {
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv,
+        "intermediate_size": ffn,
+    }
     return shape | more
 
 
 _V2: dict[str, Any] = {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096}
-_V3: dict[str, Any] = {"rms_norm_eps": 1e-5, "max_position_embeddings": 8192, "vocab_size": 128256,
-                       "rope_theta": 500000.0, "bos_token_id": 128000, "eos_token_id": 128001}
+_V3: dict[str, Any] = {
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 8192,
+    "vocab_size": 128256,
+    "rope_theta": 500000.0,
+    "bos_token_id": 128000,
+    "eos_token_id": 128001,
+}
 
 
 def _v31(factor: float) -> dict[str, Any]:

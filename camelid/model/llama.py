@@ -26,7 +26,8 @@ class Output:
 class Cache(Protocol):
     """Keys and values of earlier tokens, one LayerCache a layer. `generate/cache.py` has the implementation."""
 
-    rotate_late: bool
+    @property
+    def rotate_late(self) -> bool: ...
 
     def layers(self) -> Sequence[LayerCache]: ...
 

@@ -53,7 +53,7 @@ def _trained_length(config: LlamaConfig) -> int:
 
 
 def _llama3(config: LlamaConfig, frequencies: Tensor) -> Tensor:
-    """Llama 3.1 (llama-models models/llama3/model.py, apply_scaling): slow waves are divided by factor, fast ones kept."""
+    """Llama 3.1 (llama-models, models/llama3/model.py): slow waves are divided by factor, fast ones kept."""
     s, trained = config.rope_scaling, _trained_length(config)
     wavelength = 2 * math.pi / frequencies
     longest, shortest = trained / s.low_freq_factor, trained / s.high_freq_factor

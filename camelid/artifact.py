@@ -1,0 +1,136 @@
+"""Output folders: built aside and renamed into place, each with a manifest `camelid.json` written last.
+
+A folder without a manifest was never finished. The manifest names what made the folder, from which inputs (path
+and SHA-256), with which settings and versions, and the digest of every file in it; `lineage` follows the inputs
+back to the raw files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from camelid.errors import InputError
+
+MANIFEST = "camelid.json"
+_PACKAGES = ("camelid", "torch", "tokenizers", "safetensors", "numpy")
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace `path` by `text` (UTF-8) in one step: a reader sees the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A scratch folder beside `out` that takes its name when the block ends well, and vanishes when it does not.
+
+    An earlier output of camelid under that name is replaced; anything else there is left alone.
+    Raises InputError when `out` is a file or a folder that camelid did not make.
+    """
+    if out.exists() and not (out / MANIFEST).exists() and (out.is_file() or any(out.iterdir())):
+        raise InputError(f"{out} exists and is not an output of camelid: choose another --out, or remove it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scratch = out.with_name(f".{out.name}.{os.getpid()}.making")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    try:
+        yield scratch
+        old = out.with_name(f".{out.name}.{os.getpid()}.old")
+        if out.exists():
+            out.rename(old)
+        scratch.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the numbers."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def write_manifest(
+    folder: Path, kind: str, inputs: Sequence[Path] = (), settings: Mapping[str, Any] | None = None, **facts: Any
+) -> dict[str, Any]:
+    """Write `camelid.json` into `folder`: call it last. `facts` (counts, digests, seed) are added as they are."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    manifest = {
+        "kind": kind,
+        "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "inputs": [_describe(path) for path in inputs],
+        "settings": dict(settings or {}),
+        **facts,
+        "files": {str(p.relative_to(folder)): sha256_file(p) for p in files},
+        "versions": versions(),
+    }
+    write_atomic(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    return manifest
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    path = path.resolve()
+    if path.is_file():
+        return {"path": str(path), "sha256": sha256_file(path), "bytes": path.stat().st_size}
+    if (path / MANIFEST).is_file():
+        return {"path": str(path), "sha256": sha256_file(path / MANIFEST), "kind": read_manifest(path)["kind"]}
+    return {"path": str(path), "kind": "folder without a manifest"}
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of `folder`. Raises InputError when it is missing or damaged."""
+    path = folder / MANIFEST
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(manifest["kind"], str):
+            raise TypeError
+    except FileNotFoundError:
+        raise InputError(f"{folder} has no {MANIFEST}: it is not a finished output of camelid") from None
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path} is damaged: it is not a manifest. Make the folder again") from None
+    return manifest
+
+
+def lineage(folder: Path) -> dict[str, Any]:
+    """Where `folder` came from: {path, kind, sha256, changed, inputs: [the same, …]}, back to the raw files.
+
+    `changed` is True where a file or manifest no longer has the hash that the later folder recorded.
+    """
+    manifest = read_manifest(folder)
+    node = {"path": str(folder.resolve()), "kind": manifest["kind"], "made": manifest["made"], "inputs": []}
+    for entry in manifest["inputs"]:
+        path = Path(entry["path"])
+        if (path / MANIFEST).is_file():
+            child = lineage(path) | {"sha256": entry.get("sha256")}
+            child["changed"] = sha256_file(path / MANIFEST) != entry.get("sha256")
+        else:
+            child = {"kind": "file", **entry, "inputs": []}
+            child["changed"] = not path.is_file() or sha256_file(path) != entry.get("sha256")
+        node["inputs"].append(child)
+    return node

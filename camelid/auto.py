@@ -1,0 +1,106 @@
+"""The tutorial's names: `AutoModelForCausalLM`, `AutoTokenizer`, over `formats` and `generate`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from camelid.errors import InputError
+from camelid.formats.hf import dtype_named, save
+from camelid.formats.load import load, load_tokenizer, stop_ids
+from camelid.generate.engine import Engine, Result
+from camelid.generate.sampling import SamplingParams
+from camelid.model.llama import Llama
+from camelid.tokenizer.tokenizer import Tokenizer
+
+_UNSET: Any = object()
+
+
+class CausalLM(Llama):
+    """A Llama that also generates. `stop_ids` come from the folder's generation_config.json."""
+
+    stop_ids: tuple[int, ...] = ()
+    finish_reasons: list[str]
+
+    def generate(
+        self,
+        input_ids: Tensor | Sequence[Sequence[int]],
+        *,
+        attention_mask: Tensor | None = None,
+        max_length: int | None = None,
+        max_new_tokens: int | None = None,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        seed: int | None = None,
+        eos_token_id: int | Sequence[int] | None = _UNSET,
+        pad_token_id: int | None = None,
+    ) -> Tensor:
+        """Complete each row of input_ids [batch, seq]; returns prompt + new ids, int64 [batch, longest].
+
+        Greedy unless do_sample. `max_length` counts prompt and new tokens, `max_new_tokens` new ones only;
+        without either, 20 new tokens. `attention_mask` marks padding (0), on either side. `eos_token_id=None` never
+        stops early. Shorter rows are filled with pad_token_id (default: the first end token, else 0).
+        `finish_reasons` holds, per row, what ended it.
+        """
+        rows = torch.as_tensor(input_ids)
+        if rows.dim() != 2:
+            raise InputError(f"input_ids must be [batch, seq], not {list(rows.shape)}")
+        keep = torch.ones_like(rows) if attention_mask is None else attention_mask
+        ends = self._ends(eos_token_id)
+        if max_length is None and max_new_tokens is None:
+            max_new_tokens = 20
+        params = SamplingParams(
+            max_length=max_length, max_new_tokens=max_new_tokens, temperature=temperature if do_sample else 0.0,
+            top_k=top_k, top_p=top_p, min_p=min_p, seed=seed,
+        )  # fmt: skip
+        prompts = [row[mask.bool()].tolist() for row, mask in zip(rows, keep, strict=True)]
+        results = Engine(self, None, ends).generate(prompts, params)
+        self.finish_reasons = [r.finish_reason for r in results]
+        pad = pad_token_id if pad_token_id is not None else (ends[0] if ends else 0)
+        return _stack(rows, results, pad)
+
+    def _ends(self, given: int | Sequence[int] | None) -> tuple[int, ...]:
+        if given is _UNSET:
+            return self.stop_ids or self.config.stop_ids
+        return () if given is None else (given,) if isinstance(given, int) else tuple(given)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a Hugging Face folder."""
+        save(self, folder)
+
+
+def _stack(rows: Tensor, results: Sequence[Result], pad: int) -> Tensor:
+    """Prompt rows as given (padding included) followed by the new ids."""
+    longest = max(len(r.ids) for r in results)
+    new = [r.ids + [pad] * (longest - len(r.ids)) for r in results]
+    return torch.cat((rows, torch.tensor(new, dtype=rows.dtype, device=rows.device)), dim=1)
+
+
+class AutoModelForCausalLM:
+    """Opens any MODEL."""
+
+    @staticmethod
+    def from_pretrained(
+        path: str | Path, *, torch_dtype: torch.dtype | str | None = None, device: str = "cpu"
+    ) -> CausalLM:
+        """Read a model in the file's own dtype, or in `torch_dtype`. Raises InputError naming what is wrong."""
+        dtype = dtype_named(torch_dtype) if isinstance(torch_dtype, str) and torch_dtype != "auto" else torch_dtype
+        model = load(path, dtype=None if isinstance(dtype, str) else dtype, device=device, model_class=CausalLM)
+        model.stop_ids = stop_ids(path)
+        return model
+
+
+class AutoTokenizer:
+    """Opens the tokenizer of any MODEL."""
+
+    @staticmethod
+    def from_pretrained(path: str | Path) -> Tokenizer:
+        """A folder with tokenizer.json or tokenizer.model, or a GGUF file."""
+        return load_tokenizer(path)

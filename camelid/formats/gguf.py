@@ -1,0 +1,283 @@
+"""Read GGUF (ggml's docs/gguf.md, versions 2 and 3): metadata, and tensors as float32 or in their own dtype.
+
+Nothing is allocated from a number the file declares: every count is checked against the bytes that are left, and
+every tensor must end within the file. Quantised blocks (ggml-common.h) are expanded to float32. q and k weights
+are stored in Meta's interleaved pairing and are permuted to ours here.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from camelid.errors import FormatError
+from camelid.formats.checkpoint import Checkpoint
+from camelid.model.config import LlamaConfig, RopeScaling
+from camelid.model.rope import interleaved_to_half_split
+
+Bytes = NDArray[np.uint8]
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
+_TYPE_NAMES = {
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K",
+    12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S",
+    20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64",
+    29: "IQ1_M", 30: "BF16", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4",
+}  # fmt: skip
+
+
+def _half(raw: Bytes) -> NDArray[np.float32]:
+    return np.ascontiguousarray(raw).view(np.float16).astype(np.float32)
+
+
+def _nibbles(raw: Bytes) -> NDArray[np.float32]:
+    """16 bytes -> 32 values: low nibbles first, then high ones."""
+    return np.concatenate([raw & 15, raw >> 4], axis=1).astype(np.float32)
+
+
+def _q8_0(blocks: Bytes) -> NDArray[np.float32]:
+    return _half(blocks[:, :2]) * np.ascontiguousarray(blocks[:, 2:]).view(np.int8).astype(np.float32)
+
+
+def _q4_0(blocks: Bytes) -> NDArray[np.float32]:
+    return _half(blocks[:, :2]) * (_nibbles(blocks[:, 2:]) - 8)
+
+
+def _q4_1(blocks: Bytes) -> NDArray[np.float32]:
+    return _half(blocks[:, :2]) * _nibbles(blocks[:, 4:]) + _half(blocks[:, 2:4])
+
+
+_QUANTISED: dict[str, tuple[int, Callable[[Bytes], NDArray[np.float32]]]] = {
+    "Q8_0": (34, _q8_0), "Q4_0": (18, _q4_0), "Q4_1": (20, _q4_1),
+}  # fmt: skip
+_PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+BLOCK = 32
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor lies: `shape` in torch order, `start` and `size` in bytes of the file."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: str
+    start: int
+    size: int
+
+
+@dataclass(frozen=True)
+class GGUF:
+    """A parsed file: metadata by key, tensors by name, and the mapped bytes."""
+
+    path: Path
+    metadata: dict[str, Any]
+    tensors: dict[str, TensorInfo]
+    data: np.memmap[Any, np.dtype[np.uint8]]
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor, expanded when quantised. Raises FormatError naming a type that is not supported."""
+        info = self.tensors[name]
+        raw = np.array(self.data[info.start : info.start + info.size])
+        if info.type in _PLAIN:
+            return torch.from_numpy(raw).view(_PLAIN[info.type]).view(info.shape)
+        width, expand = _QUANTISED[info.type]
+        return torch.from_numpy(expand(raw.reshape(-1, width))).view(info.shape)
+
+
+class _Reader:
+    """A cursor that never reads past the end."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.data = np.memmap(path, dtype=np.uint8, mode="r")
+        self.at = 0
+
+    def fail(self, what: str) -> FormatError:
+        return FormatError(f"{self.path} (byte {self.at}): {what}")
+
+    def take(self, count: int) -> bytes:
+        if count > len(self.data) - self.at:
+            raise self.fail(f"{count} bytes are declared, {len(self.data) - self.at} are left: truncated or hostile")
+        self.at += count
+        return self.data[self.at - count : self.at].tobytes()
+
+    def number(self, code: str) -> Any:
+        return struct.unpack(f"<{code}", self.take(struct.calcsize(f"<{code}")))[0]
+
+    def string(self) -> str:
+        return self.take(self.number("Q")).decode("utf-8", "replace")
+
+    def value(self, kind: int, depth: int = 0) -> Any:
+        if kind in _SCALARS:
+            return self.number(_SCALARS[kind])
+        if kind == _STRING:
+            return self.string()
+        if kind != _ARRAY or depth > 2:
+            raise self.fail(f"unknown metadata type {kind}")
+        inner, count = self.number("I"), self.number("Q")
+        if inner in _SCALARS:
+            size = struct.calcsize(f"<{_SCALARS[inner]}")
+            if count > (len(self.data) - self.at) // size:
+                raise self.fail(f"an array of {count} elements is declared, which is more than the file holds")
+            return list(struct.unpack(f"<{count}{_SCALARS[inner]}", self.take(count * size)))
+        if count > len(self.data) - self.at:
+            raise self.fail(f"an array of {count} elements is declared, which is more than the file holds")
+        return [self.value(inner, depth + 1) for _ in range(count)]
+
+
+def parse(path: Path) -> GGUF:
+    """Read a file's header. Raises FormatError naming the byte or the tensor at fault."""
+    if path.stat().st_size < 24:
+        raise FormatError(f"{path} is too short to be a GGUF file")
+    r = _Reader(path)
+    if r.take(4) != b"GGUF":
+        raise FormatError(f"{path} is not a GGUF file: it does not begin with 'GGUF'")
+    version, tensor_count, key_count = r.number("I"), r.number("Q"), r.number("Q")
+    if version not in (2, 3):
+        raise FormatError(f"{path} has GGUF version {version}; camelid reads 2 and 3")
+    if tensor_count + key_count > len(r.data):
+        raise r.fail(f"{tensor_count} tensors and {key_count} keys are declared, which is more than the file holds")
+    metadata = {r.string(): r.value(r.number("I")) for _ in range(key_count)}
+    entries = [_entry(r) for _ in range(tensor_count)]
+    alignment = metadata.get("general.alignment", 32)
+    if not isinstance(alignment, int) or not 1 <= alignment <= 4096 or alignment & (alignment - 1):
+        raise FormatError(f"{path}: general.alignment is {alignment!r}, not a power of two up to 4096")
+    base = -(-r.at // alignment) * alignment
+    tensors = {}
+    for name, shape, kind, offset in entries:
+        info = TensorInfo(name, shape, kind, base + offset, _byte_size(path, name, shape, kind))
+        if info.start + info.size > len(r.data):
+            raise FormatError(f"{path}: tensor {name!r} ends past the end of the file: truncated, copy it again")
+        if name in tensors:
+            raise FormatError(f"{path}: two tensors are named {name!r}")
+        tensors[name] = info
+    return GGUF(path, metadata, tensors, r.data)
+
+
+def _entry(r: _Reader) -> tuple[str, tuple[int, ...], str, int]:
+    name, dimensions = r.string(), r.number("I")
+    if not 1 <= dimensions <= 4:
+        raise r.fail(f"tensor {name!r} has {dimensions} dimensions")
+    shape = tuple(reversed([r.number("Q") for _ in range(dimensions)]))
+    kind, offset = r.number("I"), r.number("Q")
+    return name, shape, _TYPE_NAMES.get(kind, f"number {kind}"), offset
+
+
+def _byte_size(path: Path, name: str, shape: tuple[int, ...], kind: str) -> int:
+    count = 1
+    for n in shape:
+        count *= n
+    if kind in _PLAIN:
+        return count * _PLAIN[kind].itemsize
+    if kind not in _QUANTISED:
+        supported = ", ".join([*_PLAIN, *_QUANTISED])
+        raise FormatError(f"{path}: tensor {name!r} has the type {kind}, which camelid does not read ({supported})")
+    if shape[-1] % BLOCK:
+        raise FormatError(f"{path}: tensor {name!r} has rows of {shape[-1]}, not a multiple of {BLOCK}")
+    return count // BLOCK * _QUANTISED[kind][0]
+
+
+_LAYER_NAMES = {
+    "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj", "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
+}  # fmt: skip
+_TOP_NAMES = {"token_embd": "embed_tokens", "output_norm": "norm", "output": "lm_head"}
+
+
+def our_name(name: str) -> str:
+    """A GGUF tensor's name as `Llama.state_dict()` has it; unknown names come back unchanged, to be refused."""
+    stem, _, leaf = name.rpartition(".")
+    if stem in _TOP_NAMES:
+        return f"{_TOP_NAMES[stem]}.{leaf}"
+    parts = stem.split(".")
+    if len(parts) == 3 and parts[0] == "blk" and parts[2] in _LAYER_NAMES:
+        return f"layers.{parts[1]}.{_LAYER_NAMES[parts[2]]}.{leaf}"
+    return name
+
+
+def open_file(path: Path) -> Checkpoint:
+    """Open a GGUF model of architecture `llama`. Raises FormatError naming the field at fault."""
+    file = parse(path)
+    config = _config(file)
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        for name in file.tensors:
+            if name == "rope_freqs.weight":
+                continue  # llama3 scaling as a table; _config derives the scaling itself
+            tensor, ours = file.tensor(name), our_name(name)
+            if ".q_proj." in ours:
+                tensor = interleaved_to_half_split(tensor, config.num_attention_heads)
+            elif ".k_proj." in ours:
+                tensor = interleaved_to_half_split(tensor, config.kv_heads)
+            yield ours, tensor
+
+    return Checkpoint(path, "gguf", config, tensors, {"eos_token_id": config.eos_token_id})
+
+
+def _config(file: GGUF) -> LlamaConfig:
+    meta = file.metadata
+    architecture = meta.get("general.architecture")
+    if architecture != "llama":
+        raise FormatError(f"{file.path}: general.architecture is {architecture!r}; camelid opens 'llama' only")
+
+    def need(key: str) -> int:
+        value = meta.get(f"llama.{key}")
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise FormatError(f"{file.path}: llama.{key} is {value!r}, not a whole number")
+        return value
+
+    if "token_embd.weight" not in file.tensors:
+        raise FormatError(f"{file.path}: tensor 'token_embd.weight' is missing")
+    heads = need("attention.head_count")
+    vocab_size = file.tensors["token_embd.weight"].shape[0]
+    words = meta.get("tokenizer.ggml.tokens")
+    if isinstance(words, list) and len(words) > vocab_size:
+        raise FormatError(f"{file.path}: the vocabulary has {len(words)} tokens, the embedding {vocab_size} rows")
+    return LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=need("embedding_length"),
+        intermediate_size=need("feed_forward_length"),
+        num_hidden_layers=need("block_count"),
+        num_attention_heads=heads,
+        num_key_value_heads=meta.get("llama.attention.head_count_kv", heads),
+        head_dim=meta.get("llama.attention.key_length", need("embedding_length") // heads),
+        max_position_embeddings=need("context_length"),
+        rope_theta=float(meta.get("llama.rope.freq_base", 10000.0)),
+        rope_scaling=_scaling(file),
+        # float32 on disk: 1e-5 reads as 9.99999974e-06
+        rms_norm_eps=float(f"{meta.get('llama.attention.layer_norm_rms_epsilon', 1e-5):.6g}"),
+        tie_word_embeddings="output.weight" not in file.tensors,
+        bos_token_id=meta.get("tokenizer.ggml.bos_token_id"),
+        eos_token_id=meta.get("tokenizer.ggml.eos_token_id"),
+        pad_token_id=meta.get("tokenizer.ggml.padding_token_id"),
+    )
+
+
+def _scaling(file: GGUF) -> RopeScaling:
+    meta = file.metadata
+    kind = meta.get("llama.rope.scaling.type", "none")
+    if "rope_freqs.weight" in file.tensors:
+        # llama.cpp stores llama3 scaling as divisors per pair; the largest is the factor itself.
+        factor = float(file.tensor("rope_freqs.weight").float().max())
+        return RopeScaling("llama3", factor=round(factor, 4), original_max_position_embeddings=8192)
+    if kind in ("none", ""):
+        return RopeScaling()
+    if kind not in ("linear", "yarn"):
+        raise FormatError(f"{file.path}: llama.rope.scaling.type is {kind!r}; camelid reads 'linear' and 'yarn'")
+    trained = meta.get("llama.rope.scaling.original_context_length")
+    return RopeScaling.from_dict(
+        {
+            "rope_type": kind,
+            "factor": meta.get("llama.rope.scaling.factor"),
+            "original_max_position_embeddings": trained,
+        }
+    )

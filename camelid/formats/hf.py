@@ -1,0 +1,157 @@
+"""Hugging Face folders: config.json, safetensors (one file or sharded) or `.bin` shards, generation_config.json.
+
+Reading is strict about where shards may live and what they may hold; `.bin` goes through `pickle_reader`, which
+executes nothing. Writing builds the folder aside and renames it into place.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from camelid.errors import FormatError, InputError
+from camelid.formats.checkpoint import Checkpoint
+from camelid.model.config import LlamaConfig
+from camelid.model.llama import Llama
+
+WEIGHTS, BIN = "model.safetensors", "pytorch_model.bin"
+# Old checkpoints store RoPE's table, a constant, beside the weights; ours is derived from the config.
+IGNORED = ("rotary_emb.inv_freq",)
+
+
+def open_folder(folder: Path) -> Checkpoint:
+    """Open a folder with config.json. Raises InputError naming the file and field at fault."""
+    config = LlamaConfig.from_dict(read_json(folder / "config.json"))
+    path = folder / "generation_config.json"
+    generation = read_json(path) if path.exists() else {}
+    shards = find_shards(folder)
+    return Checkpoint(folder, "hf", config, lambda: _tensors(shards), generation)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises InputError naming the file and the line at fault."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds a {type(value).__name__}, not a JSON object")
+    return value
+
+
+def find_shards(folder: Path) -> list[Path]:
+    """The weight files of a folder, in order: safetensors if there are any, else `.bin`."""
+    for single in (WEIGHTS, BIN):
+        if (folder / single).exists():
+            return [_inside(folder, single)]
+        index = folder / f"{single}.index.json"
+        if index.exists():
+            weight_map = read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict) or not weight_map:
+                raise FormatError(f"{index}: the field weight_map is missing or empty")
+            return [_inside(folder, name) for name in sorted({str(name) for name in weight_map.values()})]
+    raise InputError(f"{folder} has a config.json but no weights: neither {WEIGHTS} nor {BIN}, nor an index of them")
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """A shard's path, refused when it would leave the folder (transformers issue 47176)."""
+    path = folder / name
+    if Path(name).name != name or name in ("", ".", ".."):
+        raise FormatError(f"{folder}: the index names the shard {name!r}; a shard must be a plain file name")
+    if not path.is_file():
+        raise FormatError(f"{path} is missing: the download is incomplete")
+    # Download caches keep each model as links into a sibling blobs folder; other targets are refused.
+    real, root = path.resolve(), folder.resolve()
+    if real.parent != root and real.parent.name != "blobs":
+        raise FormatError(f"{path} is a link that leaves the model folder, to {real}")
+    return path
+
+
+def _tensors(shards: list[Path]) -> Iterator[tuple[str, Tensor]]:
+    for shard in shards:
+        reader = _read_safetensors if shard.suffix == ".safetensors" else _read_bin
+        for name, tensor in reader(shard):
+            if not name.endswith(IGNORED):
+                yield name.removeprefix("model."), tensor
+
+
+def _read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (safe_open is not a mapping)
+                yield name, file.get_tensor(name)
+    except SafetensorError as error:
+        raise FormatError(f"{path} is truncated or damaged ({error}): download or copy it again") from None
+
+
+def _read_bin(path: Path) -> Iterator[tuple[str, Tensor]]:
+    from camelid.formats.pickle_reader import read_tensors
+
+    yield from read_tensors(path).items()
+
+
+def hf_name(name: str) -> str:
+    """A parameter's name in a Hugging Face file."""
+    return name if name.startswith("lm_head.") else f"model.{name}"
+
+
+def save(
+    model: Llama, folder: str | Path, *, generation: dict[str, Any] | None = None, max_shard_bytes: int = 5 * 10**9
+) -> None:
+    """Write `model` as a Hugging Face folder: transformers, vLLM and llama.cpp's converter open it unchanged.
+
+    The folder appears complete or not at all. It must not exist, be empty, or be an earlier output of camelid.
+    """
+    from camelid.artifact import new_folder, write_manifest
+
+    with new_folder(Path(folder)) as out:
+        write_weights(model, out, generation, max_shard_bytes)
+        write_manifest(out, "model", parameters=model.num_parameters())
+
+
+def write_weights(
+    model: Llama, out: Path, generation: dict[str, Any] | None = None, max_shard_bytes: int = 5 * 10**9
+) -> None:
+    """config.json, generation_config.json and safetensors into the existing folder `out`."""
+    from safetensors.torch import save_file
+
+    shards: list[dict[str, Tensor]] = [{}]
+    filled = 0
+    for name, parameter in model.named_parameters():  # a tied lm_head is listed once, as the embedding
+        tensor = parameter.detach().cpu().contiguous()
+        if shards[-1] and filled + tensor.nbytes > max_shard_bytes:
+            shards.append({})
+            filled = 0
+        shards[-1][hf_name(name)] = tensor
+        filled += tensor.nbytes
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        file = WEIGHTS if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        save_file(shard, out / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(shard, file)
+    if len(shards) > 1:
+        total = sum(p.numel() * p.element_size() for p in model.parameters())
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (out / f"{WEIGHTS}.index.json").write_text(json.dumps(index, indent=1) + "\n")
+    config = model.config.to_dict() | {"dtype": str(model.dtype).removeprefix("torch.")}
+    (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    ids = {name: getattr(model.config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    settings = {name: value for name, value in ids.items() if value is not None} | (generation or {})
+    (out / "generation_config.json").write_text(json.dumps(settings, indent=1) + "\n")
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """ "bfloat16" -> torch.bfloat16. Raises InputError for another name."""
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+    if name not in known:
+        raise InputError(f"no dtype {name!r}; choose one of {', '.join(known)}")
+    return known[name]

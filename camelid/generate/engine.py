@@ -1,0 +1,200 @@
+"""Run requests on a model: prefill each prompt by itself, then decode all unfinished texts together."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from camelid.errors import InputError
+from camelid.generate.cache import KVCache
+from camelid.generate.sampling import SamplingParams, generator_for, sample
+from camelid.model.llama import Llama
+from camelid.tokenizer.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int]
+FinishReason = Literal["eos", "stop", "max_new_tokens", "max_length"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One finished text. `ids` are the new tokens (the end token included), `text` their text without it.
+
+    `finish_reason`: "eos", "stop" (a stop string), "max_new_tokens" or "max_length".
+    """
+
+    ids: list[int]
+    text: str
+    finish_reason: FinishReason
+    prompt_tokens: int
+
+
+@dataclass
+class _Sequence:
+    row: int
+    prompt: list[int]
+    params: SamplingParams
+    budget: int
+    limit: str
+    generator: torch.Generator | None
+    ids: list[int] = field(default_factory=list)
+    text: str = ""
+    finish: FinishReason | None = None
+
+
+class Engine:
+    """A model and its tokenizer, ready to generate. Without a tokenizer, prompts must be ids and text stays empty."""
+
+    def __init__(self, model: Llama, tokenizer: Tokenizer | None = None, stop_ids: Sequence[int] | None = None) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.stop_ids = set(model.config.stop_ids if stop_ids is None else stop_ids)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        quantization: None = None,
+        threads: int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Engine:
+        """Open MODEL with its tokenizer. `threads` sets torch's thread count for the process."""
+        from camelid.formats.load import load, load_tokenizer, stop_ids
+
+        if quantization is not None:
+            raise InputError(f"quantization={quantization!r} is not available in this version; use None")
+        if threads is not None:
+            torch.set_num_threads(threads)
+        tokenizer = load_tokenizer(path)
+        model: Llama = load(path, dtype=dtype)
+        if len(tokenizer) > model.config.vocab_size:
+            raise InputError(
+                f"{path}: the tokenizer has {len(tokenizer)} tokens but the embedding only "
+                f"{model.config.vocab_size} rows (vocab_size in config.json): they do not belong together"
+            )
+        return cls(model, tokenizer, stop_ids(path))
+
+    def generate(
+        self, prompts: Sequence[Prompt], params: SamplingParams | None = None, batch_size: int = 64
+    ) -> list[Result]:
+        """Complete every prompt, `batch_size` at a time. Order is kept."""
+        params = params or SamplingParams()
+        results: list[Result] = []
+        for start in range(0, len(prompts), batch_size):
+            sequences = self._start(prompts[start : start + batch_size], params)
+            for _ in self._run(sequences):
+                pass
+            results += [self._result(s) for s in sequences]
+        return results
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[str, None, Result]:
+        """Yield the text of one completion as it appears; the generator's return value is the Result.
+
+        Characters are held back while they may still be part of a stop string or of an unfinished character.
+        """
+        [sequence] = sequences = self._start([prompt], params or SamplingParams())
+        shown = 0
+        for _ in self._run(sequences):
+            end = len(sequence.text) if sequence.finish else _safe_end(sequence.text, sequence.params.stop)
+            if end > shown:
+                yield sequence.text[shown:end]
+                shown = end
+        return self._result(sequence)
+
+    def _start(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[_Sequence]:
+        sequences = []
+        for row, prompt in enumerate(prompts):
+            ids = self._ids(prompt)
+            budget, limit = params.budget(len(ids))
+            if budget < 1:
+                raise InputError(f"max_length {params.max_length} leaves no room after a prompt of {len(ids)} tokens")
+            room = self.model.config.max_position_embeddings - len(ids)
+            if room < 1:
+                raise InputError(
+                    f"the prompt has {len(ids)} tokens; the model was trained on at most "
+                    f"{self.model.config.max_position_embeddings} (max_position_embeddings)"
+                )
+            if room < budget:
+                budget, limit = room, "max_length"
+            sequences.append(_Sequence(row, ids, params, budget, limit, generator_for(params)))
+        return sequences
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            if self.tokenizer is None:
+                raise InputError("this engine has no tokenizer: give the prompt as token ids")
+            ids = self.tokenizer.encode(prompt)
+        else:
+            ids = [int(i) for i in prompt]
+        if not ids:
+            raise InputError("the prompt is empty: the model needs at least one token to start from")
+        bad = next((i for i in ids if not 0 <= i < self.model.config.vocab_size), None)
+        if bad is not None:
+            raise InputError(
+                f"the prompt holds token id {bad}; the model's vocabulary is {self.model.config.vocab_size}"
+            )
+        return list(ids)
+
+    @torch.inference_mode()
+    def _step(self, rows: list[int], ids: list[list[int]], cache: KVCache) -> Tensor:
+        """Feed tokens to the selected rows; logits of the last position, [rows, vocab]."""
+        cache.rows = rows
+        hidden = self.model.hidden(torch.tensor(ids, device=self.model.device), cache=cache)
+        logits: Tensor = self.model.lm_head(hidden[:, -1])
+        return logits
+
+    def _run(self, sequences: list[_Sequence]) -> Iterator[None]:
+        """Advance all sequences to their ends, yielding after every step."""
+        cache = KVCache(self.model.config, rows=len(sequences))
+        for s in sequences:
+            self._take(s, self._step([s.row], [s.prompt], cache)[0])
+        yield
+        while active := [s for s in sequences if s.finish is None]:
+            logits = self._step([s.row for s in active], [[s.ids[-1]] for s in active], cache)
+            for s, row in zip(active, logits, strict=True):
+                self._take(s, row)
+            yield
+
+    def _take(self, s: _Sequence, logits: Tensor) -> None:
+        """Choose the next token of one sequence and decide whether it ends."""
+        token = sample(logits, s.params, s.generator)
+        s.ids.append(token)
+        if token in self.stop_ids and not s.params.ignore_eos:
+            s.finish = "eos"
+        elif len(s.ids) >= s.budget:
+            s.finish = "max_length" if s.limit == "max_length" else "max_new_tokens"
+        s.text = self._text(s)
+        for stop in s.params.stop:
+            at = s.text.find(stop)
+            if at >= 0:
+                s.text, s.finish = s.text[:at], "stop"
+
+    def _text(self, s: _Sequence) -> str:
+        """Text of the new tokens. Decoded after a little of the prompt, so that a leading space survives."""
+        if self.tokenizer is None:
+            return ""
+        new = s.ids[:-1] if s.finish == "eos" else s.ids
+        context = s.prompt[-4:]
+        before = self.tokenizer.decode(context, skip_special_tokens=True)
+        whole = self.tokenizer.decode([*context, *new], skip_special_tokens=True)
+        return whole[len(before) :] if whole.startswith(before) else self.tokenizer.decode(new, True)
+
+    def _result(self, s: _Sequence) -> Result:
+        assert s.finish is not None
+        return Result(s.ids, s.text, s.finish, len(s.prompt))
+
+
+def _safe_end(text: str, stops: Sequence[str]) -> int:
+    """How much of an unfinished text can be shown: not half a character, not the start of a stop string."""
+    end = len(text)
+    while end and text[end - 1] == "�":
+        end -= 1
+    for stop in stops:
+        for size in range(min(len(stop) - 1, end), 0, -1):
+            if text[:end].endswith(stop[:size]):
+                end -= size
+                break
+    return end

@@ -1,0 +1,1 @@
+"""Documents to vocabulary: train, load, encode, and the chat template in its sandbox."""

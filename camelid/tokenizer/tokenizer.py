@@ -1,0 +1,130 @@
+"""The one tokenizer: text to ids and back, over the `tokenizers` library, plus special ids and a chat template."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from camelid.errors import InputError
+from camelid.tokenizer.template import Message, defuse, render
+
+if TYPE_CHECKING:
+    import torch
+    from tokenizers import Tokenizer as Backend
+
+
+class Tokenizer:
+    """Encodes and decodes. `bos_token_id`, `eos_token_id`, `pad_token_id` are None where the model has none."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        bos_token_id: int | None = None,
+        eos_token_id: int | None = None,
+        pad_token_id: int | None = None,
+        chat_template: str | None = None,
+    ) -> None:
+        self.backend = backend
+        self.bos_token_id, self.eos_token_id, self.pad_token_id = bos_token_id, eos_token_id, pad_token_id
+        self.chat_template = chat_template
+        self._special = {i: t.content for i, t in backend.get_added_tokens_decoder().items() if t.special}
+
+    def __len__(self) -> int:
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, special tokens included: the rows an embedding needs at least."""
+        return len(self)
+
+    @property
+    def special_tokens(self) -> dict[int, str]:
+        """Control tokens by id; `decode(skip_special_tokens=True)` leaves them out."""
+        return dict(self._special)
+
+    def encode(
+        self,
+        text: str,
+        add_special_tokens: bool = True,
+        return_tensors: str | None = None,
+        parse_special: bool = True,
+    ) -> Any:
+        """Text to ids: a list, or an int64 tensor [1, seq] with return_tensors="pt".
+
+        add_special_tokens puts the BOS (or whatever the model's own rule is) around the text. parse_special=False
+        reads "<s>" in the text as characters: right for documents and for anything a stranger wrote.
+        """
+        self.backend.encode_special_tokens = not parse_special
+        ids: list[int] = self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+        return _as(ids, return_tensors)
+
+    def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
+        """Many texts at once, on all cores, without special tokens and with none parsed."""
+        self.backend.encode_special_tokens = True
+        return [e.ids for e in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Iterable[int] | torch.Tensor, skip_special_tokens: bool = False) -> str:
+        """Ids to text. Raises InputError for an id outside the vocabulary."""
+        numbers = [int(i) for i in ids]
+        for number in numbers:
+            if not 0 <= number < len(self):
+                raise InputError(f"token id {number} is outside the vocabulary of {len(self)}")
+        text: str = self.backend.decode(numbers, skip_special_tokens=skip_special_tokens)
+        return text
+
+    def token(self, token_id: int) -> str:
+        """The vocabulary entry of an id, as stored ("▁the", "Ġthe", "<0x0A>")."""
+        return self.backend.id_to_token(token_id) or ""
+
+    def __call__(self, text: str, return_tensors: str | None = None, **_: Any) -> dict[str, Any]:
+        ids: list[int] = self.encode(text)
+        return {"input_ids": _as(ids, return_tensors), "attention_mask": _as([1] * len(ids), return_tensors)}
+
+    def apply_chat_template(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True, tokenize: bool = True
+    ) -> Any:
+        """A conversation as the model was trained to read it: ids, or text with tokenize=False.
+
+        Control tokens written by a person inside a message are defused, so nobody can end their own turn.
+        Raises InputError when the model has no chat template.
+        """
+        if self.chat_template is None:
+            raise InputError("the model has no chat template: it completes text (use generate), it does not chat")
+        names = {"bos_token": self._name(self.bos_token_id), "eos_token": self._name(self.eos_token_id)}
+        safe = [{**m, "content": defuse(m["content"], self._special.values())} for m in messages]
+        text = render(self.chat_template, safe, add_generation_prompt=add_generation_prompt, **names)
+        # The template writes its own BOS where it wants one; adding another would make two.
+        return self.encode(text, add_special_tokens=False) if tokenize else text
+
+    def _name(self, token_id: int | None) -> str:
+        return "" if token_id is None else self.token(token_id)
+
+    def digest(self) -> str:
+        """SHA-256 of the definition: two tokenizers with one digest cut every text alike."""
+        return hashlib.sha256(self.backend.to_str().encode()).hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """tokenizer.json, tokenizer_config.json and chat_template.jinja into an existing folder."""
+        self.backend.encode_special_tokens = False
+        self.backend.save(str(folder / "tokenizer.json"))
+        names = {"bos_token": self.bos_token_id, "eos_token": self.eos_token_id, "pad_token": self.pad_token_id}
+        config: dict[str, Any] = {key: self._name(i) for key, i in names.items() if i is not None}
+        config |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        if self.chat_template is not None:
+            (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
+        text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
+        (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
+
+def _as(ids: list[int], return_tensors: str | None) -> Any:
+    if return_tensors is None:
+        return ids
+    if return_tensors != "pt":
+        raise InputError(f'return_tensors is {return_tensors!r}; camelid makes "pt" tensors')
+    import torch
+
+    return torch.tensor([ids], dtype=torch.int64)
