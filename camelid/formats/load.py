@@ -22,7 +22,7 @@ def resolve(source: str | Path) -> Path:
     path = Path(source).expanduser()
     if not path.exists():
         hint = ""
-        if str(source).count("/") == 1 and not str(source).startswith((".", "/")):
+        if str(source).count("/") == 1 and not path.parent.exists():
             hint = f" If it is a hub id, download it first: hf download {source} --local-dir {Path(str(source)).name}"
         raise InputError(f"no model at {source}: no such file or folder.{hint}")
     if path.is_file() or (path / "config.json").exists():

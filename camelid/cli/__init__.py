@@ -1,0 +1,94 @@
+"""The command line: one file a verb. Only the verb that was named is imported, so `camelid --help` is instant."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from camelid import __version__
+from camelid.errors import CamelidError, InputError
+
+# In the order of a model's life.
+VERBS = {
+    "quickstart": "the whole life on real text already on this machine",
+    "corpus": "files to clean documents",
+    "tokenizer": "documents to a vocabulary; encode and inspect",
+    "tokens": "documents to packed token shards",
+    "pretrain": "train a new model from a recipe",
+    "finetune": "teach a model from conversations",
+    "evaluate": "perplexity, BLEU, ROUGE, with their protocol",
+    "generate": "complete a prompt",
+    "chat": "talk to a model in the terminal",
+    "lineage": "where a folder came from, back to the raw files",
+    "info": "this machine, versions, and what camelid will use",
+}
+HELP = (
+    "usage: camelid VERB … [key=value …] [--json]\n\nThe whole life of a LLaMA model.\n\n"
+    + "\n".join(f"  {verb:<11} {summary}" for verb, summary in VERBS.items())
+    + "\n\n`camelid VERB -h` shows a verb's options and an example. `--version` prints the version.\n"
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line. Exits 0 done, 1 failed, 2 bad input, 130 on Ctrl-C."""
+    sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command and return its exit code."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    verb, rest = arguments[0], arguments[1:]
+    if verb in ("--version", "-V"):
+        print(f"camelid {__version__}")
+        return 0
+    if verb not in VERBS:
+        return _complain(_unknown(verb), 2)
+    module = import_module(f"camelid.cli.{verb}")
+    parser = argparse.ArgumentParser(
+        f"camelid {verb}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    module.arguments(parser)
+    for leaf in _leaves(parser):
+        leaf.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    try:
+        options = parser.parse_args(rest)
+        result = module.run(options)
+        if options.json and result is not None:
+            print(json.dumps(result, ensure_ascii=False))
+    except InputError as error:
+        return _complain(str(error), 2)
+    except CamelidError as error:
+        return _complain(str(error), 1)
+    except KeyboardInterrupt:
+        return _complain("stopped", 130)
+    except BrokenPipeError:  # the reader (head, less) had enough
+        sys.stderr.close()
+        return 0
+    except OSError as error:
+        return _complain(str(error), 1)
+    return 0
+
+
+def _leaves(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+    """The parsers that run something: the verb itself, or each of its actions."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return list(action.choices.values())
+    return [parser]
+
+
+def _unknown(verb: str) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(verb, VERBS, n=1)
+    return f"no verb {verb!r}" + (f"; did you mean {near[0]!r}?" if near else "; see camelid --help")
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"camelid: {' '.join(message.split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,87 @@
+"""Measure a model (perplexity) or texts against references (bleu, rouge). Every number states its protocol."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from camelid.cli import settings
+from camelid.errors import InputError
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(required=True, dest="action", metavar="{perplexity,bleu,rouge}")
+    perplexity = actions.add_parser("perplexity", help="how well a model predicts a text")
+    perplexity.add_argument("model")
+    perplexity.add_argument("--data", required=True, help="a text or .jsonl file, or a corpus folder")
+    perplexity.add_argument("--window", type=int)
+    perplexity.add_argument("--stride", type=int)
+    perplexity.add_argument("--dtype", default="float32")
+    settings.example(perplexity, "camelid evaluate perplexity runs/small --data held-out.txt")
+    for name, about in (("bleu", "translations"), ("rouge", "summaries")):
+        action = actions.add_parser(name, help=f"score {about} against references")
+        action.add_argument("--hypotheses", required=True, help="one text a line")
+        action.add_argument("--references", required=True, nargs="+", help="one or more files, one text a line")
+        action.add_argument("--bootstrap", type=int, default=1000, help="samples for the interval; 0 for none")
+        if name == "bleu":
+            action.add_argument("--tokenize", default="13a", help="sacrebleu's tokenizer: 13a, zh, char, …")
+        else:
+            action.add_argument("--no-stemmer", action="store_true")
+        settings.example(action, f"camelid evaluate {name} --hypotheses out.txt --references ref.txt")
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    if options.action == "perplexity":
+        result = _perplexity(options)
+    else:
+        hypotheses, references = _lines(options.hypotheses), [_lines(r) for r in options.references]
+        if options.action == "bleu":
+            from camelid.evaluate import bleu
+
+            result = bleu(hypotheses, references, tokenize=options.tokenize, bootstrap=options.bootstrap)
+        else:
+            from camelid.evaluate import rouge
+
+            result = rouge(hypotheses, references, stemmer=not options.no_stemmer, bootstrap=options.bootstrap)
+    if not options.json:
+        for name, value in result.items():
+            print(f"{name:<17} {_shown(value)}")
+    return result
+
+
+def _perplexity(options: argparse.Namespace) -> dict[str, Any]:
+    from camelid.corpus import documents
+    from camelid.corpus.read import find_files, read
+    from camelid.evaluate import perplexity
+    from camelid.formats.hf import dtype_named
+    from camelid.formats.load import load, load_tokenizer
+    from camelid.model.llama import Llama
+
+    if (Path(options.data) / "camelid.json").exists():
+        texts = list(documents(options.data))
+    else:
+        found = [d for path in find_files([options.data]) for d in read(path)]
+        bad = next((d for d in found if d.fault), None)
+        if bad is not None:
+            raise InputError(f"--data: {bad.source} cannot be read ({bad.fault})")
+        texts = [d.text for d in found]
+    model: Llama = load(options.model, dtype=dtype_named(options.dtype))
+    tokenizer = load_tokenizer(options.model)
+    return perplexity(model, tokenizer, texts, window=options.window, stride=options.stride, quiet=options.json)
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        # Not splitlines(): a segment may hold U+2028 and the like.
+        return Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except (FileNotFoundError, IsADirectoryError):
+        raise InputError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8: {error}") from None
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return "  ".join(f"{k} {_shown(v)}" for k, v in value.items() if v is not None)
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

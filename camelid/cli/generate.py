@@ -1,0 +1,74 @@
+"""Complete a prompt; the text streams to stdout, and what ended it goes to stderr."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from camelid.cli import settings
+
+
+def sampling_arguments(parser: argparse.ArgumentParser, temperature: float) -> None:
+    """The options that `generate` and `chat` share."""
+    parser.add_argument("--max-new-tokens", type=int)
+    parser.add_argument("--max-length", type=int, help="prompt and new tokens together")
+    parser.add_argument("--temperature", type=float, default=temperature, help="0 always takes the likeliest token")
+    parser.add_argument("--top-k", type=int, default=0)
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--min-p", type=float, default=0.0)
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--stop", action="append", default=[], help="end at this string; may be given again")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--dtype", default="float32")
+
+
+def sampling(options: argparse.Namespace) -> Any:
+    """SamplingParams from the options."""
+    from camelid.generate.sampling import SamplingParams
+
+    return SamplingParams(
+        max_new_tokens=options.max_new_tokens,
+        max_length=options.max_length,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        min_p=options.min_p,
+        seed=options.seed,
+        stop=tuple(options.stop),
+    )
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model")
+    parser.add_argument("prompt", help="the text to complete; - reads stdin")
+    sampling_arguments(parser, temperature=0.0)
+    settings.example(parser, 'camelid generate runs/small "The meaning of life is" --max-new-tokens 40')
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    params = sampling(options)
+    from camelid.formats.hf import dtype_named
+    from camelid.generate.engine import Engine
+
+    engine = Engine.from_pretrained(options.model, threads=options.threads, dtype=dtype_named(options.dtype))
+    prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
+    stream = engine.stream(prompt, params)
+    while True:
+        try:
+            piece = next(stream)
+        except StopIteration as end:
+            result = end.value
+            break
+        if not options.json:
+            print(piece, end="", flush=True)
+    if not options.json:
+        print()
+        print(f"[{len(result.ids)} tokens, ended by {result.finish_reason}]", file=sys.stderr)
+    return {
+        "text": result.text,
+        "ids": result.ids,
+        "finish_reason": result.finish_reason,
+        "prompt_tokens": result.prompt_tokens,
+        "completion_tokens": len(result.ids),
+    }

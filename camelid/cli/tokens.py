@@ -1,0 +1,30 @@
+"""Documents to packed, memory-mapped token shards."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from camelid.cli import settings
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(required=True, metavar="build")
+    build = actions.add_parser("build", help="make a tokens folder")
+    build.add_argument("corpus")
+    build.add_argument("--tokenizer", required=True)
+    build.add_argument("--out", required=True)
+    settings.example(build, "camelid tokens build out/corpus --tokenizer out/tokenizer --out out/tokens")
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    from camelid.corpus import documents
+    from camelid.formats.load import load_tokenizer
+    from camelid.tokens.write import build
+
+    inputs = [Path(options.corpus), Path(options.tokenizer)]
+    result = build(documents(options.corpus), load_tokenizer(options.tokenizer), options.out, inputs)
+    print(f"{result['tokens']:,} tokens of {result['documents']:,} documents -> {options.out}", file=sys.stderr)
+    return result

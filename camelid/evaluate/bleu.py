@@ -1,0 +1,56 @@
+"""BLEU, chrF and TER by sacrebleu, with its signature and a bootstrap interval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from camelid.errors import InputError, MissingExtra
+
+BOOTSTRAP = 1000
+
+
+def check_lengths(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+    """Raise InputError unless every reference has one line per hypothesis."""
+    if not hypotheses or not references:
+        raise InputError("there is nothing to score: the hypotheses or the references are empty")
+    for number, reference in enumerate(references, 1):
+        if len(reference) != len(hypotheses):
+            raise InputError(
+                f"{len(hypotheses)} hypotheses but reference {number} has {len(reference)} lines: line up the files"
+            )
+
+
+def bleu(
+    hypotheses: Sequence[str],
+    references: Sequence[Sequence[str]],
+    *,
+    tokenize: str = "13a",
+    bootstrap: int = BOOTSTRAP,
+    ter: bool = True,
+) -> dict[str, Any]:
+    """Corpus scores. `references` is a list of reference sets, each as long as the hypotheses.
+
+    Returns bleu, chrf and (unless ter=False, it is slow) ter as {score, signature, interval}; interval is the
+    half-width of the 95 % bootstrap interval (Koehn 2004), None when bootstrap is 0.
+    """
+    try:
+        from sacrebleu.metrics.bleu import BLEU
+        from sacrebleu.metrics.chrf import CHRF
+        from sacrebleu.metrics.ter import TER
+    except ImportError:
+        raise MissingExtra("sacrebleu", "evaluate", "BLEU") from None
+    check_lengths(hypotheses, references)
+    metrics: dict[str, Any] = {"bleu": BLEU(tokenize=tokenize), "chrf": CHRF()}
+    if ter:
+        metrics["ter"] = TER()
+    sets = [list(r) for r in references]
+    results: dict[str, Any] = {}
+    for name, metric in metrics.items():
+        score = metric.corpus_score(list(hypotheses), sets, n_bootstrap=bootstrap if bootstrap else 1)
+        results[name] = {
+            "score": score.score,
+            "signature": str(metric.get_signature()),
+            "interval": getattr(score, "_ci", None) if bootstrap else None,
+        }
+    return results | {"protocol": f"sacrebleu corpus scores over {len(hypotheses)} segments, {len(sets)} reference(s)"}

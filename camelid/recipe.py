@@ -1,0 +1,167 @@
+"""What a TOML recipe may say, and errors that name the key, its line and the nearest valid key.
+
+`camelid pretrain small.toml train.steps=400` overrides a value; the resolved recipe goes into the run's manifest.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from camelid.errors import InputError, RecipeError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, populate_by_name=True)
+
+
+class ModelSection(_Section):
+    """`size` by name, or a shape, or (to fine-tune) `from`, a MODEL."""
+
+    size: str | None = None
+    from_: str | None = Field(default=None, alias="from")
+    hidden_size: int | None = None
+    intermediate_size: int | None = None
+    num_hidden_layers: int | None = None
+    num_attention_heads: int | None = None
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    max_position_embeddings: int | None = None
+    rope_theta: float | None = None
+    rms_norm_eps: float | None = None
+    tie_word_embeddings: bool | None = None
+
+    def shape(self) -> dict[str, Any]:
+        """The shape fields that were given."""
+        return {k: v for k, v in self.model_dump().items() if v is not None and k not in ("size", "from_")}
+
+
+class DataSection(_Section):
+    tokens: str | None = None
+    files: list[str] = []
+
+
+class TrainSection(_Section):
+    """Defaults are LLaMA's own (paper, table 2 and section 2.3) where the paper states them."""
+
+    steps: int | None = Field(default=None, ge=1)
+    epochs: float | None = Field(default=None, gt=0)
+    minutes: float | None = Field(default=None, gt=0)
+    sequence_length: int = Field(default=2048, ge=2)
+    global_batch_tokens: int = Field(default=4_194_304, ge=2)
+    micro_batch_rows: int | None = Field(default=None, ge=1)
+    learning_rate: float = Field(default=3e-4, gt=0)
+    min_learning_rate_share: float = Field(default=0.1, ge=0, le=1)
+    warmup_steps: int = Field(default=2000, ge=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    eps: float = Field(default=1e-8, gt=0)
+    clip: float = Field(default=1.0, gt=0)
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    threads: int | None = Field(default=None, ge=1)
+    seed: int = 0
+
+
+class CheckpointSection(_Section):
+    every: int | None = Field(default=None, ge=1)
+    keep: int = Field(default=2, ge=1)
+
+
+class LogSection(_Section):
+    out: str = "runs/run"
+    every: int = Field(default=10, ge=1)
+
+
+class FinetuneSection(_Section):
+    method: Literal["full"] = "full"
+
+
+class Recipe(_Section):
+    """One run."""
+
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    train: TrainSection = TrainSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    log: LogSection = LogSection()
+    finetune: FinetuneSection | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """The recipe as resolved, for the manifest."""
+        return self.model_dump(exclude_none=True, by_alias=True)
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply `section.key=value` overrides. Raises RecipeError naming key, line and fix."""
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+        raw = tomllib.loads(text)
+    except FileNotFoundError:
+        raise InputError(f"no recipe at {path}: no such file") from None
+    except IsADirectoryError:
+        raise InputError(f"{path} is a folder; a recipe is a .toml file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not TOML: {error}") from None
+    for override in overrides:
+        _override(raw, override)
+    return parse(raw, str(path), text)
+
+
+def parse(raw: dict[str, Any], name: str = "recipe", text: str = "") -> Recipe:
+    """Check a recipe that was already read. `text` is its source, for line numbers."""
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RecipeError(_explain(first, name, text)) from None
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    section, dot, field = key.partition(".")
+    if not equals or not dot:
+        raise RecipeError(f"{override!r} is not a setting; write section.key=value, such as train.steps=400")
+    try:
+        parsed = tomllib.loads(f"v = {value}")["v"]
+    except tomllib.TOMLDecodeError:
+        parsed = value  # a bare word is a string: log.out=runs/b
+    raw.setdefault(section, {})[field] = parsed
+
+
+def _explain(error: Any, name: str, text: str) -> str:
+    path = [str(part) for part in error["loc"]]
+    key = ".".join(path)
+    where = f"{name}, line {line}" if (line := _line_of(path, text)) else name
+    if error["type"] != "extra_forbidden":
+        return f"{where}: {key} is {error['input']!r}: {error['msg'].lower()}"
+    section: Any = Recipe
+    for part in path[:-1]:
+        annotation = section.model_fields[part].annotation
+        section = next((a for a in getattr(annotation, "__args__", [annotation]) if a is not type(None)), annotation)
+    known = [field.alias or name for name, field in section.model_fields.items()]
+    near = difflib.get_close_matches(path[-1], known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+    return f"{where}: unknown key {key!r}; {hint}"
+
+
+def _line_of(path: Sequence[str], text: str) -> int | None:
+    """The line of a key in TOML source, by its section header; None for an override."""
+    section = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := re.match(r"\s*\[([^\]]+)\]", line):
+            section = header[1].strip()
+            if len(path) == 1 and section == path[0]:
+                return number
+        elif key := re.match(r"\s*([\w.-]+)\s*=", line):
+            full = f"{section}.{key[1]}" if section else key[1]
+            if full == ".".join(path[:2]):
+                return number
+    return None

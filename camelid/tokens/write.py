@@ -1,0 +1,52 @@
+"""Write a tokens folder: every document as BOS + ids + EOS in one memory-mapped file, and where each begins."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from camelid.artifact import new_folder, write_manifest
+from camelid.errors import InputError
+from camelid.tokenizer.tokenizer import Tokenizer
+
+TOKENS, STARTS, INDEX = "tokens.bin", "documents.npy", "index.json"
+
+
+def build(texts: Iterable[str], tokenizer: Tokenizer, out: str | Path, inputs: list[Path]) -> dict[str, Any]:
+    """Make the tokens folder `out`. Text is never parsed for control tokens. Returns documents, tokens, digest, out."""
+    if tokenizer.eos_token_id is None:
+        raise InputError("the tokenizer has no EOS token: documents could not be told apart")
+    width = np.dtype("<u2" if len(tokenizer) <= 1 << 16 else "<u4")
+    starts = [0]
+    with new_folder(Path(out)) as folder:
+        with (folder / TOKENS).open("wb") as file:
+            for ids in _framed(texts, tokenizer):
+                np.asarray(ids, dtype=width).tofile(file)
+                starts.append(starts[-1] + len(ids))
+        if len(starts) == 1:
+            raise InputError("there is no document to tokenize: the corpus is empty")
+        np.save(folder / STARTS, np.asarray(starts, dtype=np.int64))
+        facts: dict[str, Any] = {
+            "documents": len(starts) - 1,
+            "tokens": starts[-1],
+            "tokenizer_digest": tokenizer.digest(),
+        }
+        index = {**facts, "dtype": width.str, "vocab_size": len(tokenizer)}
+        (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
+        (folder / "tokenizer").mkdir()
+        tokenizer.save(folder / "tokenizer")
+        manifest = write_manifest(folder, "tokens", inputs, **facts)
+    return {**facts, "digest": manifest["files"][TOKENS], "out": str(out)}
+
+
+def _framed(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
+    before = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    iterator = iter(texts)
+    while group := list(islice(iterator, 256)):
+        for ids in tokenizer.encode_documents(group):
+            yield [*before, *ids, tokenizer.eos_token_id or 0]

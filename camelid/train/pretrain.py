@@ -1,0 +1,51 @@
+"""Pre-training: a fresh model on packed tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from camelid.errors import RecipeError
+from camelid.formats.load import load_tokenizer
+from camelid.model.config import LlamaConfig
+from camelid.model.llama import Llama
+from camelid.recipe import Recipe
+from camelid.tokenizer.tokenizer import Tokenizer
+from camelid.tokens.batch import PackedTokens
+from camelid.train.loop import Job, run
+
+
+def model_config(recipe: Recipe, tokenizer: Tokenizer) -> LlamaConfig:
+    """The shape a recipe asks for, with the tokenizer's vocabulary and special ids."""
+    changes = recipe.model.shape() | {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if recipe.model.size:
+        config = LlamaConfig.named(recipe.model.size, **changes)
+    elif "hidden_size" in changes and "num_hidden_layers" in changes:
+        config = LlamaConfig(**changes)
+    else:
+        raise RecipeError("the recipe does not say which model: set model.size, or hidden_size, num_hidden_layers, …")
+    if recipe.train.sequence_length > config.max_position_embeddings:
+        raise RecipeError(
+            f"train.sequence_length {recipe.train.sequence_length} is longer than the model's "
+            f"max_position_embeddings {config.max_position_embeddings}: raise the one or lower the other"
+        )
+    return config
+
+
+def pretrain(recipe: Recipe, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
+    """Train a new model on `data.tokens`. Returns the run's summary (see `loop.run`)."""
+    if recipe.data.tokens is None:
+        raise RecipeError("the recipe lacks data.tokens, a folder from `camelid tokens build`")
+    folder = Path(recipe.data.tokens)
+    source = PackedTokens(folder, recipe.train.sequence_length, recipe.train.seed)
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    torch.manual_seed(recipe.train.seed)
+    model = Llama(model_config(recipe, tokenizer))
+    return run(Job(model, tokenizer, source, recipe, [folder], quiet=quiet), resume)
