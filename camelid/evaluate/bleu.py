@@ -51,6 +51,6 @@ def bleu(
         results[name] = {
             "score": score.score,
             "signature": str(metric.get_signature()),
-            "interval": getattr(score, "_ci", None) if bootstrap else None,
+            "interval": float(score._ci) if bootstrap else None,
         }
     return results | {"protocol": f"sacrebleu corpus scores over {len(hypotheses)} segments, {len(sets)} reference(s)"}
