@@ -23,10 +23,6 @@ class LayerKV:
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
 
-    @property
-    def rotate_late(self) -> bool:
-        return self.owner.rotate_late
-
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store [selected, kv_heads, new, head_dim] at each row's end; return all keys and values up to the longest."""
         owner, new = self.owner, keys.shape[2]
@@ -68,8 +64,6 @@ class KVCache:
     def __init__(self, config: LlamaConfig, rows: int = 1) -> None:
         self.lengths = [0] * rows
         self.rows = list(range(rows))
-        # Under dynamic scaling every key turns anew as the text grows, so keys are kept unrotated.
-        self.rotate_late = config.rope_scaling.rope_type == "dynamic"
         self._layers = [LayerKV(self) for _ in range(config.num_hidden_layers)]
 
     def layers(self) -> Sequence[LayerKV]:

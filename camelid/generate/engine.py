@@ -104,6 +104,13 @@ class Engine:
                 shown = end
         return self._result(sequence)
 
+    @property
+    def context_length(self) -> int:
+        """Most tokens of a text: max_position_embeddings, times the factor of dynamic scaling."""
+        config = self.model.config
+        stretch = config.rope_scaling.factor if config.rope_scaling.rope_type == "dynamic" else 1.0
+        return int(config.max_position_embeddings * stretch)
+
     def _start(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[_Sequence]:
         sequences = []
         for row, prompt in enumerate(prompts):
@@ -111,12 +118,9 @@ class Engine:
             budget, limit = params.budget(len(ids))
             if budget < 1:
                 raise InputError(f"max_length {params.max_length} leaves no room after a prompt of {len(ids)} tokens")
-            room = self.model.config.max_position_embeddings - len(ids)
+            room = self.context_length - len(ids)
             if room < 1:
-                raise InputError(
-                    f"the prompt has {len(ids)} tokens; the model was trained on at most "
-                    f"{self.model.config.max_position_embeddings} (max_position_embeddings)"
-                )
+                raise InputError(f"the prompt has {len(ids)} tokens; the model takes at most {self.context_length - 1}")
             if room < budget:
                 budget, limit = room, "max_length"
             sequences.append(_Sequence(row, ids, params, budget, limit, generator_for(params)))

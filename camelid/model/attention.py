@@ -14,9 +14,6 @@ from camelid.model.rope import Rotation, rotate
 class LayerCache(Protocol):
     """Where one layer keeps the keys and values of earlier tokens."""
 
-    @property
-    def rotate_late(self) -> bool: ...
-
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Add new keys and values [batch, kv_heads, new, head_dim]; return all of them so far."""
         ...
@@ -55,18 +52,12 @@ class Attention(nn.Module):
         turn: Rotation,
         mask: Tensor | None = None,
         cache: LayerCache | None = None,
-        turn_keys: Rotation | None = None,
     ) -> Tensor:
-        """`turn` rotates the new tokens; `turn_keys` every key when the cache keeps them unrotated."""
+        """`turn` rotates the new tokens; the cache holds earlier keys already rotated."""
         q, k, v = (self._heads(projection(x)) for projection in (self.q_proj, self.k_proj, self.v_proj))
-        q = rotate(q, turn)
-        if cache is None:
-            k = rotate(k, turn)
-        elif cache.rotate_late and turn_keys is not None:
+        q, k = rotate(q, turn), rotate(k, turn)
+        if cache is not None:
             k, v = cache.append(k, v)
-            k = rotate(k, turn_keys)
-        else:
-            k, v = cache.append(rotate(k, turn), v)
         out = attention(q, k, v, mask)
         out_proj: Tensor = self.o_proj(out.transpose(1, 2).flatten(2))
         return out_proj

@@ -57,8 +57,7 @@ class Block(nn.Module):
         turn: Rotation,
         mask: Tensor | None = None,
         cache: LayerCache | None = None,
-        turn_keys: Rotation | None = None,
     ) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), turn, mask, cache, turn_keys)
+        x = x + self.self_attn(self.input_layernorm(x), turn, mask, cache)
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out

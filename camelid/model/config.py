@@ -180,6 +180,12 @@ class LlamaConfig:
                 raise InputError(f"config.json lacks the field {required!r}")
         rope = dict(raw.get("rope_scaling") or {}) | dict(raw.get("rope_parameters") or {})
         theta = rope.pop("rope_theta", None) or raw.get("rope_theta") or 10000.0
+        if raw.get("architectures") == ["LLaMAForCausalLM"] and (raw.get("bos_token_id"), raw.get("eos_token_id")) == (
+            0,
+            1,
+        ):
+            # That first conversion's ids are off by one against its own tokenizer: <unk> 0, <s> 1, </s> 2.
+            values |= {"bos_token_id": 1, "eos_token_id": 2}
         for name in ("bos_token_id", "pad_token_id"):  # the tutorial's checkpoint writes -1 for "none"
             if isinstance(values.get(name), int) and values[name] < 0:
                 values[name] = None

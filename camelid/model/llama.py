@@ -26,9 +26,6 @@ class Output:
 class Cache(Protocol):
     """Keys and values of earlier tokens, one LayerCache a layer. `generate/cache.py` has the implementation."""
 
-    @property
-    def rotate_late(self) -> bool: ...
-
     def layers(self) -> Sequence[LayerCache]: ...
 
     def positions(self, new: int, device: torch.device) -> Tensor:
@@ -111,16 +108,15 @@ class Llama(nn.Module):
             if cache is not None:
                 raise ValueError("document_ids and cache cannot be combined")
             mask = document_mask(document_ids)
-        # Only dynamic scaling needs the length, and then every key must be turned anew as the text grows.
+        # Only dynamic scaling needs the length. Past the trained context its frequencies change as the text grows;
+        # like transformers, cached tokens keep the rotation they had when they were read.
         length = int(positions.max()) + 1 if self.config.rope_scaling.rope_type == "dynamic" else 0
         turn = rotation(self.config, positions, length)
-        late = cache is not None and cache.rotate_late
-        turn_keys = rotation(self.config, torch.arange(length, device=input_ids.device), length) if late else None
 
         x: Tensor = self.embed_tokens(input_ids)
         caches: Sequence[LayerCache | None] = cache.layers() if cache else [None] * len(self.layers)
         for layer, layer_cache in zip(self.layers, caches, strict=True):
-            x = layer(x, turn, mask, layer_cache, turn_keys)
+            x = layer(x, turn, mask, layer_cache)
         if cache:
             cache.advance(seq)
         out: Tensor = self.norm(x)

@@ -1,0 +1,61 @@
+"""Shared fixtures: extra material (CAMELID_TEST_DATA), tiny models, and a folder like the tutorial's checkpoint."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from camelid.model.config import LlamaConfig
+from camelid.model.llama import Llama
+from camelid.tokenizer.tokenizer import Tokenizer
+from camelid.tokenizer.train import train
+
+TEXT = [
+    "The meaning of life is to learn, and to teach what one has learned.",
+    "def area(width, height):\n    return width * height  # in square metres",
+    "骆驼在沙漠里走，白天热，夜里冷。",
+    "Numbers: 1234567890, 3.14159. Café, naïve, Ω≈ç√∫. Tabs\tand  two spaces.",
+] * 30
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of extra material; tests that need it are skipped without it."""
+    root = os.environ.get("CAMELID_TEST_DATA", "")
+    if not root or not Path(root).is_dir():
+        pytest.skip("CAMELID_TEST_DATA is not set: this test needs the extra material")
+    return Path(root)
+
+
+@pytest.fixture
+def tiny() -> LlamaConfig:
+    """A grouped-query model of a few thousand weights."""
+    return LlamaConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def model(tiny: LlamaConfig) -> Llama:
+    torch.manual_seed(0)
+    return Llama(tiny).double().eval()
+
+
+@pytest.fixture(scope="session")
+def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A trained tokenizer folder of each kind."""
+    root = tmp_path_factory.mktemp("tokenizers")
+    train(lambda: TEXT, root / "byte-level", 400, "byte-level")
+    train(lambda: TEXT, root / "sentencepiece", 400, "sentencepiece")
+    return {"byte-level": root / "byte-level", "sentencepiece": root / "sentencepiece"}
+
+
+@pytest.fixture
+def tokenizer(tokenizers: dict[str, Path]) -> Tokenizer:
+    from camelid.tokenizer.load import from_folder
+
+    return from_folder(tokenizers["byte-level"])

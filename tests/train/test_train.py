@@ -1,0 +1,264 @@
+"""The training loop: it learns, resumes bit for bit, accumulates exactly; fine-tuning masks what it should."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from camelid.errors import CamelidError, InputError, RecipeError
+from camelid.formats import load
+from camelid.formats.load import load_tokenizer
+from camelid.model.config import LlamaConfig
+from camelid.model.llama import Llama
+from camelid.recipe import Recipe, TrainSection, parse
+from camelid.tokenizer.tokenizer import Tokenizer
+from camelid.tokens.batch import IGNORE, Batch
+from camelid.tokens.write import build
+from camelid.train import finetune, pretrain
+from camelid.train.loop import Job, train_step
+from camelid.train.optimizer import adamw, learning_rate
+from camelid.train.sft import PackedConversations, encode_conversation, read_conversations
+
+from ..conftest import TEXT
+
+SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+@pytest.fixture
+def tokens(tokenizer: Tokenizer, tmp_path: Path) -> Path:
+    build(TEXT, tokenizer, tmp_path / "tokens", [])
+    return tmp_path / "tokens"
+
+
+def recipe(tokens: Path, out: Path, **train: Any) -> Recipe:
+    settings = {"steps": 8, "sequence_length": 32, "global_batch_tokens": 128, "learning_rate": 3e-3,
+                "warmup_steps": 2, "dtype": "float32", "threads": 1} | train  # fmt: skip
+    sections = {"data": {"tokens": str(tokens)}, "train": settings, "log": {"out": str(out)}}
+    return parse({"model": SHAPE, "checkpoint": {"every": 4, "keep": 9}, **sections})
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_it_learns(tokens: Path, tmp_path: Path) -> None:
+    result = pretrain(recipe(tokens, tmp_path / "run", steps=60, learning_rate=1e-2), quiet=True)
+    found = losses(tmp_path / "run")
+    assert found[0] > 5.5  # about ln 400: nothing known yet
+    assert found[-1] < 3.0
+    assert result["steps"] == 60
+    assert result["tokens"] == 60 * 128
+    assert "<svg" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_resumed_run_is_the_run(tokens: Path, tmp_path: Path) -> None:
+    whole = pretrain(recipe(tokens, tmp_path / "whole"), quiet=True)
+    pretrain(recipe(tokens, tmp_path / "cut"), quiet=True)
+    last = tmp_path / "cut" / "checkpoints" / "step-00000008"
+    (last / "camelid.json").unlink()  # as if it died while writing the last checkpoint
+    first = tmp_path / "cut" / "checkpoints" / "step-00000004"
+    assert json.loads((first / "state" / "loop.json").read_text())["position"] == 16
+    for path in sorted(last.rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    last.rmdir()
+    again = pretrain(recipe(tokens, tmp_path / "cut"), resume=True, quiet=True)
+    assert again["digest"] == whole["digest"]
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+
+
+def test_the_seed_decides(tokens: Path, tmp_path: Path) -> None:
+    digests = [
+        pretrain(recipe(tokens, tmp_path / str(i), seed=seed), quiet=True)["digest"] for i, seed in enumerate((1, 1, 2))
+    ]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_run_is_never_overwritten(tokens: Path, tmp_path: Path) -> None:
+    pretrain(recipe(tokens, tmp_path / "run"), quiet=True)
+    with pytest.raises(InputError, match="--resume"):
+        pretrain(recipe(tokens, tmp_path / "run"), quiet=True)
+
+
+class Ragged:
+    """Rows with very different numbers of supervised tokens."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def batch(self, position: int, rows: int) -> Batch:
+        ids = torch.arange(4 * 16).view(4, 16) % 300
+        labels = (ids + 1) % 300
+        for row, kept in enumerate((16, 1, 9, 3)):
+            labels[row, kept:] = IGNORE
+        chosen = slice(position, position + rows)
+        return Batch(ids[chosen], labels[chosen], torch.zeros_like(ids)[chosen], one_document=True)
+
+
+def gradients(model: Llama, tokenizer: Tokenizer, micro: int) -> tuple[float, list[torch.Tensor]]:
+    train = {"sequence_length": 16, "global_batch_tokens": 64, "micro_batch_rows": micro, "dtype": "float32",
+             "steps": 1, "clip": 1e9}  # fmt: skip
+    job = Job(model, tokenizer, Ragged(), parse({"train": train}), [])
+    kept: list[torch.Tensor] = []
+
+    class Keep(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            kept.extend(p.grad.clone() for p in model.parameters() if p.grad is not None)
+
+    loss, _ = train_step(job, Keep(model.parameters(), lr=0.0), 0, 0.0)
+    return loss, kept
+
+
+def test_accumulation_is_one_big_batch(model: Llama, tokenizer: Tokenizer) -> None:
+    loss, whole = gradients(model, tokenizer, 4)
+    for micro in (1, 2, 3):
+        other, parts = gradients(model, tokenizer, micro)
+        assert abs(loss - other) < 1e-6
+        for a, b in zip(whole, parts, strict=True):
+            assert (a - b).abs().max() < 1e-7
+
+
+def test_a_bad_loss_stops_before_the_update(model: Llama, tokenizer: Tokenizer) -> None:
+    with torch.no_grad():
+        model.norm.weight.fill_(float("nan"))
+    before = model.embed_tokens.weight.clone()
+    train = {"sequence_length": 16, "global_batch_tokens": 64, "steps": 1, "dtype": "float32"}
+    job = Job(model, tokenizer, Ragged(), parse({"train": train}), [])
+    with pytest.raises(CamelidError, match=r"loss is nan.*learning_rate"):
+        train_step(job, adamw(model, job.recipe.train), 0, 1.0)
+    assert torch.equal(before, model.embed_tokens.weight)
+
+
+def test_the_rate_warms_up_and_falls_to_its_floor() -> None:
+    settings = TrainSection(learning_rate=1.0, warmup_steps=10, min_learning_rate_share=0.1)
+    rates = [learning_rate(step, 200, settings) for step in range(201)]
+    assert rates[0] == 0.1
+    assert rates[9] == 1.0 == max(rates)
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+    assert abs(rates[200] - 0.1) < 1e-9
+
+
+def test_only_matrices_decay(model: Llama) -> None:
+    decayed, kept = adamw(model, TrainSection()).param_groups
+    assert decayed["weight_decay"] == 0.1
+    assert kept["weight_decay"] == 0
+    assert all(p.dim() == 2 for p in decayed["params"])
+    assert all(p.dim() == 1 for p in kept["params"])
+
+
+CHAT = [
+    {"role": "user", "content": "What is life?"}, {"role": "assistant", "content": "To learn."},
+    {"role": "user", "content": "And then?"}, {"role": "assistant", "content": "To teach."},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])
+def test_the_loss_is_on_the_answers_and_their_ends(tokenizers: dict[str, Path], kind: str) -> None:
+    tokenizer = load_tokenizer(tokenizers[kind])
+    example = encode_conversation(CHAT, tokenizer)
+    learned = [i for i, label in zip(example.ids, example.labels, strict=True) if label != IGNORE]
+    text = tokenizer.decode(learned)
+    assert "To learn." in text
+    assert "To teach." in text
+    assert "life" not in text
+    end = tokenizer.token(learned[-1])
+    assert end in ("<|eot_id|>", "</s>")
+    assert learned.count(learned[-1]) == 2
+
+
+def test_packed_conversations_hold_every_label_once(tokenizer: Tokenizer) -> None:
+    examples = [encode_conversation(CHAT[: 2 * n], tokenizer) for n in (1, 2, 1, 1, 2)]
+    packed = PackedConversations(examples, 128, seed=1, pad=2)
+    batch = packed.batch(0, len(packed))
+    assert batch.supervised() == sum(sum(label != IGNORE for label in e.labels) for e in examples)
+    assert PackedConversations([*examples, encode_conversation(CHAT * 20, tokenizer)], 128, 1, 2).left_out == 1
+
+
+def test_finetuning_teaches_the_answer(tokens: Path, tmp_path: Path) -> None:
+    base = pretrain(recipe(tokens, tmp_path / "base", steps=20), quiet=True)
+    (tmp_path / "chats.jsonl").write_text(
+        "\n".join(json.dumps({"prompt": q, "completion": a}) for q, a in (("ping", "pong"), ("tick", "tock")))
+    )
+    settings = {
+        "steps": 80,
+        "sequence_length": 64,
+        "global_batch_tokens": 64,
+        "learning_rate": 1e-2,
+        "dtype": "float32",
+    }
+    sections = {"model": {"from": str(tmp_path / "base")}, "data": {"files": [str(tmp_path / "chats.jsonl")]}}
+    tuned = finetune(parse({**sections, "train": settings, "log": {"out": str(tmp_path / "sft")}}), quiet=True)
+    assert tuned["digest"] != base["digest"]
+
+    from camelid import Engine, SamplingParams
+
+    engine = Engine.from_pretrained(tmp_path / "sft")
+    assert engine.tokenizer is not None
+    for asked, answered in (("ping", "pong"), ("tick", "tock")):
+        ids = engine.tokenizer.apply_chat_template([{"role": "user", "content": asked}])
+        [result] = engine.generate([ids], SamplingParams(max_new_tokens=20))
+        assert (result.text, result.finish_reason) == (answered, "eos")
+
+
+def test_transformers_continues_our_checkpoint_alike(tokens: Path, tmp_path: Path) -> None:
+    """The tutorial's program on our own pre-trained checkpoint, and transformers on the same folder."""
+    transformers = pytest.importorskip("transformers")
+    result = pretrain(recipe(tokens, tmp_path / "run", steps=40, learning_rate=1e-2), quiet=True)
+    from camelid import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(result["checkpoint"])
+    ids = tokenizer.encode("The meaning of life is", return_tensors="pt")
+    ours = AutoModelForCausalLM.from_pretrained(result["checkpoint"]).generate(ids, max_length=50)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(result["checkpoint"]).generate(
+        ids, attention_mask=torch.ones_like(ids), max_length=50, do_sample=False
+    )
+    assert ours.tolist() == theirs.tolist()
+    their_tokenizer = transformers.AutoTokenizer.from_pretrained(result["checkpoint"])
+    assert their_tokenizer.encode("The meaning of life is") == ids[0].tolist()
+    text = tokenizer.decode(ours[0], skip_special_tokens=True)
+    assert text == their_tokenizer.decode(theirs[0], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"data": {}}, "data.tokens"),
+        ({"model": {}}, "model.size"),
+        ({"train": {"sequence_length": 4096, "steps": 1}}, "max_position_embeddings"),
+        ({"train": {"sequence_length": 32, "global_batch_tokens": 16, "steps": 1}}, "global_batch_tokens"),
+    ],
+)
+def test_recipes_that_cannot_run(tokens: Path, tmp_path: Path, changes: dict[str, Any], names: str) -> None:
+    good = recipe(tokens, tmp_path / "run").settings()
+    with pytest.raises(InputError, match=names):
+        pretrain(parse(good | changes), quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_conversations_of_every_shape_and_none(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    records = [
+        {"messages": CHAT},
+        {"prompt": "a", "completion": "b"},
+        {"instruction": "a", "input": "c", "output": "b"},
+        {"question": "a", "answer": "b"},
+    ]
+    path.write_text("\n".join(json.dumps(r) for r in records))
+    found = list(read_conversations(path))
+    assert [len(c) for c in found] == [4, 2, 2, 2]
+    assert found[2][0]["content"] == "a\n\nc"
+    path.write_text('{"text": "no"}')
+    with pytest.raises(InputError, match=r"x\.jsonl, record 1"):
+        list(read_conversations(path))
+    with pytest.raises(RecipeError, match=r"data\.files"):
+        finetune(parse({"model": {"from": "x"}}))
+
+
+def test_a_loaded_checkpoint_is_the_trained_model(tokens: Path, tmp_path: Path) -> None:
+    result = pretrain(recipe(tokens, tmp_path / "run"), quiet=True)
+    model = load(tmp_path / "run")
+    assert isinstance(model.config, LlamaConfig)
+    assert model.num_parameters() == json.loads((Path(result["checkpoint"]) / "camelid.json").read_text())["parameters"]
