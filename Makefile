@@ -13,6 +13,7 @@ chat: $(VENV)/.ready-all
 	$(RUN)/camelid chat "$$($(RUN)/python tools/smollm2.py)"
 
 test: $(VENV)/.ready-test
+	-$(RUN)/python tools/smollm2.py > /dev/null
 	$(RUN)/python -m pytest --cov --cov-report=term:skip-covered --durations=10
 
 check: $(VENV)/.ready-test
