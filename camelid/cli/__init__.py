@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import NoReturn
 
 from camelid import __version__
 from camelid.errors import CamelidError, InputError
@@ -49,14 +50,14 @@ def run(arguments: list[str]) -> int:
     if verb not in VERBS:
         return _complain(_unknown(verb), 2)
     module = import_module(f"camelid.cli.{verb}")
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         f"camelid {verb}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     module.arguments(parser)
     for leaf in _leaves(parser):
         leaf.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     try:
-        options = parser.parse_args(rest)
+        options = _parse(parser, rest)
         result = module.run(options)
         if options.json and result is not None:
             print(json.dumps(result, ensure_ascii=False))
@@ -72,6 +73,24 @@ def run(arguments: list[str]) -> int:
     except OSError as error:
         return _complain(str(error), 1)
     return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """Bad usage is bad input: one line, exit 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see {self.prog} -h)")
+
+
+def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+    """Options, with `key=value` settings taken wherever they stand among them."""
+    options, extra = parser.parse_known_args(words)
+    unknown = [w for w in extra if w.startswith("-") or "=" not in w or not hasattr(options, "settings")]
+    if unknown:
+        parser.error(f"unknown argument {unknown[0]!r}")
+    if extra:
+        options.settings = [*options.settings, *extra]
+    return options
 
 
 def _leaves(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:

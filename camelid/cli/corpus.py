@@ -14,6 +14,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     build = actions.add_parser("build", help="make a corpus folder")
     build.add_argument("inputs", nargs="+", help="files, folders, globs; then settings such as min_characters=200")
     build.add_argument("--out", required=True, help="the corpus folder to make")
+    build.set_defaults(settings=[])
     settings.example(build, "camelid corpus build texts/ 'more/*.jsonl.gz' --out out/corpus min_characters=200")
 
 
@@ -21,7 +22,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from camelid.corpus import build
     from camelid.corpus.filters import Limits
 
-    inputs, given = settings.split(options.inputs)
+    inputs, given = settings.split([*options.inputs, *options.settings])
     result = build(inputs, options.out, settings.build(Limits, given), quiet=options.json)
     d, b = result["documents"], result["bytes"]
     print(

@@ -102,11 +102,12 @@ def planned_steps(job: Job) -> int:
         return max(1, round(settings.epochs * len(job.source) / rows))
     if settings.minutes:
         optimizer = torch.optim.SGD(job.model.parameters(), lr=0.0)  # times the work without changing a weight
-        train_step(job, optimizer, 0, 0.0)
-        started = time.monotonic()
-        train_step(job, optimizer, rows, 0.0)
-        train_step(job, optimizer, 2 * rows, 0.0)
-        return max(1, round(settings.minutes * 60 / ((time.monotonic() - started) / 2)))
+        seconds = []
+        for step in range(6):  # the first ones also warm caches and allocators up
+            started = time.monotonic()
+            train_step(job, optimizer, step * rows, 0.0)
+            seconds.append(time.monotonic() - started)
+        return max(1, round(settings.minutes * 60 / min(seconds[1:])))
     raise InputError("the recipe does not say how long to train: set train.steps, train.epochs or train.minutes")
 
 

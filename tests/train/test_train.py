@@ -227,7 +227,7 @@ def test_transformers_continues_our_checkpoint_alike(tokens: Path, tmp_path: Pat
     [
         ({"data": {}}, "data.tokens"),
         ({"model": {}}, "model.size"),
-        ({"train": {"sequence_length": 4096, "steps": 1}}, "max_position_embeddings"),
+        ({"model": SHAPE | {"max_position_embeddings": 16}}, "max_position_embeddings"),
         ({"train": {"sequence_length": 32, "global_batch_tokens": 16, "steps": 1}}, "global_batch_tokens"),
     ],
 )
