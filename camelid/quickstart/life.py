@@ -145,9 +145,7 @@ def _compression(folder: Path, model_path: str, quiet: bool) -> dict[str, Any]:
     return {"model": measured, **{name: 8 * size / len(raw) for name, size in squeezed.items()}}
 
 
-def _docstrings(
-    folder: Path, training: Sequence[Pair], held_out: Sequence[Pair], model_path: str
-) -> dict[str, Any]:
+def _docstrings(folder: Path, training: Sequence[Pair], held_out: Sequence[Pair], model_path: str) -> dict[str, Any]:
     import torch
 
     from camelid.evaluate import bleu, rouge
@@ -169,7 +167,10 @@ def _docstrings(
     }
     references = [[p.docstring for p in chosen]]
     scores = {
-        name: {"bleu": bleu(texts, references, bootstrap=500, ter=False), "rouge": rouge(texts, references, bootstrap=500)}
+        name: {
+            "bleu": bleu(texts, references, bootstrap=500, ter=False),
+            "rouge": rouge(texts, references, bootstrap=500),
+        }
         for name, texts in systems.items()
     }
     shown = [

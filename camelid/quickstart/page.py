@@ -55,7 +55,8 @@ def _docstrings(page: Page, figures: dict[str, Any]) -> None:
     page.table(["", "BLEU", "chrF", "ROUGE-1", "ROUGE-L"], rows, best=best)
     first = next(iter(figures["scores"].values()))
     page.text(
-        f"{figures['functions']} functions; {first['bleu']['bleu']['signature']}; {first['rouge']['protocol']}.", note=True
+        f"{figures['functions']} functions; {first['bleu']['bleu']['signature']}; {first['rouge']['protocol']}.",
+        note=True,
     )
 
 

@@ -44,7 +44,9 @@ def module_of(path: Path, root: Path) -> str:
     return path.relative_to(root).parts[0].removesuffix(".py")
 
 
-def split(files: Sequence[Path], root: Path, seed: int, held_out_bytes: int = HELD_OUT_BYTES) -> tuple[list[Path], list[Path]]:
+def split(
+    files: Sequence[Path], root: Path, seed: int, held_out_bytes: int = HELD_OUT_BYTES
+) -> tuple[list[Path], list[Path]]:
     """(training files, held-out files): modules in order of their hash are held out until the bytes suffice."""
     modules: dict[str, list[Path]] = {}
     for path in files:

@@ -83,14 +83,18 @@ def test_baselines() -> None:
         return Pair(name, f"def {name}(self):\n    return self.{name}", docstring, "")
 
     assert name_as_words(pair("getHTTPResponse_code")) == "Get http response code."
-    nearest = Nearest([pair("read_file", "Read a file."), pair("close_socket", "Close it."), pair("parse_date", "Parse.")])
+    nearest = Nearest(
+        [pair("read_file", "Read a file."), pair("close_socket", "Close it."), pair("parse_date", "Parse.")]
+    )
     assert nearest(pair("socket_close")) == "Close it."
 
 
 def test_a_small_life(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(life, "standard_library", lambda: library)
     monkeypatch.setattr(life, "VOCAB_SIZE", 350)
-    monkeypatch.setattr(life, "SHAPE", life.SHAPE | {"hidden_size": 30, "intermediate_size": 64, "num_hidden_layers": 1})
+    monkeypatch.setattr(
+        life, "SHAPE", life.SHAPE | {"hidden_size": 30, "intermediate_size": 64, "num_hidden_layers": 1}
+    )
     monkeypatch.setattr(source, "HELD_OUT_BYTES", 5000)
     monkeypatch.setattr(source.split, "__defaults__", (5000,))
     result = life.run(tmp_path / "qs", minutes=0.02, quiet=True)
@@ -99,7 +103,11 @@ def test_a_small_life(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "<svg" in page
     assert "http://" not in page
     assert "https://" not in page
-    assert set(result["docstrings"]["scores"]) == {"fine-tuned model", "nearest training docstring", "function name as words"}
+    assert set(result["docstrings"]["scores"]) == {
+        "fine-tuned model",
+        "nearest training docstring",
+        "function name as words",
+    }
     manifest = json.loads((tmp_path / "qs" / "camelid.json").read_text())
     assert manifest["kind"] == "quickstart"
     life.run(tmp_path / "qs", minutes=0.02, quiet=True)  # again, over the old one
