@@ -25,7 +25,7 @@ format: $(VENV)/.ready-test
 	$(RUN)/ruff format .
 	$(RUN)/ruff check --fix .
 
-$(VENV)/.ready-%: pyproject.toml tools/environment.py
+$(VENV)/.ready-%: pyproject.toml hatch_build.py tools/environment.py $(wildcard native/*)
 	$(PYTHON) tools/environment.py $(VENV) $*
 
 clean:

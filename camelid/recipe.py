@@ -10,11 +10,21 @@ import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from camelid.errors import InputError, RecipeError
+
+
+def _as_list(value: Any) -> Any:
+    """ "a,b" is ["a", "b"], and "none" the empty list: easier to type on a command line."""
+    if not isinstance(value, str):
+        return value
+    return [] if value == "none" else value.split(",")
+
+
+Words = Annotated[list[str], BeforeValidator(_as_list)]
 
 
 class _Section(BaseModel):
@@ -83,9 +93,45 @@ class FinetuneSection(_Section):
     method: Literal["full"] = "full"
 
 
+class SourceSection(_Section):
+    """One source of a corpus. How often its documents count: `epochs`, or by `weight` (its share of the mixture)."""
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    inputs: list[str]
+    weight: float | None = Field(default=None, gt=0)
+    epochs: float | None = Field(default=None, gt=0, le=100)
+
+
+class CorpusSection(_Section):
+    """How raw files become documents. All but `workers` and `engine` decide what comes out.
+
+    `filters`: "auto" (basic, and the web's rules for web pages), or groups by name; `limits`: thresholds of rules by
+    name. `deduplicate`: "exact", "near" (which includes exact) or "none"; `deduplicate_lines` also removes lines seen
+    in an earlier document. `decontaminate`: evaluation files to keep out.
+    """
+
+    text_field: str = "auto"
+    extractor: Literal["trafilatura", "resiliparse"] = "trafilatura"
+    min_characters: int = Field(default=50, ge=0)
+    filters: Words = ["auto"]
+    limits: dict[str, float] = {}
+    languages: Words = []
+    mask_pii: bool = True
+    deduplicate: Literal["none", "exact", "near"] = "near"
+    near_threshold: float = Field(default=0.7, ge=0.3, le=1)
+    deduplicate_lines: bool = False
+    decontaminate: Words = []
+    perplexity_reference: Words = []
+    max_perplexity_quantile: float = Field(default=0.95, gt=0, le=1)
+    sources: list[SourceSection] = []
+    workers: int | None = Field(default=None, ge=1)
+    engine: Literal["local", "ray"] = "local"
+
+
 class Recipe(_Section):
     """One run."""
 
+    corpus: CorpusSection = CorpusSection()
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
     train: TrainSection = TrainSection()
@@ -95,14 +141,17 @@ class Recipe(_Section):
 
     def settings(self) -> dict[str, Any]:
         """The recipe as resolved, for the manifest."""
-        return self.model_dump(exclude_none=True, by_alias=True)
+        return self.model_dump(exclude_none=True, by_alias=True, exclude={"corpus"})
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe and apply `section.key=value` overrides. Raises RecipeError naming key, line and fix."""
-    file = Path(path)
+def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply `section.key=value` overrides (all there is without a path).
+
+    Raises RecipeError naming key, line and fix.
+    """
+    file = Path(path) if path is not None else None
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8") if file else ""
         raw = tomllib.loads(text)
     except FileNotFoundError:
         raise InputError(f"no recipe at {path}: no such file") from None
@@ -112,7 +161,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{path} is not TOML: {error}") from None
     for override in overrides:
         _override(raw, override)
-    return parse(raw, str(path), text)
+    return parse(raw, str(path) if path is not None else "settings", text)
 
 
 def parse(raw: dict[str, Any], name: str = "recipe", text: str = "") -> Recipe:
@@ -126,14 +175,19 @@ def parse(raw: dict[str, Any], name: str = "recipe", text: str = "") -> Recipe:
 
 def _override(raw: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
-    section, dot, field = key.partition(".")
-    if not equals or not dot:
+    *sections, field = key.split(".")
+    if not equals or not sections or not field:
         raise RecipeError(f"{override!r} is not a setting; write section.key=value, such as train.steps=400")
     try:
         parsed = tomllib.loads(f"v = {value}")["v"]
     except tomllib.TOMLDecodeError:
         parsed = value  # a bare word is a string: log.out=runs/b
-    raw.setdefault(section, {})[field] = parsed
+    inner = raw
+    for section in sections:
+        inner = inner.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise RecipeError(f"{override!r}: {section} is a value, not a section")
+    inner[field] = parsed
 
 
 def _explain(error: Any, name: str, text: str) -> str:
@@ -144,6 +198,8 @@ def _explain(error: Any, name: str, text: str) -> str:
         return f"{where}: {key} is {error['input']!r}: {error['msg'].lower()}"
     section: Any = Recipe
     for part in path[:-1]:
+        if part.isdigit():  # an entry of a list of sections
+            continue
         annotation = section.model_fields[part].annotation
         section = next((a for a in getattr(annotation, "__args__", [annotation]) if a is not type(None)), annotation)
     known = [field.alias or name for name, field in section.model_fields.items()]

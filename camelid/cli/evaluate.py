@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +53,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 def _perplexity(options: argparse.Namespace) -> dict[str, Any]:
     from camelid.corpus import documents
+    from camelid.corpus.clean import plain_text
+    from camelid.corpus.decontaminate import unchecked
     from camelid.corpus.read import find_files, read
     from camelid.evaluate import perplexity
     from camelid.formats.hf import dtype_named
-    from camelid.formats.load import load, load_tokenizer
+    from camelid.formats.load import load, load_tokenizer, resolve
     from camelid.model.llama import Llama
 
     if (Path(options.data) / "camelid.json").exists():
@@ -65,7 +68,9 @@ def _perplexity(options: argparse.Namespace) -> dict[str, Any]:
         bad = next((d for d in found if d.fault), None)
         if bad is not None:
             raise InputError(f"--data: {bad.source} cannot be read ({bad.fault})")
-        texts = [d.text for d in found]
+        texts = [plain_text(d) for d in found if not d.skip]
+        if warning := unchecked(resolve(options.model), find_files([options.data])):
+            print(f"camelid: warning: {warning}", file=sys.stderr)
     model: Llama = load(options.model, dtype=dtype_named(options.dtype))
     tokenizer = load_tokenizer(options.model)
     return perplexity(model, tokenizer, texts, window=options.window, stride=options.stride, quiet=options.json)

@@ -1,138 +1,164 @@
-"""Raw documents out of files: text, Markdown, source, HTML, JSON lines (plain or gzip) and parquet."""
+"""Which files an input names, what kind each is, and its documents.
+
+The compression is told by a file's first bytes, the format by its name or, where the name says little, by the first
+bytes of the content: downloads are often misnamed.
+"""
 
 from __future__ import annotations
 
-import gzip
-import json
-from collections.abc import Iterator, Sequence
+import codecs
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
-from camelid.errors import InputError, MissingExtra
+from camelid.corpus.bytestream import Break, Pieces, Stream, compression, pieces, streams
+from camelid.corpus.document import Document
+from camelid.corpus.records import read_csv, read_json, read_json_lines, read_page, read_parquet, read_text
+from camelid.corpus.web import read_warc
+from camelid.corpus.wiki import read_wiki
+from camelid.errors import InputError
 
-TEXT_SUFFIXES = {".txt", ".md", ".rst", ".py"}
-HTML_SUFFIXES = {".html", ".htm"}
-SUFFIXES = TEXT_SUFFIXES | HTML_SUFFIXES | {".jsonl", ".gz", ".parquet"}
+COMPRESSED = {".gz", ".bz2", ".xz", ".zst"}
+FORMATS = {
+    ".txt": "text", ".text": "text", ".md": "text", ".rst": "text", ".tex": "text", ".org": "text", ".log": "text",
+    ".html": "html", ".htm": "html", ".xhtml": "html",
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet",
+    ".warc": "warc", ".arc": "warc", ".wet": "warc", ".xml": "wiki",
+}  # fmt: skip
+CODE = {
+    ".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".cu", ".rs", ".go", ".java", ".kt", ".scala", ".swift", ".js",
+    ".ts", ".jsx", ".tsx", ".rb", ".php", ".pl", ".lua", ".r", ".jl", ".hs", ".ml", ".sh", ".sql", ".css",
+}  # fmt: skip
+FORMATS |= dict.fromkeys(CODE, "code")
+CUTTABLE = {"text", "code", "jsonl"}  # a plain file of these may be read from any line on
 
 
-@dataclass(frozen=True)
-class Document:
-    """One text and where it came from ("path" or "path:line"). `fault` says why it could not be read, if so."""
+@dataclass(frozen=True, order=True)
+class Span:
+    """A file, or the lines of it that begin between two bytes (end -1: to its end)."""
 
-    source: str
-    text: str
-    size: int
-    fault: str | None = None
+    path: Path
+    start: int = 0
+    end: int = -1
+
+
+def format_of(path: Path) -> str | None:
+    """The format that a file's name stands for, its compression aside; None for an unknown one."""
+    suffixes = [s.lower() for s in path.suffixes]
+    while suffixes and suffixes[-1] in COMPRESSED:
+        suffixes.pop()
+    return FORMATS.get(suffixes[-1]) if suffixes else None
 
 
 def find_files(inputs: Sequence[str | Path]) -> list[Path]:
-    """Every file that the inputs (files, folders, globs) name, sorted. Raises InputError for one that names none."""
+    """Every file that the inputs (files, folders, globs) name, sorted, once each.
+
+    In a folder, files of unknown kinds and hidden ones are left alone; a file named by itself is always read.
+    Raises InputError for an input that names none.
+    """
     found: list[Path] = []
     for item in inputs:
         path = Path(item).expanduser()
         if path.is_dir():
-            files = [p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in SUFFIXES]
+            files = [p for p in path.rglob("*") if p.is_file() and format_of(p) and not _hidden(p, path)]
         elif path.is_file():
-            if path.suffix.lower() not in SUFFIXES:
-                raise InputError(f"{path}: unknown kind of file; camelid reads {', '.join(sorted(SUFFIXES))}")
             files = [path]
         else:
             files = [p for p in Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))) if p.is_file()]
         if not files:
-            raise InputError(f"no readable file at {item} (kinds read: {', '.join(sorted(SUFFIXES))})")
+            kinds = ", ".join(sorted(FORMATS))
+            raise InputError(f"no readable file at {item} (kinds read, plain or .gz .bz2 .xz .zst: {kinds})")
         found += sorted(files)
     return list(dict.fromkeys(found))
 
 
-def read(path: Path) -> Iterator[Document]:
-    """The documents of one file. A record that cannot be read comes back with its `fault`, never silently lost."""
-    suffix = path.suffix.lower()
-    if suffix == ".parquet":
-        yield from _parquet(path)
+def _hidden(path: Path, root: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(root).parts)
+
+
+def read(path: Path, text_field: str = "auto", start: int = 0, end: int = -1) -> Iterator[Document]:
+    """The documents of a file, or of the lines that begin in [start, end).
+
+    Sizes add up to the decompressed bytes (for UTF-16 to those of its UTF-8 form, for parquet to those of the text
+    column). What cannot be read comes back with its `fault`, never silently lost.
+    """
+    form = format_of(path)
+    if form == "parquet":
+        yield from read_parquet(path, text_field)
         return
-    raw = path.read_bytes()
-    if suffix == ".gz":
-        try:
-            raw, suffix = gzip.decompress(raw), Path(path.stem).suffix.lower()
-        except (OSError, EOFError):
-            yield Document(str(path), "", len(raw), "damaged_gzip")
-            return
-    if suffix == ".jsonl":
-        yield from _json_lines(path, raw)
+    source = _utf8(pieces(path, *_line_bounds(path, start, end)))
+    for part, stream in enumerate(streams(source)):
+        if part == 0 and form in (None, "text", "wiki"):
+            form = _sniffed(stream.peek(1024), form)
+        yield from _documents(stream, str(path), form or "text", path.suffix.lower(), text_field)
+        if stream.fault:
+            yield Document(f"{path} (damaged part {part + 1})", stream.fault.size, fault=stream.fault.reason)
+
+
+def _documents(stream: Stream, source: str, form: str, suffix: str, field: str) -> Iterator[Document]:
+    readers: dict[str, Callable[[], Iterator[Document]]] = {
+        "text": lambda: read_text(stream, source, "text", None),
+        "code": lambda: read_text(stream, source, "code", None),
+        "html": lambda: read_page(stream, source, "html", None),
+        "json": lambda: read_json(stream, source, field),
+        "jsonl": lambda: read_json_lines(stream, source, field),
+        "csv": lambda: read_csv(stream, source, field, ","),
+        "tsv": lambda: read_csv(stream, source, field, "\t"),
+        "warc": lambda: read_warc(stream, source),
+        "wiki": lambda: read_wiki(stream, source),
+    }
+    return readers[form]()
+
+
+def _sniffed(head: bytes, form: str | None) -> str | None:
+    """The format by its content, where it shows; else what the name said."""
+    start = head.removeprefix(codecs.BOM_UTF8).lstrip()
+    if start.startswith(b"WARC/") or start.startswith(b"filedesc:"):
+        return "warc"
+    if start.startswith(b"<mediawiki"):
+        return "wiki"
+    if form is None and start[:1] == b"{":
+        return "jsonl"
+    if form is None and start[:1] == b"<":
+        return "html"
+    return "html" if form == "wiki" else form  # another XML: take its visible text
+
+
+def _utf8(source: Pieces) -> Pieces:
+    """UTF-16 with a byte order mark becomes UTF-8, so that every reader can look for newline bytes."""
+    first = next(source, b"")
+    if not isinstance(first, bytes) or not first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        yield first
+        yield from source
         return
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        yield Document(str(path), "", len(raw), "not_utf8")
-        return
-    yield Document(str(path), html_text(text) if suffix in HTML_SUFFIXES else text, len(raw))
+    decoder = codecs.getincrementaldecoder("utf-16")("replace")
+    yield decoder.decode(first).encode("utf-8", "replace")
+    for piece in source:
+        yield piece if isinstance(piece, Break) else decoder.decode(piece).encode("utf-8", "replace")
+    yield decoder.decode(b"", True).encode("utf-8", "replace")
 
 
-def _json_lines(path: Path, raw: bytes) -> Iterator[Document]:
-    for number, line in enumerate(raw.split(b"\n"), 1):
-        if not line.strip():
-            continue
-        source = f"{path}:{number}"
-        try:
-            record: Any = json.loads(line)
-            text = record["text"]
-            if not isinstance(text, str):
-                raise TypeError
-        except (ValueError, KeyError, TypeError):
-            yield Document(source, "", len(line), "no_text_field")
-        else:
-            yield Document(source, text, len(line))
+def spans(path: Path, size: int) -> list[Span]:
+    """A large plain file of lines cut into spans of about `size` bytes; any other file in one."""
+    total = path.stat().st_size
+    if total <= 2 * size or format_of(path) not in CUTTABLE or compression(path):
+        return [Span(path)]
+    cuts = [*range(0, total - size // 2, size), total]
+    return [Span(path, a, b) for a, b in itertools.pairwise(cuts)]
 
 
-def _parquet(path: Path) -> Iterator[Document]:
-    try:
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise MissingExtra("pyarrow", "data", "reading parquet") from None
-    try:
-        file = pq.ParquetFile(path)
-        if "text" not in file.schema_arrow.names:
-            raise InputError(f"{path} has no column 'text' (it has {', '.join(file.schema_arrow.names)})")
-        row = 0
-        for batch in file.iter_batches(columns=["text"], batch_size=256):
-            for text in batch.column(0).to_pylist():
-                row += 1
-                yield Document(f"{path}:{row}", text or "", len((text or "").encode()))
-    except OSError as error:
-        raise InputError(f"{path} is not parquet, or is damaged ({error})") from None
-
-
-class _Visible(HTMLParser):
-    """Collects the text a reader would see, one line per block."""
-
-    HIDDEN = frozenset({"script", "style", "head", "nav", "template", "noscript"})
-    BLOCKS = frozenset({"p", "div", "li", "br", "tr", "pre", "h1", "h2", "h3", "h4", "h5", "h6", "section", "article"})
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pieces: list[str] = []
-        self.hidden = 0
-
-    def handle_starttag(self, tag: str, attrs: object) -> None:
-        self.hidden += tag in self.HIDDEN
-        if tag in self.BLOCKS:
-            self.pieces.append("\n")
-
-    def handle_endtag(self, tag: str) -> None:
-        self.hidden = max(0, self.hidden - (tag in self.HIDDEN))
-        if tag in self.BLOCKS:
-            self.pieces.append("\n")
-
-    def handle_data(self, data: str) -> None:
-        if not self.hidden:
-            self.pieces.append(data)
-
-
-def html_text(page: str) -> str:
-    """The visible text of a page, without boilerplate detection."""
-    parser = _Visible()
-    parser.feed(page)
-    lines = (" ".join(line.split()) for line in "".join(parser.pieces).splitlines())
-    return "\n".join(line for line in lines if line)
+def _line_bounds(path: Path, start: int, end: int) -> tuple[int, int | None]:
+    """Move both cuts to the next beginning of a line, so that neighbouring spans share out every line."""
+    if end < 0 and not start:
+        return 0, None
+    with path.open("rb") as file:
+        bounds = []
+        for cut in (start, end):
+            if cut > 0:
+                file.seek(cut - 1)
+                while (chunk := file.readline(1 << 20)) and not chunk.endswith(b"\n"):
+                    pass
+                cut = file.tell()
+            bounds.append(cut)
+    return bounds[0], bounds[1] if end >= 0 else None

@@ -1,137 +1,225 @@
-"""Build a corpus folder: read, repair, filter, deduplicate exactly, write parquet; every document is accounted for."""
+"""Build a corpus folder: clean every unit, find what says the same, write what is left, close the books.
+
+All intermediate results lie in `.NAME.building` beside the output, under a plan that fingerprints inputs and settings.
+A run that was killed goes on where it stopped; the output folder appears complete or not at all.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
-import re
+import json
+import shutil
 import time
-import unicodedata
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from camelid.artifact import new_folder, read_manifest, write_manifest
-from camelid.corpus.filters import Limits, reason_to_drop
-from camelid.corpus.read import Document, find_files, read
-from camelid.errors import InputError, MissingExtra
+import numpy as np
+from numpy.typing import NDArray
+
+from camelid.artifact import new_folder, read_manifest, write_atomic, write_manifest
+from camelid.corpus import decontaminate, dedup, filters, minhash, mixture
+from camelid.corpus.account import Account, total
+from camelid.corpus.dedup import Store
+from camelid.corpus.engine import Engine, engine_named
+from camelid.corpus.finish import SHARDS, finish
+from camelid.corpus.unit import DONE, Unit, plan, process
+from camelid.errors import InputError
+from camelid.recipe import CorpusSection
 from camelid.report.progress import progress
 
-DOCUMENTS = "documents.parquet"
-ROWS_PER_GROUP = 1000
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-
-
-def repair(text: str) -> str:
-    """Undo mis-decoding (ftfy), normalise to NFC and to \\n, drop control characters and trailing blanks."""
-    try:
-        import ftfy
-    except ImportError:
-        raise MissingExtra("ftfy", "data", "repairing text") from None
-    # Quotes and ligatures are the author's; only damage is undone.
-    text = ftfy.fix_encoding(text)
-    text = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
-    return "\n".join(line.rstrip() for line in _CONTROL.sub("", text).split("\n")).strip("\n")
-
-
-class Tally:
-    """Documents and source bytes: read = kept + dropped + quarantined, always."""
-
-    def __init__(self) -> None:
-        self.read = self.kept = 0
-        self.dropped: Counter[str] = Counter()
-        self.quarantined: Counter[str] = Counter()
-
-    def summary(self) -> dict[str, Any]:
-        return {
-            "read": self.read,
-            "kept": self.kept,
-            "dropped": dict(self.dropped),
-            "quarantined": dict(self.quarantined),
-        }
-
-
-class _Account:
-    def __init__(self) -> None:
-        self.documents, self.bytes = Tally(), Tally()
-
-    def add(self, document: Document, where: str, reason: str = "") -> None:
-        for tally, amount in ((self.documents, 1), (self.bytes, document.size)):
-            tally.read += amount
-            if where == "kept":
-                tally.kept += amount
-            else:
-                getattr(tally, where)[reason] += amount
+VERSION = 1  # of the files in the work folder
+NOT_OUTPUT = {"workers", "engine"}  # settings that change nothing in what comes out
 
 
 def build(
-    inputs: Sequence[str | Path], out: str | Path, limits: Limits | None = None, quiet: bool = False
+    inputs: Sequence[str | Path], out: str | Path, settings: CorpusSection | None = None, quiet: bool = False
 ) -> dict[str, Any]:
-    """Make the corpus folder `out`. Returns the counts, the digest of the kept texts in order, and `out`."""
-    limits = limits or Limits()
-    files = find_files(inputs)
-    account, digest, seen = _Account(), hashlib.sha256(), set[bytes]()
+    """Make the corpus folder `out` from files, folders and globs, or from the settings' sources.
+
+    Returns documents and bytes (read, kept, dropped and quarantined by reason), the digest of the kept texts in order
+    and `out`. Raises InputError for bad settings or inputs, and when no document is kept.
+    """
+    settings, target = settings or CorpusSection(), Path(out)
+    filters.check_names(settings.filters, settings.limits)
+    sources = _sources(inputs, settings)
     started = time.monotonic()
-    with new_folder(Path(out)) as folder, progress("corpus", len(files), quiet) as advance:
-        rows = _kept(files, limits, account, seen, advance)
-        written = _write(folder / DOCUMENTS, rows, digest)
-        result = {
-            "documents": account.documents.summary(),
-            "bytes": account.bytes.summary(),
-            "digest": digest.hexdigest(),
-        }
-        if not written:
-            raise InputError(f"no document of {len(files)} files was kept: {account.documents.summary()}")
-        write_manifest(folder, "corpus", files, asdict(limits), **result, seconds=time.monotonic() - started)
-    return {**result, "out": str(out)}
+    units = plan(sources)
+    with new_folder(target) as folder, _work_folder(target, units, settings) as work:
+        engine = engine_named(settings.engine, settings.workers)
+        stages = Stages(work, units, settings, engine, quiet)
+        account, digest, groups = stages.run(folder)
+        summary = account.to_dict()
+        if not account.documents.kept:
+            shutil.rmtree(work)  # there is nothing to go on with
+            raise InputError(f"no document was kept: {json.dumps(summary['documents'])}")
+        checked = decontaminate.record(settings.decontaminate)
+        result = {"documents": summary["documents"], "bytes": summary["bytes"], "digest": digest}
+        facts = {
+            **result, "text_bytes": account.text_bytes, "languages": summary["languages"], "pii": summary["pii"],
+            "near_duplicate_clusters": len(groups), "decontaminated": checked,
+            "mixture": mixture.table(stages.kept_by_origin, settings.sources), "seconds": time.monotonic() - started,
+        }  # fmt: skip
+        from camelid.corpus.report import write_report
+
+        write_report(folder, target.name, account, facts, settings, groups)
+        files = sorted({span.path for unit in units for span in unit.spans})
+        write_manifest(folder, "corpus", files, settings.model_dump(exclude=NOT_OUTPUT), **facts)
+    shutil.rmtree(_work_path(target), ignore_errors=True)
+    return {**result, "text_bytes": account.text_bytes, "out": str(out)}
 
 
-def _kept(
-    files: list[Path], limits: Limits, account: _Account, seen: set[bytes], advance: Any
-) -> Iterator[dict[str, str]]:
-    for number, path in enumerate(files, 1):
-        for document in read(path):
-            if document.fault:
-                account.add(document, "quarantined", document.fault)
-                continue
-            text = repair(document.text)
-            mark = hashlib.sha256(text.encode()).digest()
-            reason = "duplicate" if mark in seen else reason_to_drop(text, limits)
-            if reason:
-                account.add(document, "dropped", reason)
-                continue
-            seen.add(mark)
-            account.add(document, "kept")
-            yield {"text": text, "source": document.source}
-        advance(number)
+def _sources(inputs: Sequence[str | Path], settings: CorpusSection) -> list[tuple[str, Sequence[str | Path]]]:
+    if bool(inputs) == bool(settings.sources):
+        raise InputError("name the inputs on the command line or as [[corpus.sources]] of a recipe, one of the two")
+    mixture.check(settings.sources)
+    if inputs:
+        return [("input", inputs)]
+    return [(source.name, source.inputs) for source in settings.sources]
 
 
-def _write(path: Path, rows: Iterator[dict[str, str]], digest: Any) -> int:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise MissingExtra("pyarrow", "data", "writing a corpus") from None
-    schema = pa.schema([("text", pa.string()), ("source", pa.string())])
-    count, group = 0, list[dict[str, str]]()
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for row in rows:
-            digest.update(row["text"].encode() + b"\0")
-            group.append(row)
-            count += 1
-            if len(group) == ROWS_PER_GROUP:
-                writer.write_table(pa.Table.from_pylist(group, schema=schema))
-                group = []
-        if group:
-            writer.write_table(pa.Table.from_pylist(group, schema=schema))
-    return count
+def _work_path(target: Path) -> Path:
+    return target.with_name(f".{target.name}.building")
+
+
+@contextmanager
+def _work_folder(target: Path, units: Sequence[Unit], settings: CorpusSection) -> Iterator[Path]:
+    """The work folder of this plan: an interrupted run's with the same plan, or a fresh one. One process at a time."""
+    work = _work_path(target)
+    work.mkdir(parents=True, exist_ok=True)
+    fingerprint = _fingerprint(units, settings)
+    with (work / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"another process is building {target} at this moment") from None
+        plan_file = work / "plan"
+        if not plan_file.exists() or plan_file.read_text() != fingerprint:
+            for old in work.iterdir():
+                if old.name != "lock":
+                    shutil.rmtree(old) if old.is_dir() else old.unlink()
+            write_atomic(plan_file, fingerprint)
+        yield work
+
+
+def _fingerprint(units: Sequence[Unit], settings: CorpusSection) -> str:
+    """What decides the output: files by path, size and time, settings, and the version of this code's files."""
+    spans = [(u.source, str(s.path.resolve()), s.start, s.end) for u in units for s in u.spans]
+    used = [
+        *{s.path for u in units for s in u.spans},
+        *map(Path, settings.decontaminate + settings.perplexity_reference),
+    ]
+    stats = sorted((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in used if p.exists())
+    plain = json.dumps([VERSION, spans, stats, settings.model_dump(exclude=NOT_OUTPUT)], default=str)
+    return hashlib.sha256(plain.encode()).hexdigest()
+
+
+class Stages:
+    """The stages in order, over one work folder."""
+
+    def __init__(self, work: Path, units: Sequence[Unit], settings: CorpusSection, engine: Engine, quiet: bool) -> None:
+        self.work, self.units, self.settings, self.engine, self.quiet = work, units, settings, engine, quiet
+        self.kept_by_origin: dict[str, dict[str, int]] = {}
+
+    def run(self, folder: Path) -> tuple[Account, str, NDArray[np.int64]]:
+        """Write the shards into `folder`; returns the closed account, the digest and the near-duplicate pairs."""
+        model = self._perplexity_model()
+        self._each("cleaning", process, [(u, self.work, self.settings, model) for u in self.units])
+        done = [json.loads((self.work / u.folder / DONE).read_text()) for u in self.units]
+        store = Store(self.work, tuple(u.folder for u in self.units), tuple(d["rows"] for d in done))
+        copies, near = self._duplicates(store)
+        lines = self._lines(store)
+        self._each("writing", finish, [(u.folder, int(s), self.work, copies, near, lines)
+                                       for u, s in zip(self.units, store.starts, strict=False)])  # fmt: skip
+        return self._collect(folder, near)
+
+    def _each(self, label: str, function: Callable[..., None], tasks: Sequence[tuple[Any, ...]]) -> None:
+        with progress(label, len(tasks), self.quiet) as advance:
+            for finished in self.engine(function, tasks):
+                advance(finished)
+
+    def _perplexity_model(self) -> Path | None:
+        if not self.settings.perplexity_reference:
+            return None
+        from camelid.corpus.ngram import train_on_files
+
+        path = self.work / "ngram.npz"
+        train_on_files(self.settings.perplexity_reference, path, self.settings.max_perplexity_quantile)
+        return path
+
+    def _duplicates(self, store: Store) -> tuple[Path, Path]:
+        """Files with (dropped, kept) ids: exact copies, and near ones."""
+        copies_file, near_file = self.work / "copies.npy", self.work / "near.npy"
+        if not copies_file.exists():
+            found = dedup.exact_copies(store) if self.settings.deduplicate != "none" else np.empty((0, 2), np.int64)
+            dedup.save(copies_file, found)
+        if self.settings.deduplicate != "near":
+            dedup.save(near_file, np.empty((0, 2), np.int64))
+        elif not near_file.exists():
+            dedup.save(near_file, minhash.clusters(self._similar(store, np.load(copies_file))))
+        return copies_file, near_file
+
+    def _similar(self, store: Store, copies: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Pairs of documents at least near_threshold alike."""
+        bands = [self.work / f"band-{b:02}.npy" for b in range(minhash.BANDS)]
+        self._each("comparing bands", dedup.band_candidates, [(store, b, path) for b, path in enumerate(bands)])
+        pairs_file = self.work / "candidates.npy"
+        count = dedup.merge_candidates(bands, copies, pairs_file)
+        starts = range(0, count, dedup.PAIRS_AT_ONCE)
+        parts = [self.work / f"similar-{start:012}.npy" for start in starts]
+        self._each("comparing pairs", dedup.verify, [
+            (store, pairs_file, start, self.settings.near_threshold, path)
+            for start, path in zip(starts, parts, strict=True)
+        ])  # fmt: skip
+        return np.concatenate([np.load(p) for p in parts] or [np.empty((0, 2), np.int64)])
+
+    def _lines(self, store: Store) -> Path | None:
+        if not self.settings.deduplicate_lines:
+            return None
+        path = self.work / "repeated_lines.npy"
+        if not path.exists():
+            hashes, first = dedup.repeated_lines(store)
+            dedup.save(path, np.stack((hashes.view(np.int64), first)))
+        return path
+
+    def _collect(self, folder: Path, near: Path) -> tuple[Account, str, NDArray[np.int64]]:
+        """Number the shards that hold documents, and add the accounts up."""
+        digest, accounts, shards = hashlib.sha256(), [], 0
+        for unit in self.units:
+            done = json.loads((self.work / unit.folder / "finished.json").read_text())
+            accounts.append(Account.from_dict(done["account"]))
+            origin = self.kept_by_origin.setdefault(unit.source, {"documents": 0, "bytes": 0})
+            origin["documents"] += done["rows"]
+            origin["bytes"] += accounts[-1].text_bytes
+            digest.update(done["digest"].encode())
+            if done["rows"]:
+                shutil.copyfile(self.work / unit.folder / "final.parquet", folder / SHARDS.format(shards))
+                shards += 1
+        account = total(accounts)
+        account.check()
+        return account, digest.hexdigest(), np.load(near)
 
 
 def documents(corpus: str | Path) -> Iterator[str]:
-    """The texts of a corpus folder, in order. Raises InputError when it is not a finished corpus."""
+    """The texts of a corpus folder, in order; each as often as its mixture says.
+
+    Raises InputError when it is not a finished corpus.
+    """
     folder = Path(corpus)
-    if read_manifest(folder)["kind"] != "corpus":
+    manifest = read_manifest(folder)
+    if manifest["kind"] != "corpus":
         raise InputError(f"{folder} is not a corpus: make one with `camelid corpus build`")
-    for document in read(folder / DOCUMENTS):
-        yield document.text
+    epochs = {name: row["epochs"] for name, row in manifest.get("mixture", {}).items()}
+    yield from mixture.repeated(_rows(folder), epochs)
+
+
+def _rows(folder: Path) -> Iterator[tuple[str, str]]:
+    """(text, origin) of every document."""
+    import pyarrow.parquet as pq
+
+    for shard in sorted(folder.glob("documents-*.parquet")):
+        with pq.ParquetFile(shard) as file:
+            for batch in file.iter_batches(columns=["text", "origin"], batch_size=256):
+                yield from zip(batch.column(0).to_pylist(), batch.column(1).to_pylist(), strict=True)

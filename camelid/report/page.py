@@ -20,6 +20,7 @@ table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{text-align:left;padding:.35rem .6rem;border-bottom:1px solid #8884;vertical-align:top}
 td.n,th.n{text-align:right}tr.best td{font-weight:600}
 pre{background:#8881;padding:.8rem;border-radius:6px;overflow-x:auto;font-size:.85rem;white-space:pre-wrap}
+td.bar{width:60%}td.bar div{background:#2b6cb0;height:.8rem;border-radius:2px;min-width:1px}
 svg{width:100%;height:auto}svg text{font-size:12px;fill:currentColor}p.note{color:#888;font-size:.9rem}
 """
 
@@ -63,6 +64,21 @@ class Page:
         body = "".join(line(row, "td", " class=best" if i == best else "") for i, row in enumerate(rows))
         self.parts.append(f"<table>{line(header, 'th')}{body}</table>")
 
+    def bars(self, title: str, rows: Sequence[tuple[str, int]]) -> None:
+        """Horizontal bars, one a row, with their numbers; nothing for no rows."""
+        if not rows:
+            return
+        self.heading(title)
+        most = max(n for _, n in rows) or 1
+        line = '<tr><td>{}</td><td class=bar><div style="width:{:.1f}%"></div></td><td class=n>{:,}</td></tr>'
+        body = "".join(line.format(html.escape(name), 100 * n / most, n) for name, n in rows)
+        self.parts.append(f"<table>{body}</table>")
+
+    def flow(self, title: str, total: int, parts: Sequence[tuple[str, int]]) -> None:
+        """How a total divides: one band from the left fans out into its parts, each as wide as its share."""
+        self.heading(title)
+        self.parts.append(_flow_svg(total, [p for p in parts if p[1] > 0]))
+
     def plot(self, title: str, curves: Sequence[Curve], x: str) -> None:
         """Lines over a shared x axis. Points that are not finite are left out."""
         self.heading(title)
@@ -80,6 +96,28 @@ def _shown(cell: object) -> str:
     if isinstance(cell, float):
         return f"{cell:.2f}" if abs(cell) >= 10 else f"{cell:.3f}"
     return f"{cell:,}" if isinstance(cell, int) else str(cell)
+
+
+def _flow_svg(total: int, parts: Sequence[tuple[str, int]]) -> str:
+    if not total or not parts:
+        return "<p class=note>nothing was read</p>"
+    band, gap = 180.0, 22.0
+    height = band + gap * len(parts) + 10
+    out = [f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img">']
+    left = right = 4.0
+    for number, (name, amount) in enumerate(parts):
+        size = max(1.0, band * amount / total)
+        colour = "#2f855a" if number == 0 else COLOURS[0] if number % 2 else COLOURS[1]
+        curve = (
+            f"M90 {left:.1f} C250 {left:.1f} 250 {right:.1f} 400 {right:.1f} V{right + size:.1f} "
+            f"C250 {right + size:.1f} 250 {left + size:.1f} 90 {left + size:.1f} Z"
+        )
+        out.append(f'<path d="{curve}" fill="{colour}" opacity=".65"/>')
+        label = f"{name}: {amount:,} ({amount / total:.1%})"
+        out.append(f'<text x="408" y="{right + size / 2 + 4:.1f}">{html.escape(label)}</text>')
+        left, right = left + band * amount / total, right + size + gap
+    out.append(f'<text x="4" y="{4 + band / 2:.0f}">{total:,}</text>')
+    return "".join([*out, "</svg>"])
 
 
 def _svg(curves: Sequence[Curve], x_name: str) -> str:

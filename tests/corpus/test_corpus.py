@@ -1,18 +1,23 @@
-"""The corpus: every document and byte accounted for, damage repaired, duplicates out."""
+"""The corpus: every document and byte accounted for, the same for any number of workers, whole or not there."""
 
 from __future__ import annotations
 
 import gzip
 import json
+import random
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from camelid.artifact import read_manifest
 from camelid.corpus import build, documents
-from camelid.corpus.filters import Limits, few_letters, repeated_lines
-from camelid.corpus.read import html_text
-from camelid.corpus.run import repair
-from camelid.errors import InputError
+from camelid.errors import InputError, RecipeError
+from camelid.recipe import CorpusSection, load
 
 LONG = "A sentence that is long enough to be kept by the filter, number {}."
 
@@ -24,73 +29,188 @@ def folder(tmp_path: Path) -> Path:
     (raw / "a.txt").write_text(LONG.format(1))
     (raw / "b.md").write_text(LONG.format(1) + "  \r\n")  # the same after repair
     (raw / "c.txt").write_text("short")
-    (raw / "d.txt").write_bytes(b"\xff\xfe\xfa" * 40)
+    (raw / "d.txt").write_bytes(b"\x00\x01\x02\xff\x00\x07" * 40)
     (raw / "e.jsonl").write_text(json.dumps({"text": LONG.format(2)}) + '\n{"no": 1}\nnot json\n\n')
     (raw / "f.jsonl.gz").write_bytes(gzip.compress(json.dumps({"text": LONG.format(3)}).encode()))
     (raw / "g.jsonl.gz").write_bytes(b"\x1f\x8bbroken")
-    (raw / "h.html").write_text(
-        f"<html><head><title>no</title></head><script>no()</script><p>{LONG.format(4)}</p></html>"
-    )
+    (raw / "h.csv").write_text(f'id,text\n1,"{LONG.format(4)}"\n2,too,many\n')
+    (raw / ".hidden.txt").write_text(LONG.format(99))
     return raw
 
 
+def made(folder: Path, out: Path, **settings: Any) -> dict[str, Any]:
+    return build([folder], out, CorpusSection(**{"workers": 1} | settings), quiet=True)
+
+
+def balanced(tally: dict[str, Any]) -> bool:
+    return bool(tally["read"] == tally["kept"] + sum(tally["dropped"].values()) + sum(tally["quarantined"].values()))
+
+
 def test_every_document_and_byte_is_accounted_for(folder: Path, tmp_path: Path) -> None:
-    result = build([folder], tmp_path / "out", quiet=True)
-    for tally in (result["documents"], result["bytes"]):
-        assert tally["read"] == tally["kept"] + sum(tally["dropped"].values()) + sum(tally["quarantined"].values())
+    result = made(folder, tmp_path / "out", deduplicate="exact")
     assert result["documents"] == {
-        "read": 10, "kept": 4, "dropped": {"duplicate": 1, "too_short": 1},
-        "quarantined": {"not_utf8": 1, "no_text_field": 2, "damaged_gzip": 1},
+        "read": 13, "kept": 4, "dropped": {"duplicate": 1, "too_short": 1, "blank_line": 1, "header": 1},
+        "quarantined": {"no_text_field": 1, "bad_json": 1, "broken_gzip_member": 1, "binary": 1, "bad_csv": 1},
     }  # fmt: skip
+    assert balanced(result["bytes"])
+    plain = sum(p.stat().st_size for p in folder.glob("[a-eh]*.*")) + len(json.dumps({"text": LONG.format(3)}))
+    assert result["bytes"]["read"] == plain + (folder / "g.jsonl.gz").stat().st_size
     assert list(documents(tmp_path / "out")) == [LONG.format(n) for n in (1, 2, 3, 4)]
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
 def test_the_digest_is_of_the_text(folder: Path, tmp_path: Path) -> None:
-    digests = [build([folder], tmp_path / name, quiet=True)["digest"] for name in "ab"]
+    digests = [made(folder, tmp_path / name, deduplicate="exact")["digest"] for name in "ab"]
     (folder / "a.txt").write_text(LONG.format(9))
-    assert digests[0] == digests[1] != build([folder], tmp_path / "c", quiet=True)["digest"]
+    assert digests[0] == digests[1] != made(folder, tmp_path / "c", deduplicate="exact")["digest"]
 
 
-def test_parquet_comes_back(folder: Path, tmp_path: Path) -> None:
-    first = build([folder], tmp_path / "one", quiet=True)
-    second = build([tmp_path / "one" / "documents.parquet"], tmp_path / "two", quiet=True)
-    assert first["digest"] == second["digest"]
+def test_a_corpus_is_an_input_too(folder: Path, tmp_path: Path) -> None:
+    made(folder, tmp_path / "one", deduplicate="exact")
+    made(tmp_path / "one" / "documents-00000.parquet", tmp_path / "two", deduplicate="exact")
+    assert list(documents(tmp_path / "one")) == list(documents(tmp_path / "two"))
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of several units: JSON lines with copies, near copies and repeated lines."""
+    raw = tmp_path_factory.mktemp("many")
+    source = random.Random(3)
+    words = [
+        f"{a}{b}" for a in ("ba", "ke", "lo", "mi", "su", "ta", "ven") for b in ("n", "rd", "st", "ll", "mp", "ck")
+    ]
+    texts = [" ".join(source.choices(words, k=80)) + "." for _ in range(120)]
+    for number in range(3):
+        with (raw / f"{number}.jsonl").open("w") as file:
+            for text in texts[number * 40 : number * 40 + 40]:
+                near = text.replace(" ban ", " kerd ", 1)
+                for one in (
+                    text,
+                    near,
+                    text if source.random() < 0.2 else near + " End.",
+                    "A shared closing line.\n" + text[:200],
+                ):
+                    print(json.dumps({"text": one}), file=file)
+    return raw
+
+
+SMALL_UNITS = "import camelid.corpus.unit as u; u.UNIT_BYTES = 20_000\n"
+
+
+def test_workers_and_engines_make_the_same_corpus(many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("camelid.corpus.unit.UNIT_BYTES", 20_000)
+    results = [made(many, tmp_path / f"w{n}", workers=n, deduplicate_lines=True) for n in (1, 2, 4)]
+    assert results[0]["documents"]["dropped"]["near_duplicate"] > 50
+    for other in results[1:]:
+        assert other["digest"] == results[0]["digest"]
+        assert other["documents"] == results[0]["documents"]
+    assert "A shared closing line." in "".join(documents(tmp_path / "w1"))
+    assert "".join(documents(tmp_path / "w1")).count("A shared closing line.") == 1
+
+
+def test_ray_makes_the_same_corpus(many: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="the ray extra is not installed")
+    assert made(many, tmp_path / "ray", engine="ray")["digest"] == made(many, tmp_path / "local")["digest"]
+
+
+def test_a_killed_run_goes_on_to_the_same_corpus(many: Path, tmp_path: Path) -> None:
+    """kill -9 at random moments, on one output, until a run gets through."""
+
+    def program(out: str) -> list[str]:
+        build_it = f"build([{str(many)!r}], {str(tmp_path / out)!r}, CorpusSection(workers=1), quiet=True)"
+        imports = "from camelid.corpus import build\nfrom camelid.recipe import CorpusSection\n"
+        return [sys.executable, "-c", SMALL_UNITS + imports + build_it]
+
+    subprocess.run(program("whole"), check=True)
+    source = random.Random(0)
+    for _ in range(4):
+        process = subprocess.Popen(program("killed"))
+        time.sleep(source.uniform(0.3, 1.5))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(program("killed"), check=True)
+    whole, killed = read_manifest(tmp_path / "whole"), read_manifest(tmp_path / "killed")
+    assert killed["digest"] == whole["digest"]
+    assert killed["documents"] == whole["documents"]
 
 
 def test_real_text(data: Path, tmp_path: Path) -> None:
     result = build([data / "corpora" / "c4_demo.jsonl", data / "corpora" / "zh"], tmp_path / "out", quiet=True)
-    assert result["documents"]["kept"] >= 290
+    assert balanced(result["documents"])
+    assert balanced(result["bytes"])
+    assert result["documents"]["kept"] >= 5000
     assert "林黛玉" in "".join(documents(tmp_path / "out"))
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "near_duplicate" in page
+    assert "documents read = " in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_repair() -> None:
-    assert repair("The cafÃ© is open\r\n\x00ok  ") == "The café is open\nok"
-    assert repair("“quotes” stay, ﬁ too") == "“quotes” stay, ﬁ too"
-    assert repair("e\u0301") == "é"
+def test_web_archives(data: Path, tmp_path: Path) -> None:
+    result = build([data / "web" / "warc"], tmp_path / "out", quiet=True)
+    assert balanced(result["bytes"])
+    assert result["documents"]["quarantined"] == {"bad_content_length": 2, "bad_warc_header": 1}
 
 
-def test_filters() -> None:
-    assert repeated_lines("buy now\n" * 10, Limits())
-    assert not repeated_lines("one\ntwo\nthree", Limits())
-    assert few_letters("12 34 56 | -- 78 == 9 0 a", Limits())
-    assert not few_letters("骆驼在沙漠里走", Limits())
+def test_decontamination_and_its_warning(folder: Path, tmp_path: Path) -> None:
+    from camelid.corpus.decontaminate import unchecked
+
+    sentence = " ".join(f"word{n}" for n in range(20))
+    (folder / "leak.txt").write_text("Before it comes something else. " + sentence.upper() + " And after it too.")
+    (tmp_path / "test.jsonl").write_text(json.dumps({"question": sentence}) + "\n")
+    result = made(folder, tmp_path / "out", decontaminate=[str(tmp_path / "test.jsonl")])
+    assert result["documents"]["dropped"]["contaminated:test.jsonl"] == 1
+    assert unchecked(tmp_path / "out", [tmp_path / "test.jsonl"]) is None
+    assert "not decontaminated" in str(unchecked(tmp_path / "out", [folder / "a.txt"]))
 
 
-def test_html_keeps_what_a_reader_sees() -> None:
-    page = "<nav>menu</nav><h1>Title</h1><p>One <b>bold</b> word</p><style>p{}</style><script>x<y</script>"
-    assert html_text(page) == "Title\nOne bold word"
+def test_a_mixture_counts_sources_by_epochs_and_weights(folder: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "mix.toml"
+    recipe.write_text(
+        f'[corpus]\nworkers = 1\ndeduplicate = "exact"\n[[corpus.sources]]\nname = "one"\ninputs = ["{folder}/a.txt"]\nepochs = 2.0\n'
+        f'[[corpus.sources]]\nname = "two"\ninputs = ["{folder}/e.jsonl"]\n'
+    )
+    build([], tmp_path / "out", load(recipe).corpus, quiet=True)
+    assert list(documents(tmp_path / "out")) == [LONG.format(1)] * 2 + [LONG.format(2)]
+    weighted = recipe.read_text().replace("epochs = 2.0", "weight = 3").replace('"two"', '"two"\nweight = 1')
+    recipe.write_text(weighted)
+    build([], tmp_path / "out", load(recipe).corpus, quiet=True)
+    shares = {n: row["share"] for n, row in read_manifest(tmp_path / "out")["mixture"].items()}
+    assert shares == {"one": 0.75, "two": 0.25}
 
 
-@pytest.mark.parametrize("name", ["missing", "missing/*.txt", "x.exe"])
+def test_text_unlike_the_reference_is_dropped(data: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    source = random.Random(1)
+    (raw / "noise.txt").write_text("".join(source.choice("abcdefghijklmnopqrstuvwxyz ") for _ in range(3000)))
+    (raw / "prose.txt").write_text((data / "corpora" / "wiki_demo.txt").read_text().split("\n")[0][:5000])
+    result = made(raw, tmp_path / "out", perplexity_reference=[str(data / "corpora" / "wikitext2" / "valid.txt")])
+    assert result["documents"]["dropped"] == {"perplexity": 1}
+
+
+@pytest.mark.parametrize("name", ["missing", "missing/*.txt"])
 def test_inputs_that_name_nothing(tmp_path: Path, name: str) -> None:
-    (tmp_path / "x.exe").touch()
     with pytest.raises(InputError, match=name.replace("*", r"\*").replace(".", r"\.")):
-        build([tmp_path / name], tmp_path / "out", quiet=True)
-    assert not (tmp_path / "out").exists()
+        made(tmp_path / name, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 def test_nothing_kept_writes_nothing(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("short")
     with pytest.raises(InputError, match="too_short"):
-        build([tmp_path / "a.txt"], tmp_path / "out", quiet=True)
+        made(tmp_path / "a.txt", tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("corpus.min_charcters=3", "did you mean 'min_characters'"),
+        ("corpus.near_threshold=7", "near_threshold"),
+        ("corpus.filters=golfer", "golfer"),
+        ("corpus.limits.golfer=1", "golfer"),
+    ],
+)
+def test_settings_that_do_not_exist(folder: Path, tmp_path: Path, setting: str, message: str) -> None:
+    with pytest.raises((RecipeError, InputError), match=message):
+        build([folder], tmp_path / "out", load(None, [setting]).corpus, quiet=True)

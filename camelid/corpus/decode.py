@@ -1,0 +1,113 @@
+"""Bytes to text when nobody says, or somebody says wrongly, which encoding they are in."""
+
+from __future__ import annotations
+
+import codecs
+import re
+
+_BOMS = (
+    (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
+)  # fmt: skip
+_META = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?\s*([\w-]{2,40})""", re.I)
+SAMPLE = 1 << 16
+# What browsers read where a page says the first (WHATWG encoding standard).
+_WIDER = {"gb2312": "gb18030", "gbk": "gb18030", "iso-8859-1": "cp1252", "latin-1": "cp1252", "ascii": "cp1252",
+          "us-ascii": "cp1252", "shift_jis": "cp932", "euc-kr": "cp949", "ks_c_5601-1987": "cp949"}  # fmt: skip
+MIXED_SHARE = 0.25  # up to this share of lines may be in a second encoding
+
+
+class Undecodable(ValueError):
+    """Not text in any encoding we can tell. The argument is the reason under which it is quarantined."""
+
+
+def decode(raw: bytes, declared: str | None = None) -> str:
+    """The text of `raw`. `declared` is an encoding somebody stated; it is believed only when it fits.
+
+    Order: byte order mark, UTF-8, UTF-16 by its zeros, the declared one, UTF-8 with some lines in another encoding,
+    detection. Raises Undecodable with "binary" or "unknown_encoding".
+    """
+    for mark, name in _BOMS:
+        if raw.startswith(mark) and (text := _strict(raw, name)) is not None:
+            return text
+    if (text := _strict(raw, "utf-8")) is not None:
+        if raw.count(0) > len(raw) // 100 and (wide := _utf16(raw)) is not None:
+            return wide
+        return text
+    if (text := _utf16(raw)) is not None:
+        return text
+    if raw.count(0) > len(raw) // 1000 + 1:
+        raise Undecodable("binary")
+    name = (declared or "").strip().lower()
+    if name and name != "utf-8" and (text := _strict(raw, _WIDER.get(name, name))) is not None and plausible(text):
+        return text
+    if (text := _mixed(raw)) is not None:
+        return text
+    if (text := _detected(raw)) is not None:
+        return text
+    raise Undecodable("unknown_encoding")
+
+
+def declared_in_page(page: bytes) -> str | None:
+    """The encoding that an HTML page states about itself in its first kilobytes."""
+    found = _META.search(page[:4096])
+    return found[1].decode("ascii", "replace") if found else None
+
+
+def plausible(text: str) -> bool:
+    """Control characters and private-use characters show that an encoding was guessed wrongly."""
+    sample = text[:SAMPLE]
+    strange = sum(
+        1 for c in sample if "\x7f" <= c <= "\x9f" or "\ue000" <= c <= "\uf8ff" or (c < " " and c not in "\t\n\r\f")
+    )
+    return strange <= len(sample) // 200
+
+
+def _strict(raw: bytes, encoding: str) -> str | None:
+    try:
+        return raw.decode(encoding)
+    except (UnicodeDecodeError, LookupError, UnicodeError):
+        return None
+
+
+def _utf16(raw: bytes) -> str | None:
+    """UTF-16 without a byte order mark: spaces and newlines put zeros on one side."""
+    even, odd = raw[:SAMPLE:2].count(0), raw[1:SAMPLE:2].count(0)
+    half = max(1, min(len(raw), SAMPLE) // 2)
+    if max(even, odd) < half // 20 or min(even, odd) > max(even, odd) // 10:
+        return None
+    text = _strict(raw[: len(raw) & ~1], "utf-16-le" if odd > even else "utf-16-be")
+    return text if text is not None and plausible(text) else None
+
+
+def _mixed(raw: bytes) -> str | None:
+    """UTF-8 in which some lines are in another encoding: each line is decoded by itself."""
+    lines = raw.split(b"\n")
+    decoded = [_strict(line, "utf-8") for line in lines]
+    wide = sum(1 for line, text in zip(lines, decoded, strict=True) if text is not None and not line.isascii())
+    bad = [line for line, text in zip(lines, decoded, strict=True) if text is None]
+    # Without UTF-8 beyond ASCII the file is not mixed, it is in the other encoding.
+    if len(bad) > MIXED_SHARE * len(lines) or (not wide and len(bad) > len(lines) // 100):
+        return None
+    other = _detected(b"\n".join(bad))
+    if other is None:
+        return None
+    replacements = iter(other.split("\n"))
+    return "\n".join(text if text is not None else next(replacements, "") for text in decoded)
+
+
+def _detected(raw: bytes) -> str | None:
+    """Two detectors; the guess must decode every byte."""
+    sample = raw[:SAMPLE]
+    from resiliparse.parse.encoding import detect_encoding
+
+    guess = detect_encoding(sample)
+    if guess and guess != "utf-8":
+        text = _strict(raw, _WIDER.get(guess, guess))
+        if text is not None and plausible(text):
+            return text
+    from charset_normalizer import from_bytes
+
+    best = from_bytes(sample).best()
+    text = _strict(raw, best.encoding) if best else None
+    return text if text is not None and plausible(text) else None

@@ -1,0 +1,167 @@
+"""Reading: sizes add up to the bytes, damage stays where it is, encodings are told right."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from camelid.corpus.decode import decode
+from camelid.corpus.document import Document
+from camelid.corpus.read import find_files, read, spans
+from camelid.corpus.wiki import plain
+
+
+def outcomes(path: Path) -> Counter[str]:
+    return Counter(d.fault or d.skip or d.kind for d in read(path))
+
+
+def lines(count: int) -> bytes:
+    return b"".join(json.dumps({"text": f"record {n} " + "x" * 50}).encode() + b"\n" for n in range(count))
+
+
+def record(uri: str, body: bytes, length: int | None = None) -> bytes:
+    http = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n" + body
+    head = f"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: {uri}\r\nContent-Type: application/http\r\n"
+    return f"{head}Content-Length: {len(http) if length is None else length}\r\n\r\n".encode() + http + b"\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("suffix", "pack"), [("", bytes), (".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)]
+)
+def test_sizes_add_up(tmp_path: Path, suffix: str, pack: object) -> None:
+    path = tmp_path / f"a.jsonl{suffix}"
+    path.write_bytes(pack(lines(500)))  # type: ignore[operator]
+    found = list(read(path))
+    assert len(found) == 500
+    assert sum(d.size for d in found) == len(lines(500))
+
+
+def test_zstd(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    path = tmp_path / "a.jsonl.zst"
+    with pa.CompressedOutputStream(str(path), "zstd") as out:
+        out.write(lines(300))
+    assert outcomes(path) == {"text": 300}
+
+
+def test_a_broken_gzip_member_costs_no_neighbour(tmp_path: Path) -> None:
+    members = [gzip.compress(record(f"http://x/{n}", b"<p>page</p>")) for n in range(3)]
+    damaged = bytearray(members[1])
+    damaged[len(damaged) // 2] ^= 0xFF
+    path = tmp_path / "a.warc.gz"
+    path.write_bytes(members[0] + bytes(damaged) + members[2])
+    assert outcomes(path) == {"html": 2, "broken_gzip_member": 1}
+    path.write_bytes(members[0] + members[1][:-20])
+    assert outcomes(path) == {"html": 1, "broken_gzip_member": 1}
+
+
+@pytest.mark.parametrize("length", [10, 4000, -1])
+def test_a_wrong_content_length_costs_no_neighbour(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "a.warc"
+    good = [record(f"http://x/{n}", b"<p>page</p>") for n in range(2)]
+    path.write_bytes(good[0] + record("http://x/bad", b"<p>bad</p>", length) + good[1])
+    assert outcomes(path) == {"html": 2, "bad_content_length": 1}
+    assert sum(d.size for d in read(path)) == path.stat().st_size
+
+
+def test_json_lines_with_every_kind_of_damage(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    bad = [b"{", b"[" * 100_000, b'{"text": "a\x00b"}', b'{"text": 1}', b"\xff\xfe\x00{", b'{"text": "cut']
+    path.write_bytes(b"\xef\xbb\xbf" + lines(1) + b"\n".join(bad) + b"\n" + b'{"text": "\\ud800 lone"}\n' + lines(1))
+    found = list(read(path))
+    assert sum(d.size for d in found) == path.stat().st_size
+    assert [d.text for d in found if not d.fault and not d.skip] == [
+        "record 0 " + "x" * 50,
+        "\ufffd lone",
+        "record 0 " + "x" * 50,
+    ]
+
+
+def test_a_line_longer_than_a_record_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("camelid.corpus.bytestream.MAX_RECORD_BYTES", 1 << 20)
+    monkeypatch.setattr("camelid.corpus.bytestream.Stream.line.__defaults__", (1 << 20,))
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(lines(1) + b'{"text": "' + b"y" * (3 << 20) + b'"}\n' + lines(1))
+    assert outcomes(path) == {"text": 2, "line_too_long": 1}
+    assert sum(d.size for d in read(path)) == path.stat().st_size
+
+
+def test_a_decompression_bomb_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("camelid.corpus.bytestream.BOMB_BYTES", 4 << 20)
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(b"0" * (64 << 20)))
+    assert "decompression_bomb" in outcomes(path)
+
+
+def test_spans_share_out_every_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(lines(2000))
+    whole = [d.text for d in read(path)]
+    for size in (1000, 7777, 40_000):
+        parts = spans(path, size)
+        assert len(parts) > 1
+        assert [d.text for p in parts for d in read(path, "auto", p.start, p.end)] == whole
+
+
+ENCODED = {
+    "gb18030": "骆驼在沙漠里走，白天热，夜里冷。他们说水在很远的地方。",
+    "big5": "駱駝在沙漠裡走，白天熱，夜裡冷。他們說水在很遠的地方。",
+    "shift_jis": "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。",
+    "euc_jp": "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。",
+    "euc_kr": "오늘은 날씨가 매우 좋습니다. 우리는 학교에 갑니다. 나는 책을 읽고 있습니다.",
+    "cp1251": "Все счастливые семьи похожи друг на друга, каждая несчастливая семья несчастлива по-своему.",
+    "koi8_r": "Все счастливые семьи похожи друг на друга, каждая несчастливая семья несчастлива по-своему.",
+    "cp1252": "Longtemps, je me suis couché de bonne heure. Mes yeux se fermaient très vite, à peine ma bougie éteinte.",
+    "utf-16-le": "Plain words in two bytes each, without a mark in front.",
+    "utf-16": "With a mark in front: ünïcode.",
+    "utf-8-sig": "A byte order mark before ünïcode.", "utf-32": "Four bytes a character.",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("encoding", ENCODED)
+def test_encodings_are_told_by_their_bytes(encoding: str) -> None:
+    text = "\n".join([ENCODED[encoding]] * 4)
+    assert decode(text.encode(encoding)) == text
+
+
+def test_a_wrong_declaration_is_not_believed_and_mixed_lines_are_read() -> None:
+    assert decode("naïve café".encode(), "shift_jis") == "naïve café"
+    mixed = "\n".join(["ünïcode líne"] * 8).encode() + "\nMes yeux se fermaient très vite à peine éteinte".encode(
+        "cp1252"
+    )
+    assert decode(mixed).splitlines()[-1] == "Mes yeux se fermaient très vite à peine éteinte"
+
+
+def test_names_that_lie(tmp_path: Path) -> None:
+    (tmp_path / "page.txt").write_bytes(record("http://x/", b"<p>page</p>"))
+    (tmp_path / "plain.gz").write_text("not compressed at all")
+    assert outcomes(tmp_path / "page.txt") == {"html": 1}
+    assert outcomes(tmp_path / "plain.gz") == {"text": 1}
+    assert len(find_files([tmp_path])) == 1  # .gz alone says no format; in a folder it is left alone
+
+
+def test_real_archives_add_up(data: Path) -> None:
+    for path in (data / "web" / "warc").rglob("*.warc.gz"):
+        assert sum(d.size for d in read(path)) == len(gzip.decompress(path.read_bytes()))
+
+
+def test_wiki_markup() -> None:
+    text = (
+        "'''Bold''' [[Link|words]] and [[plain]].{{Infobox|a={{b|[[c]]}}}}<ref name=x>note</ref><!-- no -->\n"
+        "{| class=x\n|-\n| cell\n|}\n== History ==\n* [http://x.y site] [[File:a.jpg|thumb|caption [[in]]]]\n"
+        "== See also ==\n* [[Other]]\n"
+    )
+    assert plain(text).split("\n") == ["Bold words and plain.", "", "History", "site"]
+
+
+def test_every_document_names_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(lines(2))
+    assert [d.source for d in read(path)] == [f"{path}:1", f"{path}:2"]
+    assert isinstance(next(read(path)), Document)
