@@ -66,7 +66,9 @@ class TrainSection(_Section):
     sequence_length: int = Field(default=2048, ge=2)
     global_batch_tokens: int = Field(default=4_194_304, ge=2)
     micro_batch_rows: int | None = Field(default=None, ge=1)
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = Field(default=3e-4, gt=0)
+    muon_learning_rate: float = Field(default=0.02, gt=0)
     min_learning_rate_share: float = Field(default=0.1, ge=0, le=1)
     warmup_steps: int = Field(default=2000, ge=0)
     weight_decay: float = Field(default=0.1, ge=0)

@@ -28,7 +28,7 @@ from camelid.tokens.batch import Source
 from camelid.train import checkpoint
 from camelid.train.checkpoint import LoopState
 from camelid.train.loss import loss_sum
-from camelid.train.optimizer import adamw, learning_rate
+from camelid.train.optimizer import learning_rate, optimizer_for
 
 MICRO_BATCH_TOKENS = 16384
 
@@ -101,7 +101,7 @@ def planned_steps(job: Job) -> int:
     if settings.epochs:
         return max(1, round(settings.epochs * len(job.source) / rows))
     if settings.minutes:
-        optimizer = torch.optim.SGD(job.model.parameters(), lr=0.0)  # times the work without changing a weight
+        optimizer = optimizer_for(job.model, settings)  # at rate 0: times the work without changing a weight
         seconds = []
         for step in range(6):  # the first ones also warm caches and allocators up
             started = time.monotonic()
@@ -117,7 +117,7 @@ def run(job: Job, resume: bool = False) -> dict[str, Any]:
     recipe, settings, out = job.recipe, job.recipe.train, Path(job.recipe.log.out)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    optimizer, state = adamw(job.model, settings), LoopState()
+    optimizer, state = optimizer_for(job.model, settings), LoopState()
     last = checkpoint.newest(out)
     if resume and last:
         state = checkpoint.restore(last, job.model, optimizer)

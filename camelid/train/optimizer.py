@@ -1,24 +1,81 @@
-"""AdamW (arXiv:1711.05101) over two groups: matrices decay, norms and biases do not; and its learning rate."""
+"""AdamW (arXiv:1711.05101) over two groups, matrices decay, norms and biases do not; Muon for the blocks' matrices;
+and the learning rate."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from camelid.model.llama import Llama
 from camelid.recipe import TrainSection
 
 
-def adamw(model: Llama, settings: TrainSection) -> torch.optim.AdamW:
-    """The optimizer of a model, with torch's fused step."""
-    parameters = list(model.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+def optimizer_for(model: Llama, settings: TrainSection) -> torch.optim.AdamW:
+    """The optimizer that the recipe names; everything that Muon does not move is AdamW's, in torch's fused step."""
+    muon = settings.optimizer == "muon"
+    matrices = [p for name, p in model.named_parameters() if muon and p.dim() == 2 and name.startswith("layers.")]
+    moved = set(matrices)
+    rest = [p for p in model.parameters() if p not in moved]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in rest if p.dim() >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
     ]
+    if muon:
+        ratio = settings.muon_learning_rate / settings.learning_rate
+        groups.append({"params": matrices, "weight_decay": settings.weight_decay, "muon_ratio": ratio})
     betas = (settings.beta1, settings.beta2)
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=betas, eps=settings.eps, fused=True)
+    kind = Muon if muon else torch.optim.AdamW
+    return kind(groups, lr=settings.learning_rate, betas=betas, eps=settings.eps, fused=True)
+
+
+class Muon(torch.optim.AdamW):
+    """Muon (Jordan et al. 2024) on the groups that have a `muon_ratio`, AdamW on the others.
+
+    A matrix moves along the orthogonalised Nesterov momentum of its gradient, at muon_ratio times the group's rate.
+    Its state is one `momentum` of the matrix's shape. Every matrix must be whole on its device.
+    """
+
+    MOMENTUM = 0.95
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update of every parameter with a gradient."""
+        groups = self.param_groups
+        for group in groups:
+            if "muon_ratio" in group:
+                for parameter in group["params"]:
+                    self._move(parameter, group["lr"] * group["muon_ratio"], group["lr"] * group["weight_decay"])
+        try:
+            self.param_groups = [g for g in groups if "muon_ratio" not in g]
+            super().step()
+        finally:
+            self.param_groups = groups
+
+    def _move(self, parameter: Tensor, rate: float, decay: float) -> None:
+        if parameter.grad is None:
+            return
+        momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
+        momentum.lerp_(parameter.grad, 1 - self.MOMENTUM)
+        direction = orthogonalized(parameter.grad.lerp(momentum, self.MOMENTUM))
+        rows, columns = parameter.shape
+        parameter.mul_(1 - decay).add_(direction, alpha=-rate * math.sqrt(max(1.0, rows / columns)))
+
+
+def orthogonalized(matrix: Tensor, steps: int = 5) -> Tensor:
+    """About U V^T of the matrix's singular value decomposition U S V^T, [rows, columns], by a Newton-Schulz iteration.
+
+    The quintic's coefficients are those of Muon's reference: singular values end up between 0.7 and 1.2.
+    """
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if tall else matrix
+    x = x / (x.norm() + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * (gram @ gram)) @ x
+    return x.T if tall else x
 
 
 def learning_rate(step: int, steps: int, settings: TrainSection) -> float:

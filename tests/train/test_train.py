@@ -20,7 +20,7 @@ from camelid.tokens.batch import IGNORE, Batch
 from camelid.tokens.write import build
 from camelid.train import finetune, pretrain
 from camelid.train.loop import Job, train_step
-from camelid.train.optimizer import adamw, learning_rate
+from camelid.train.optimizer import Muon, learning_rate, optimizer_for, orthogonalized
 from camelid.train.sft import PackedConversations, encode_conversation, read_conversations
 
 from ..conftest import TEXT
@@ -128,7 +128,7 @@ def test_a_bad_loss_stops_before_the_update(model: Llama, tokenizer: Tokenizer) 
     train = {"sequence_length": 16, "global_batch_tokens": 64, "steps": 1, "dtype": "float32"}
     job = Job(model, tokenizer, Ragged(), parse({"train": train}), [])
     with pytest.raises(CamelidError, match=r"loss is nan.*learning_rate"):
-        train_step(job, adamw(model, job.recipe.train), 0, 1.0)
+        train_step(job, optimizer_for(model, job.recipe.train), 0, 1.0)
     assert torch.equal(before, model.embed_tokens.weight)
 
 
@@ -142,7 +142,7 @@ def test_the_rate_warms_up_and_falls_to_its_floor() -> None:
 
 
 def test_only_matrices_decay(model: Llama) -> None:
-    decayed, kept = adamw(model, TrainSection()).param_groups
+    decayed, kept = optimizer_for(model, TrainSection()).param_groups
     assert decayed["weight_decay"] == 0.1
     assert kept["weight_decay"] == 0
     assert all(p.dim() == 2 for p in decayed["params"])
@@ -262,3 +262,30 @@ def test_a_loaded_checkpoint_is_the_trained_model(tokens: Path, tmp_path: Path) 
     model = load(tmp_path / "run")
     assert isinstance(model.config, LlamaConfig)
     assert model.num_parameters() == json.loads((Path(result["checkpoint"]) / "camelid.json").read_text())["parameters"]
+
+
+def test_orthogonalized_keeps_directions_and_evens_singular_values() -> None:
+    torch.manual_seed(0)
+    for shape in ((24, 64), (64, 24)):
+        matrix = torch.randn(shape, dtype=torch.float64)
+        u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
+        found = u.T @ orthogonalized(matrix) @ vt.T  # diagonal in the matrix's own singular directions
+        values = found.diagonal()
+        assert (found - values.diag()).abs().max() < 1e-9
+        assert values[s > 0.1 * s.max()].min() > 0.6
+        assert values.max() < 1.3
+
+
+def test_muon_moves_the_blocks_matrices_and_adamw_the_rest(tiny: LlamaConfig) -> None:
+    """Against AdamW on the same gradients: what Muon does not own ends up bit-equal, what it owns does not."""
+    results = {}
+    for name in ("adamw", "muon"):
+        torch.manual_seed(0)
+        model = Llama(tiny)
+        optimizer = optimizer_for(model, TrainSection(optimizer=name))  # type: ignore[arg-type]
+        assert isinstance(optimizer, Muon) == (name == "muon")
+        model(torch.arange(40).view(2, 20)).logits.logsumexp(-1).sum().backward()
+        optimizer.step()
+        results[name] = {n: p.detach().clone() for n, p in model.named_parameters()}
+    differ = {n for n, p in results["adamw"].items() if not torch.equal(p, results["muon"][n])}
+    assert differ == {n for n, p in results["adamw"].items() if n.startswith("layers.") and p.dim() == 2}
