@@ -166,7 +166,8 @@ def test_decontamination_and_its_warning(folder: Path, tmp_path: Path) -> None:
 def test_a_mixture_counts_sources_by_epochs_and_weights(folder: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "mix.toml"
     recipe.write_text(
-        f'[corpus]\nworkers = 1\ndeduplicate = "exact"\n[[corpus.sources]]\nname = "one"\ninputs = ["{folder}/a.txt"]\nepochs = 2.0\n'
+        '[corpus]\nworkers = 1\ndeduplicate = "exact"\n'
+        f'[[corpus.sources]]\nname = "one"\ninputs = ["{folder}/a.txt"]\nepochs = 2.0\n'
         f'[[corpus.sources]]\nname = "two"\ninputs = ["{folder}/e.jsonl"]\n'
     )
     build([], tmp_path / "out", load(recipe).corpus, quiet=True)
