@@ -62,3 +62,11 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
 def test_a_recipe_survives_its_own_manifest() -> None:
     recipe = parse({"model": {"from": "x"}, "train": {"steps": 3}})
     assert parse(recipe.settings()) == recipe
+
+
+def test_the_papers_mixture_adds_up() -> None:
+    """LLaMA paper, table 1."""
+    path = Path(__file__).parent.parent / "recipes" / "llama-mixture.toml"
+    weights = {s.name: s.weight for s in load(path).corpus.sources}
+    assert sum(w for w in weights.values() if w) == pytest.approx(100)
+    assert weights["commoncrawl"] == 67.0

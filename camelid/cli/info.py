@@ -28,6 +28,7 @@ def _machine() -> dict[str, Any]:
     import torch
 
     from camelid.artifact import versions
+    from camelid.kernels.library import describe
 
     cuda = torch.cuda.is_available()
     return {
@@ -38,7 +39,7 @@ def _machine() -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "training": "bfloat16" if cuda or torch.cpu._is_avx512_bf16_supported() else "float32",
-        "kernels": "torch",
+        "kernels": f"torch; for text the {describe()}",
     }
 
 

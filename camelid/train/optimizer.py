@@ -70,7 +70,7 @@ def orthogonalized(matrix: Tensor, steps: int = 5) -> Tensor:
     The quintic's coefficients are those of Muon's reference: singular values end up between 0.7 and 1.2.
     """
     tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix
+    x: Tensor = matrix.T if tall else matrix
     x = x / (x.norm() + 1e-7)
     for _ in range(steps):
         gram = x @ x.T
