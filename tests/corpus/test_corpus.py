@@ -184,9 +184,13 @@ def test_text_unlike_the_reference_is_dropped(data: Path, tmp_path: Path) -> Non
     raw.mkdir()
     source = random.Random(1)
     (raw / "noise.txt").write_text("".join(source.choice("abcdefghijklmnopqrstuvwxyz ") for _ in range(3000)))
-    (raw / "prose.txt").write_text((data / "corpora" / "wiki_demo.txt").read_text().split("\n")[0][:5000])
-    result = made(raw, tmp_path / "out", perplexity_reference=[str(data / "corpora" / "wikitext2" / "valid.txt")])
+    prose, *others = (data / "corpora" / "wiki_demo.txt").read_text().split("\n")
+    (raw / "prose.txt").write_text(prose[:5000])
+    reference = tmp_path / "reference.txt"
+    reference.write_text("\n".join(others))
+    result = made(raw, tmp_path / "out", perplexity_reference=[str(reference)], max_perplexity_quantile=1.0)
     assert result["documents"]["dropped"] == {"perplexity": 1}
+    assert next(documents(tmp_path / "out")).startswith(prose[:50])
 
 
 @pytest.mark.parametrize("name", ["missing", "missing/*.txt"])
