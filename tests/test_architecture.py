@@ -91,7 +91,13 @@ def test_help_imports_nothing_heavy() -> None:
 def test_every_verb_has_help_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     from camelid.cli import VERBS, run
 
-    actions = {"corpus": ["build"], "tokenizer": ["train"], "tokens": ["build"], "evaluate": ["perplexity"]}
+    actions = {
+        "corpus": ["build"],
+        "tokenizer": ["train"],
+        "tokens": ["build"],
+        "evaluate": ["perplexity"],
+        "bench": ["data"],
+    }
     for verb in VERBS:
         with pytest.raises(SystemExit):
             run([verb, *actions.get(verb, []), "-h"])

@@ -24,6 +24,7 @@ VERBS = {
     "generate": "complete a prompt",
     "chat": "talk to a model in the terminal",
     "lineage": "where a folder came from, back to the raw files",
+    "bench": "camelid beside its peers, on this machine",
     "info": "this machine, versions, and what camelid will use",
 }
 HELP = (

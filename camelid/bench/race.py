@@ -1,0 +1,100 @@
+"""Run contestants in turns and compare them. A contestant is a script that does one task on a file and prints one JSON
+object with `value`, `unit` and `version`; peers run in environments of their own, made when first needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from camelid.report.progress import progress
+
+SCRIPTS = Path(__file__).parent / "contestants"
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """`script` in contestants/, what pip installs for it (nothing: this environment), and the task it is given."""
+
+    name: str
+    script: str
+    task: str
+    packages: tuple[str, ...] = ()
+
+
+def cache_folder() -> Path:
+    """Where peers' environments are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "camelid" / "bench"
+
+
+def interpreter(contestant: Contestant) -> Path | None:
+    """The Python that runs a contestant; None when its packages cannot be installed."""
+    if not contestant.packages:
+        return Path(sys.executable)
+    folder = cache_folder() / contestant.script.removesuffix(".py")
+    python = folder / "bin" / "python"
+    if (folder / "ready").exists():
+        return python
+    print(f"installing {', '.join(contestant.packages)} into {folder} (once)", file=sys.stderr)
+    for command in (
+        [sys.executable, "-m", "venv", folder],
+        [python, "-m", "pip", "install", "-q", *contestant.packages],
+    ):
+        if subprocess.run(list(map(str, command)), capture_output=True, check=False).returncode:
+            return None
+    (folder / "ready").touch()
+    return python
+
+
+def once(contestant: Contestant, python: Path, data: Path) -> dict[str, Any]:
+    """One run, on one thread. Returns what the script printed, or {"error": …}."""
+    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "RAYON_NUM_THREADS", "POLARS_MAX_THREADS", "MKL_NUM_THREADS"), "1")
+    quiet = {"DO_NOT_TRACK": "true", "RAY_USAGE_STATS_ENABLED": "0"}
+    command = [str(python), str(SCRIPTS / contestant.script), contestant.task, str(data)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | one_thread | quiet)
+    try:
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        return {"error": (done.stderr.strip().splitlines() or ["no output"])[-1]}
+    return found
+
+
+def race(contestants: list[Contestant], data: Path, rounds: int, quiet: bool = False) -> list[dict[str, Any]]:
+    """All contestants in turns, `rounds` times. Rows {implementation, version, task, threads, value (the median), unit,
+    rounds}; one that is missing or fails has `error` instead of figures."""
+    pythons = {c: interpreter(c) for c in contestants}
+    results: dict[Contestant, list[dict[str, Any]]] = {c: [] for c in contestants}
+    with progress("bench", rounds * len(contestants), quiet) as advance:
+        for number in range(rounds):
+            for place, contestant in enumerate(contestants):
+                python = pythons[contestant]
+                missing = {"error": f"pip could not install {' '.join(contestant.packages)}"}
+                results[contestant].append(once(contestant, python, data) if python else missing)
+                advance(number * len(contestants) + place + 1, contestant.name)
+    return [_row(contestant, found) for contestant, found in results.items()]
+
+
+def _row(contestant: Contestant, found: list[dict[str, Any]]) -> dict[str, Any]:
+    row: dict[str, Any] = {"implementation": contestant.name, "task": contestant.task, "threads": 1}
+    good = [f for f in found if "error" not in f]
+    if not good:
+        return row | {"error": found[0]["error"]}
+    values = [f["value"] for f in good]
+    extra = {k: v for k, v in good[-1].items() if k not in ("value", "unit", "version")}
+    return (
+        row
+        | {"version": good[-1]["version"], "value": median(values), "unit": good[-1]["unit"], "rounds": values}
+        | extra
+    )
+
+
+def ratios(rows: list[dict[str, Any]], ours: str = "camelid") -> dict[str, float]:
+    """Ours over each peer at the same task: above 1 we are faster."""
+    own = {r["task"]: r["value"] for r in rows if r["implementation"] == ours and "value" in r}
+    peers = [r for r in rows if r["implementation"] != ours and "value" in r and r["task"] in own]
+    return {f"{r['task']}: {ours} / {r['implementation']}": round(own[r["task"]] / r["value"], 3) for r in peers}

@@ -1,0 +1,34 @@
+"""Race camelid against its peers on this machine; peers are installed into environments of their own when needed."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from camelid.cli import settings
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(required=True, metavar="{data}")
+    data = actions.add_parser("data", help="quality filters and MinHash, one thread")
+    data.add_argument("--data", required=True, help="documents to race on: files or a folder that the corpus reads")
+    data.add_argument("--rounds", type=int, default=3)
+    data.add_argument("--megabytes", type=float, default=20.0, help="at most this much text")
+    settings.example(data, "camelid bench data --data texts/ --rounds 3")
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    from camelid.bench import data
+
+    result = data.run(options.data, options.rounds, int(options.megabytes * 1e6), quiet=options.json)
+    if not options.json:
+        for row in result["rows"]:
+            figure = f"{row['value']:8.2f} {row['unit']}" if "value" in row else f"missing: {row['error']}"
+            print(f"{row['task']:<9} {row['implementation']:<10} {row.get('version', ''):<18} {figure}")
+        for name, ratio in result["ratios"].items():
+            print(f"{name} = {ratio:.2f}")
+        if unlike := result["differences"].get("unlike"):
+            print(f"decided differently: {len(unlike)} of {result['differences']['documents']} documents")
+            for number, ours, theirs in unlike[:20]:
+                print(f"  document {number}: camelid {ours or 'kept'}, datatrove {theirs or 'kept'}")
+    return result

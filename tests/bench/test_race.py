@@ -1,0 +1,59 @@
+"""The race: turns, medians, ratios; a peer that fails is reported as missing, never as beaten."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from camelid.bench import data, race
+from camelid.bench.race import Contestant, ratios
+
+SCRIPT = """
+import json, sys
+log = open(sys.argv[2], "a+"); log.write(sys.argv[0][-6:-3]); log.seek(0)
+turns = len(log.read()) // 3
+print(json.dumps({"value": VALUE + turns, "unit": "MB/s", "version": "1"}))
+"""
+
+
+@pytest.fixture
+def scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(race, "SCRIPTS", tmp_path)
+    (tmp_path / "one.py").write_text(SCRIPT.replace("VALUE", "100"))
+    (tmp_path / "two.py").write_text(SCRIPT.replace("VALUE", "50"))
+    (tmp_path / "bad.py").write_text("raise SystemExit('it broke')")
+    return tmp_path
+
+
+def test_contestants_take_turns_and_failures_are_told(scripts: Path) -> None:
+    log = scripts / "log"
+    runners = [
+        Contestant("camelid", "one.py", "t"),
+        Contestant("peer", "two.py", "t"),
+        Contestant("other", "bad.py", "t"),
+    ]
+    rows = race.race(runners, log, rounds=3, quiet=True)
+    assert log.read_text() == "onetwo" * 3
+    assert rows[0]["rounds"] == [101, 103, 105]
+    assert rows[0]["value"] == 103
+    assert rows[2]["error"] == "it broke"
+    assert ratios(rows) == {"t: camelid / peer": round(103 / 54, 3)}
+
+
+def test_a_peer_that_cannot_be_installed_is_missing(scripts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(race, "interpreter", lambda c: None if c.packages else Path(sys.executable))
+    rows = race.race([Contestant("peer", "one.py", "t", ("nothing==0",))], scripts / "log", 1, quiet=True)
+    assert rows == [
+        {"implementation": "peer", "task": "t", "threads": 1, "error": "pip could not install nothing==0"},
+    ]
+
+
+def test_our_own_contestant_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "CONTESTANTS", [c for c in data.CONTESTANTS if not c.packages])
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "Some words to race on, again and again. " * 30}) + "\n")
+    result = data.run(str(tmp_path / "a.jsonl"), rounds=1, quiet=True)
+    assert [row["task"] for row in result["rows"]] == ["filters", "minhash"]
+    assert all(row["value"] > 0 for row in result["rows"])
