@@ -93,7 +93,7 @@ def test_a_small_life(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(life, "standard_library", lambda: library)
     monkeypatch.setattr(life, "VOCAB_SIZE", 350)
     monkeypatch.setattr(
-        life, "SHAPE", life.SHAPE | {"hidden_size": 30, "intermediate_size": 64, "num_hidden_layers": 1}
+        life, "SHAPE", life.SHAPE | {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
     )
     monkeypatch.setattr(source, "HELD_OUT_BYTES", 5000)
     monkeypatch.setattr(source.split, "__defaults__", (5000,))
