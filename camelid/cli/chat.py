@@ -18,7 +18,7 @@ from camelid.cli.generate import sampling, sampling_arguments
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model")
     parser.add_argument("--system", help="instructions that precede the conversation")
-    sampling_arguments(parser, temperature=0.7)
+    sampling_arguments(parser, temperature=0.6, min_p=0.1)  # a small model's rare tokens are noise
     settings.example(parser, 'camelid chat runs/sft --system "Answer in one sentence." --seed 1')
 
 

@@ -9,14 +9,14 @@ from typing import Any
 from camelid.cli import settings
 
 
-def sampling_arguments(parser: argparse.ArgumentParser, temperature: float) -> None:
+def sampling_arguments(parser: argparse.ArgumentParser, temperature: float, min_p: float = 0.0) -> None:
     """The options that `generate` and `chat` share."""
     parser.add_argument("--max-new-tokens", type=int)
     parser.add_argument("--max-length", type=int, help="prompt and new tokens together")
     parser.add_argument("--temperature", type=float, default=temperature, help="0 always takes the likeliest token")
     parser.add_argument("--top-k", type=int, default=0)
     parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--min-p", type=float, default=0.0)
+    parser.add_argument("--min-p", type=float, default=min_p, help="drop tokens rarer than this share of the likeliest")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--stop", action="append", default=[], help="end at this string; may be given again")
     parser.add_argument("--threads", type=int)
