@@ -14,14 +14,8 @@ void word_hashes(const uint8_t* text, int64_t size, std::vector<uint64_t>& out) 
     uint64_t h = seed;
     bool inside = false;
     for (int64_t at = 0; at < size;) {
-        uint32_t c = text[at];
-        int length = c < 0x80 ? 1 : c < 0xe0 ? 2 : c < 0xf0 ? 3 : 4;
-        if (at + length > size) length = int(size - at);
-        if (length == 2) c = (c & 31) << 6 | (text[at + 1] & 63);
-        else if (length == 3) c = (c & 15) << 12 | (text[at + 1] & 63) << 6 | (text[at + 2] & 63);
-        else if (length == 4)
-            c = (c & 7) << 18 | (text[at + 1] & 63) << 12 | (text[at + 2] & 63) << 6 | (text[at + 3] & 63);
-        at += length;
+        uint32_t c;
+        at += next_point(text, at, size, c);
         uint8_t k = class_of(c);
         if (k & SOLID) {
             if (inside) out.push_back(mix(h));
@@ -38,12 +32,6 @@ void word_hashes(const uint8_t* text, int64_t size, std::vector<uint64_t>& out) 
         }
     }
     if (inside) out.push_back(mix(h));
-}
-
-uint64_t joined(const uint64_t* hashes, int64_t n) {
-    uint64_t h = uint64_t(n);
-    for (int64_t k = 0; k < n; k++) h = (h ^ hashes[k]) * 0x9fb21c651e98df25ull;
-    return mix(h);
 }
 
 constexpr int WIDTH = 64;

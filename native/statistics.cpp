@@ -61,12 +61,6 @@ void count_words(Scratch& s, double* out) {
     out[SOLID_STOP_WORDS] = __builtin_popcount(solid_stops);
 }
 
-uint64_t joined(const std::vector<uint64_t>& hashes, size_t at, int n) {
-    uint64_t h = uint64_t(n);
-    for (int k = 0; k < n; k++) h = (h ^ hashes[at + k]) * 0x9fb21c651e98df25ull;
-    return mix(h);
-}
-
 // Characters (joining spaces included) in all occurrences of the commonest n-gram, the first of equals.
 double top_ngram(Scratch& s, int n) {
     if (s.hashes.size() < size_t(n)) return 0;
@@ -75,7 +69,7 @@ double top_ngram(Scratch& s, int n) {
     s.keys.resize(grams);
     uint32_t best = 0;
     for (size_t i = 0; i < grams; i++) {
-        s.keys[i] = joined(s.hashes, i, n);
+        s.keys[i] = joined(&s.hashes[i], n);
         best = std::max(best, s.counter.add(s.keys[i]));
     }
     size_t first = 0;
@@ -91,7 +85,7 @@ double repeated_ngrams(Scratch& s, int n) {
     size_t count = s.hashes.size();
     s.counter.reset(count);
     for (size_t i = 0; i + n <= count;) {
-        if (s.counter.add(joined(s.hashes, i, n)) > 1) {
+        if (s.counter.add(joined(&s.hashes[i], n)) > 1) {
             for (int k = 0; k < n; k++) characters += s.words[i + k].end - s.words[i + k].begin;
             i += n;
         } else {

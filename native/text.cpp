@@ -13,13 +13,8 @@ void Text::read(const uint8_t* text, int64_t size) {
     classes.reserve(size_t(size));
     bytes.reserve(size_t(size) + 1);
     for (int64_t at = 0; at < size;) {
-        uint32_t c = text[at];
-        int length = c < 0x80 ? 1 : c < 0xe0 ? 2 : c < 0xf0 ? 3 : 4;
-        if (at + length > size) length = int(size - at);
-        if (length == 2) c = (c & 31) << 6 | (text[at + 1] & 63);
-        else if (length == 3) c = (c & 15) << 12 | (text[at + 1] & 63) << 6 | (text[at + 2] & 63);
-        else if (length == 4)
-            c = (c & 7) << 18 | (text[at + 1] & 63) << 12 | (text[at + 2] & 63) << 6 | (text[at + 3] & 63);
+        uint32_t c;
+        int length = next_point(text, at, size, c);
         points.push_back(c);
         classes.push_back(class_of(c));
         bytes.push_back(int32_t(at));

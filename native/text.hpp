@@ -24,6 +24,17 @@ inline uint8_t class_of(uint32_t c) {
 
 inline uint32_t lower_of(uint32_t c) { return c < LIMIT ? lower_table[c] : c; }
 
+// The code point that begins at `at` in valid UTF-8; returns how many bytes it takes.
+inline int next_point(const uint8_t* text, int64_t at, int64_t size, uint32_t& c) {
+    c = text[at];
+    int length = c < 0x80 ? 1 : c < 0xe0 ? 2 : c < 0xf0 ? 3 : 4;
+    if (at + length > size) length = int(size - at);
+    if (length == 2) c = (c & 31) << 6 | (text[at + 1] & 63);
+    else if (length == 3) c = (c & 15) << 12 | (text[at + 1] & 63) << 6 | (text[at + 2] & 63);
+    else if (length == 4) c = (c & 7) << 18 | (text[at + 1] & 63) << 12 | (text[at + 2] & 63) << 6 | (text[at + 3] & 63);
+    return length;
+}
+
 // Code points of valid UTF-8, with where each begins in bytes; one entry past the end.
 struct Text {
     std::vector<uint32_t> points;
@@ -53,6 +64,13 @@ inline uint64_t mix(uint64_t h) {
 inline uint64_t hash_points(const uint32_t* points, int64_t count, bool lower) {
     uint64_t h = 0x9e3779b97f4a7c15ull;
     for (int64_t i = 0; i < count; i++) h = (h ^ (lower ? lower_of(points[i]) : points[i])) * 0x100000001b3ull;
+    return mix(h);
+}
+
+// A 64-bit hash of `n` words in a row, given by their hashes.
+inline uint64_t joined(const uint64_t* hashes, int64_t n) {
+    uint64_t h = uint64_t(n);
+    for (int64_t k = 0; k < n; k++) h = (h ^ hashes[k]) * 0x9fb21c651e98df25ull;
     return mix(h);
 }
 

@@ -72,12 +72,11 @@ def _texts(path: Path) -> list[str]:
     if format_of(path) not in ("jsonl", "json"):
         return [d.text for d in read(path) if not d.fault and not d.skip]
     raw = path.read_text(encoding="utf-8-sig", errors="replace")
-    records = (
-        [json.loads(line) for line in raw.splitlines() if line.strip()]
-        if format_of(path) == "jsonl"
-        else json.loads(raw)
-    )
-    return [text for record in records for text in _strings(record)]
+    try:
+        lines = raw.splitlines() if format_of(path) == "jsonl" else [raw]
+        return [text for line in lines if line.strip() for text in _strings(json.loads(line))]
+    except ValueError as error:
+        raise InputError(f"corpus.decontaminate: {path} is not JSON: {error}") from None
 
 
 def _strings(value: Any) -> list[str]:

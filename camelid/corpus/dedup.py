@@ -11,7 +11,6 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +117,7 @@ class _Shingles:
 
     def __init__(self, store: Store) -> None:
         self._store, self._starts = store, store.starts
+        self._open: dict[int, tuple[NDArray[np.uint32], NDArray[np.int64]]] = {}
 
     def __call__(self, document: int) -> NDArray[np.uint32]:
         unit = int(np.searchsorted(self._starts, document, side="right")) - 1
@@ -125,11 +125,12 @@ class _Shingles:
         row = document - int(self._starts[unit])
         return hashes[offsets[row] : offsets[row + 1]]
 
-    @cache  # noqa: B019 (lives as long as one task)
     def _arrays(self, unit: int) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-        folder = self._store.work / self._store.folders[unit]
-        hashes = np.load(folder / "shingles.npy", mmap_mode="r")
-        return np.asarray(hashes), np.load(folder / "shingle_offsets.npy")
+        if unit not in self._open:
+            folder = self._store.work / self._store.folders[unit]
+            hashes = np.load(folder / "shingles.npy", mmap_mode="r")
+            self._open[unit] = np.asarray(hashes), np.load(folder / "shingle_offsets.npy")
+        return self._open[unit]
 
 
 def verify(store: Store, pairs_file: Path, start: int, threshold: float, out: Path) -> None:

@@ -214,8 +214,13 @@ def test_nothing_kept_writes_nothing(tmp_path: Path) -> None:
         ("corpus.near_threshold=7", "near_threshold"),
         ("corpus.filters=golfer", "golfer"),
         ("corpus.limits.golfer=1", "golfer"),
+        ("corpus.decontaminate=bad.jsonl", "bad.jsonl is not JSON"),
     ],
 )
-def test_settings_that_do_not_exist(folder: Path, tmp_path: Path, setting: str, message: str) -> None:
+def test_settings_that_cannot_be(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, message: str
+) -> None:
+    (tmp_path / "bad.jsonl").write_text("not json\n")
+    monkeypatch.chdir(tmp_path)
     with pytest.raises((RecipeError, InputError), match=message):
         build([folder], tmp_path / "out", load(None, [setting]).corpus, quiet=True)

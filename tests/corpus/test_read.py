@@ -7,6 +7,7 @@ import gzip
 import json
 import lzma
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,9 +35,9 @@ def record(uri: str, body: bytes, length: int | None = None) -> bytes:
 @pytest.mark.parametrize(
     ("suffix", "pack"), [("", bytes), (".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)]
 )
-def test_sizes_add_up(tmp_path: Path, suffix: str, pack: object) -> None:
+def test_sizes_add_up(tmp_path: Path, suffix: str, pack: Callable[[bytes], bytes]) -> None:
     path = tmp_path / f"a.jsonl{suffix}"
-    path.write_bytes(pack(lines(500)))  # type: ignore[operator]
+    path.write_bytes(pack(lines(500)))
     found = list(read(path))
     assert len(found) == 500
     assert sum(d.size for d in found) == len(lines(500))

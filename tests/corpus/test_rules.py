@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -216,7 +217,7 @@ def test_near_duplicates_are_found_and_nothing_else() -> None:
             planted.append((similarity, len(texts), len(texts) + 1))
             texts += [" ".join(original), " ".join(edited(original, similarity, source))]
     hashes, offsets = shingles.shingles(texts)
-    sets = [set(hashes[a:b].tolist()) for a, b in zip(offsets, offsets[1:], strict=False)]  # noqa: RUF007
+    sets = [set(hashes[a:b].tolist()) for a, b in pairwise(offsets)]
     keys = band_keys(shingles.signatures(hashes, offsets), np.diff(offsets))
     pairs = {tuple(p) for band in range(keys.shape[1]) for p in candidates(keys[:, band]).tolist()}
     jaccard = {p: len(sets[p[0]] & sets[p[1]]) / len(sets[p[0]] | sets[p[1]]) for p in pairs}
