@@ -99,6 +99,7 @@ bool keeps(Scratch& s, const uint8_t* utf8, int32_t begin, int32_t end, const Li
     if (verdict != KEPT) return false;
     for (const char* policy : POLICIES)
         if (has(s.lower, policy)) return false;
+    if (found >= limits.min_sentences) return true;  // enough already: no need to count on
     s.line.read(reinterpret_cast<const uint8_t*>(s.kept.data()), int64_t(s.kept.size()));
     s.words.clear();
     find_words(s.line, 0, int32_t(s.line.size()), s.words);

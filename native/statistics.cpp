@@ -25,26 +25,39 @@ const uint32_t SOLID_STOPS[] = {0x7684, 0x4e86, 0x662f, 0x5728, 0x4e0d, 0x6709, 
 struct Scratch {
     Text text;
     std::vector<Word> words;
-    std::vector<uint64_t> hashes, keys;
+    std::vector<uint64_t> hashes, grams;  // of words, of n-grams
     Counter counter;
 };
+
+constexpr uint64_t PRIME = 0x9fb21c651e98df25ull;
+
+// A hash of points [begin, end), two a step; only ever compared with its like.
+uint64_t hash_span(const uint32_t* points, int32_t begin, int32_t end) {
+    uint64_t h = uint64_t(end - begin);
+    int32_t i = begin;
+    for (; i + 1 < end; i += 2) {
+        h = (h ^ (uint64_t(points[i]) << 32 | points[i + 1])) * PRIME;
+        h ^= h >> 32;
+    }
+    return i < end ? mix(h ^ points[i]) : mix(h);
+}
 
 void count_words(Scratch& s, double* out) {
     const Text& t = s.text;
     unsigned stops = 0, solid_stops = 0;
+    int64_t spoken_words = 0, spoken_characters = 0, letter_words = 0;
     s.hashes.clear();
     for (const Word& w : s.words) {
         int32_t length = w.end - w.begin;
-        bool spoken = false, has_letter = false;
+        uint8_t any = 0, all = 0xff;
         for (int32_t i = w.begin; i < w.end; i++) {
-            spoken |= !(t.classes[i] & SYMBOL);
-            has_letter |= (t.classes[i] & LETTER) != 0;
+            any |= t.classes[i];
+            all &= t.classes[i];
         }
-        if (spoken) {
-            out[SPOKEN_WORDS]++;
-            out[SPOKEN_CHARACTERS] += length;
-        }
-        out[LETTER_WORDS] += has_letter;
+        bool spoken = !(all & SYMBOL);
+        spoken_words += spoken;
+        spoken_characters += spoken ? length : 0;
+        letter_words += (any & LETTER) != 0;
         if (length <= 4 && t.points[w.begin] < 128)
             for (int k = 0; k < 8; k++) {
                 const char* p = STOP_WORD_LIST[k];
@@ -54,26 +67,34 @@ void count_words(Scratch& s, double* out) {
             }
         if (length == 1 && (t.classes[w.begin] & SOLID))
             for (int k = 0; k < 22; k++) solid_stops |= (t.points[w.begin] == SOLID_STOPS[k]) ? 1u << k : 0u;
-        s.hashes.push_back(hash_points(&t.points[w.begin], length, false));
+        s.hashes.push_back(hash_span(t.points.data(), w.begin, w.end));
     }
+    out[SPOKEN_WORDS] = double(spoken_words);
+    out[SPOKEN_CHARACTERS] = double(spoken_characters);
+    out[LETTER_WORDS] = double(letter_words);
     out[WORDS] = double(s.words.size());
     out[STOP_WORDS] = __builtin_popcount(stops);
     out[SOLID_STOP_WORDS] = __builtin_popcount(solid_stops);
 }
 
+// Makes `grams` the hashes of the n-grams, from those of the (n - 1)-grams.
+void extend_grams(Scratch& s, int n) {
+    size_t count = s.hashes.size() < size_t(n) ? 0 : s.hashes.size() - n + 1;
+    s.grams.resize(count);
+    for (size_t i = 0; i < count; i++) {
+        uint64_t h = (s.grams[i] ^ s.hashes[i + n - 1]) * PRIME;
+        s.grams[i] = h ^ (h >> 32);
+    }
+}
+
 // Characters (joining spaces included) in all occurrences of the commonest n-gram, the first of equals.
 double top_ngram(Scratch& s, int n) {
-    if (s.hashes.size() < size_t(n)) return 0;
-    size_t grams = s.hashes.size() - n + 1;
-    s.counter.reset(grams);
-    s.keys.resize(grams);
+    if (s.grams.empty()) return 0;
+    s.counter.reset(s.grams.size());
     uint32_t best = 0;
-    for (size_t i = 0; i < grams; i++) {
-        s.keys[i] = joined(&s.hashes[i], n);
-        best = std::max(best, s.counter.add(s.keys[i]));
-    }
+    for (uint64_t gram : s.grams) best = std::max(best, s.counter.add(gram));
     size_t first = 0;
-    while (s.counter.count(s.keys[first]) != best) first++;
+    while (s.counter.count(s.grams[first]) != best) first++;
     int64_t length = n - 1;
     for (int k = 0; k < n; k++) length += s.words[first + k].end - s.words[first + k].begin;
     return double(length) * best;
@@ -81,18 +102,17 @@ double top_ngram(Scratch& s, int n) {
 
 // Characters in n-grams that stood earlier in the text, counted without overlap.
 double repeated_ngrams(Scratch& s, int n) {
-    double characters = 0;
-    size_t count = s.hashes.size();
-    s.counter.reset(count);
-    for (size_t i = 0; i + n <= count;) {
-        if (s.counter.add(joined(&s.hashes[i], n)) > 1) {
+    int64_t characters = 0;
+    s.counter.reset(s.grams.size());
+    for (size_t i = 0; i < s.grams.size();) {
+        if (s.counter.add(s.grams[i]) > 1) {
             for (int k = 0; k < n; k++) characters += s.words[i + k].end - s.words[i + k].begin;
             i += n;
         } else {
             i++;
         }
     }
-    return characters;
+    return double(characters);
 }
 
 struct Repeats {
@@ -101,7 +121,7 @@ struct Repeats {
 
 void add_piece(Scratch& s, Repeats& r, int32_t begin, int32_t end) {
     r.pieces++;
-    if (s.counter.add(hash_points(&s.text.points[begin], end - begin, false)) > 1) {
+    if (s.counter.add(hash_span(s.text.points.data(), begin, end)) > 1) {
         r.repeated++;
         r.characters += end - begin;
     }
@@ -163,38 +183,53 @@ void count_text_lines(Scratch& s, double* out) {
             out[TEXT_LINES]++;
             out[STOPPED_LINES] += (t.classes[end - 1] & STOP) != 0;
             out[SHORT_LINES] += width <= 30;
-            if (s.counter.add(hash_points(&t.points[begin], end - begin, false)) > 1)
+            if (s.counter.add(hash_span(t.points.data(), begin, end)) > 1)
                 out[REPEATED_TEXT_LINE_CHARACTERS] += end - begin;
         }
         begin = end + 1;
     }
 }
 
+void count_characters(const Text& t, double* out) {
+    int32_t size = int32_t(t.size());
+    int64_t newlines = 0, hashes = 0, ellipses = 0, solid = 0, letters = 0, spaces = 0;
+    for (int32_t i = 0; i < size; i++) {
+        uint8_t k = t.classes[i];
+        newlines += t.points[i] == '\n';
+        hashes += t.points[i] == '#';
+        ellipses += t.points[i] == 0x2026;
+        solid += (k & SOLID) != 0;
+        letters += (k & LETTER) != 0;
+        spaces += (k & SPACE) != 0;
+    }
+    for (int32_t i = 0; i + 2 < size; i++)  // as str.count finds them: not overlapping
+        if (t.points[i] == '.' && t.points[i + 1] == '.' && t.points[i + 2] == '.') {
+            ellipses++;
+            i += 2;
+        }
+    out[CHARACTERS] = size;
+    out[NEWLINES] = double(newlines);
+    out[HASHES] = double(hashes);
+    out[ELLIPSES] = double(ellipses);
+    out[SOLID_CHARACTERS] = double(solid);
+    out[LETTERS] = double(letters);
+    out[VISIBLE] = double(size - spaces);
+}
+
 void statistics(Scratch& s, double* out) {
     std::fill(out, out + FIELDS, 0.0);
     const Text& t = s.text;
     int32_t size = int32_t(t.size());
-    out[CHARACTERS] = size;
-    for (int32_t i = 0; i < size; i++) {
-        uint8_t k = t.classes[i];
-        uint32_t c = t.points[i];
-        out[NEWLINES] += c == '\n';
-        out[HASHES] += c == '#';
-        out[ELLIPSES] += c == 0x2026;
-        if (c == '.' && i + 2 < size && t.points[i + 1] == '.' && t.points[i + 2] == '.') {
-            out[ELLIPSES]++;  // str.count: not overlapping; the next two are dots, visible and nothing else
-            out[VISIBLE] += 2;
-            i += 2;
-        }
-        out[SOLID_CHARACTERS] += (k & SOLID) != 0;
-        out[LETTERS] += (k & LETTER) != 0;
-        out[VISIBLE] += !(k & SPACE);
-    }
+    count_characters(t, out);
     s.words.clear();
     find_words(t, 0, size, s.words);
     count_words(s, out);
-    for (int n = 2; n <= 4; n++) out[TOP_2 + n - 2] = top_ngram(s, n);
-    for (int n = 5; n <= 10; n++) out[DUP_5 + n - 5] = repeated_ngrams(s, n);
+    s.grams = s.hashes;
+    for (int n = 2; n <= 10; n++) {
+        extend_grams(s, n);
+        if (n <= 4) out[TOP_2 + n - 2] = top_ngram(s, n);
+        else out[DUP_5 + n - 5] = repeated_ngrams(s, n);
+    }
     count_lines(t, out);
     count_text_lines(s, out);
     Repeats lines = repeats(s, 0, size, 1);

@@ -1,12 +1,15 @@
-"""The corpus's hot loops against datatrove's filters and daft's MinHash, one thread, the same documents."""
+"""The corpus's hot loops against datatrove's filters and daft's MinHash, one thread, the same documents; and the whole
+pipeline alone."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from camelid.bench import pipeline
 from camelid.bench.race import Contestant, race, ratios
 from camelid.corpus.clean import plain_text
 from camelid.corpus.read import find_files, read
@@ -21,26 +24,37 @@ CONTESTANTS = [
 ]
 
 
-def run(data: str, rounds: int = 3, limit_bytes: int = 20_000_000, quiet: bool = False) -> dict[str, Any]:
-    """Race on the documents of a file or folder (at most `limit_bytes` of text). Returns rows, limits and ratios."""
+def run(
+    data: str,
+    rounds: int = 3,
+    limit_bytes: int = 20_000_000,
+    pipeline_megabytes: Sequence[float] = (),
+    workers: int = 1,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Race on the documents of a file or folder (at most `limit_bytes` of text), then build corpora of the sizes in
+    `pipeline_megabytes` from them. Returns rows, limits and ratios. Raises InputError when there is no text."""
+    texts = _texts(data, limit_bytes)
     with TemporaryDirectory() as scratch:
         path = Path(scratch) / "documents.jsonl"
-        size = _write(data, path, limit_bytes)
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
         rows = race(CONTESTANTS, path, rounds, quiet)
-    return {"rows": rows, "limits": {"text_bytes": size}, "ratios": ratios(rows), "differences": _differences(rows)}
+    differences = _differences(rows)
+    rows += pipeline.run(texts, pipeline_megabytes, workers, quiet) if pipeline_megabytes else []
+    limits = {"text_bytes": sum(len(text.encode()) for text in texts)}
+    return {"rows": rows, "limits": limits, "ratios": ratios(rows), "differences": differences}
 
 
-def _write(data: str, path: Path, limit_bytes: int) -> int:
-    size = 0
-    with path.open("w", encoding="utf-8") as file:
-        for record in (r for found in find_files([data]) for r in read(found)):
-            text = "" if record.fault or record.skip else plain_text(record)
-            if text and size < limit_bytes:
-                size += len(text.encode())
-                print(json.dumps({"text": text}), file=file)
-    if not size:
+def _texts(data: str, limit_bytes: int) -> list[str]:
+    texts, size = [], 0
+    for record in (r for found in find_files([data]) for r in read(found)):
+        text = "" if record.fault or record.skip else plain_text(record)
+        if text and size < limit_bytes:
+            size += len(text.encode())
+            texts.append(text)
+    if not texts:
         raise InputError(f"{data} holds no text to race on")
-    return size
+    return texts
 
 
 def _differences(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -14,17 +14,27 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--data", required=True, help="documents to race on: files or a folder that the corpus reads")
     data.add_argument("--rounds", type=int, default=3)
     data.add_argument("--megabytes", type=float, default=20.0, help="at most this much text")
-    settings.example(data, "camelid bench data --data texts/ --rounds 3")
+    data.add_argument("--pipeline", type=_sizes, default=[], metavar="MB,MB", help="build corpora of these sizes too")
+    data.add_argument("--workers", type=int, default=1, help="processes of the pipeline")
+    settings.example(data, "camelid bench data --data texts/ --pipeline 100,1000 --workers 2")
+
+
+def _sizes(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     from camelid.bench import data
 
-    result = data.run(options.data, options.rounds, int(options.megabytes * 1e6), quiet=options.json)
+    result = data.run(
+        options.data, options.rounds, int(options.megabytes * 1e6), options.pipeline, options.workers, options.json
+    )
     if not options.json:
         for row in result["rows"]:
             figure = f"{row['value']:8.2f} {row['unit']}" if "value" in row else f"missing: {row['error']}"
-            print(f"{row['task']:<9} {row['implementation']:<10} {row.get('version', ''):<18} {figure}")
+            memory = f", {row['peak_bytes'] / 2**20:.0f} MiB at most" if row.get("peak_bytes") else ""
+            name = f"{row['task']:<16} {row['implementation']:<10} {row.get('version', ''):<18}"
+            print(f"{name} {row['threads']} threads {figure}{memory}")
         for name, ratio in result["ratios"].items():
             print(f"{name} = {ratio:.2f}")
         if unlike := result["differences"].get("unlike"):

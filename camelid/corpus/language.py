@@ -28,7 +28,7 @@ def identify(text: str) -> str:
     """An ISO 639 code, or "und" where no answer is better than a guess."""
     start = max(0, min(len(text) - SAMPLE, len(text) // 3))  # past the title and the menus
     sample = text[start : start + SAMPLE]
-    letters = sum(c.isalpha() for c in sample)
+    letters = sum(map(str.isalpha, sample))
     if letters < 8:
         return UNKNOWN
     if not sample.isascii():

@@ -15,10 +15,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of personal data: a pattern, and a test of what it found."""
+    """A kind of personal data: a pattern, what a text must hold for it (one of them; none: anything), and a test of
+    what it found."""
 
     name: str
     pattern: re.Pattern[str]
+    needs: tuple[str, ...] = ()
     holds: Callable[[str], bool] = lambda found: True
 
 
@@ -63,25 +65,29 @@ def phone(found: str) -> bool:
     return 7 <= len(_digits(found)) <= 15
 
 
+# The character that a pattern begins with comes before the look behind it: so the scan can skip to it.
 KINDS: tuple[Kind, ...] = (
     Kind("EMAIL", re.compile(
-        r"(?<![\w.+-])[A-Za-z0-9_][\w.+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![\w-])", re.A)),
+        r"[A-Za-z0-9_](?<![\w.+-].)[\w.+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![\w-])", re.A), ("@",)),
     Kind("KEY", re.compile(
         r"-----BEGIN (?:RSA |EC |OPENSSH |DSA )?PRIVATE KEY-----.{0,8000}?"
         r"-----END (?:RSA |EC |OPENSSH |DSA )?PRIVATE KEY-----"
         r"|(?<![\w-])(?:sk-(?:proj-|ant-)?[A-Za-z0-9_-]{20,200}|gh[pousr]_[A-Za-z0-9]{36,255}|github_pat_\w{60,255}"
         r"|(?:AKIA|ASIA)[A-Z0-9]{16}|AIza[\w-]{35}|hf_[A-Za-z0-9]{30,50}|xox[abprs]-[A-Za-z0-9-]{10,200}"
-        r"|glpat-[\w-]{20}|eyJ[\w-]{10,2000}\.eyJ[\w-]{10,4000}\.[\w-]{10,2000})(?![\w-])", re.A | re.S)),
-    Kind("CN_ID", re.compile(r"(?<![\dA-Za-z])[1-9]\d{16}[\dXx](?![\dA-Za-z])", re.A), chinese_id),
-    Kind("CARD", re.compile(r"(?<![\w.])[3-6]\d{3}(?:[ -]?\d{4,6}){2,3}(?:[ -]?\d{1,4})?(?![\w])", re.A), card),
-    Kind("IP", re.compile(r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?![\w]|\.\d)", re.A), public_address),
-    Kind("IP", re.compile(r"(?<![\w:.])[23][0-9a-fA-F]{3}(?::[0-9a-fA-F]{0,4}){2,7}(?![\w:])", re.A), public_address),
+        r"|glpat-[\w-]{20}|eyJ[\w-]{10,2000}\.eyJ[\w-]{10,4000}\.[\w-]{10,2000})(?![\w-])", re.A | re.S),
+        ("-----BEGIN ", "sk-", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "AKIA", "ASIA", "AIza", "hf_",
+         "xox", "glpat-", "eyJ")),
+    Kind("CN_ID", re.compile(r"[1-9](?<![\dA-Za-z].)\d{16}[\dXx](?![\dA-Za-z])", re.A), holds=chinese_id),
+    Kind("CARD", re.compile(r"[3-6](?<![\w.].)\d{3}(?:[ -]?\d{4,6}){2,3}(?:[ -]?\d{1,4})?(?![\w])", re.A), holds=card),
+    Kind("IP", re.compile(r"\d(?<![\w.].)\d{0,2}(?:\.\d{1,3}){3}(?![\w]|\.\d)", re.A), holds=public_address),
+    Kind("IP", re.compile(r"[23](?<![\w:.].)[0-9a-fA-F]{3}(?::[0-9a-fA-F]{0,4}){2,7}(?![\w:])", re.A), (":",),
+         public_address),
     # International with +, North American, Chinese mobile and landline numbers.
     Kind("PHONE", re.compile(
-        r"(?<![\w+.])\+\d{1,3}[ .-]?\(?\d{1,4}\)?(?:[ .-]?\d{2,4}){2,4}(?![\w])"
-        r"|(?<![\w.+-])(?:\(\d{3}\) ?|\d{3}[.-])\d{3}[.-]\d{4}(?![\w.-]*\d)"
-        r"|(?<![\w.+-])1[3-9]\d(?:[ -]?\d{4}){2}(?![\w-])"
-        r"|(?<![\w.+-])0\d{2,3}-\d{7,8}(?![\w-])", re.A), phone),
+        r"[+(\d](?:(?<=\+)(?<![\w+.].)\d{1,3}[ .-]?\(?\d{1,4}\)?(?:[ .-]?\d{2,4}){2,4}(?![\w])"
+        r"|(?<![\w.+-].)(?:(?<=\()\d{3}\) ?|(?<=\d)\d{2}[.-])\d{3}[.-]\d{4}(?![\w.-]*\d)"
+        r"|(?<=1)(?<![\w.+-].)[3-9]\d(?:[ -]?\d{4}){2}(?![\w-])"
+        r"|(?<=0)(?<![\w.+-].)\d{2,3}-\d{7,8}(?![\w-]))", re.A), holds=phone),
 )  # fmt: skip
 
 
@@ -98,5 +104,6 @@ def mask(text: str, counts: Counter[str]) -> str:
         return one
 
     for kind in KINDS:
-        text = kind.pattern.sub(replace(kind), text)
+        if not kind.needs or any(part in text for part in kind.needs):
+            text = kind.pattern.sub(replace(kind), text)
     return text

@@ -54,6 +54,7 @@ def test_a_peer_that_cannot_be_installed_is_missing(scripts: Path, monkeypatch: 
 def test_our_own_contestant_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "CONTESTANTS", [c for c in data.CONTESTANTS if not c.packages])
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "Some words to race on, again and again. " * 30}) + "\n")
-    result = data.run(str(tmp_path / "a.jsonl"), rounds=1, quiet=True)
-    assert [row["task"] for row in result["rows"]] == ["filters", "minhash"]
+    result = data.run(str(tmp_path / "a.jsonl"), rounds=1, pipeline_megabytes=[1.5], quiet=True)
+    assert [row["task"] for row in result["rows"]] == ["filters", "minhash", "pipeline 1.5 MB"]
     assert all(row["value"] > 0 for row in result["rows"])
+    assert result["rows"][-1]["input_bytes"] > 1_500_000

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ftfy.badness import is_bad
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +20,7 @@ from camelid.corpus.filters import GROUPS, WEB_GROUPS, reason_to_drop
 from camelid.corpus.language import identify
 from camelid.corpus.minhash import band_keys, candidates, clusters
 from camelid.corpus.pii import mask
-from camelid.corpus.repair import polish, repair
+from camelid.corpus.repair import damaged, polish, repair
 from camelid.corpus.statistics import measure
 from camelid.corpus.words import count_sentences, words
 from camelid.kernels import text as native
@@ -33,6 +34,16 @@ def test_repair() -> None:
     assert repair("The cafÃ© is open\r\n\x00ok  ") == "The café is open\nok"
     assert repair("“quotes” stay, ﬁ too") == "“quotes” stay, ﬁ too"
     assert repair("e\u0301") == "é"
+
+
+DAMAGE = st.text(st.sampled_from("ÃÂ€œâ™é“”ÐÎŠš©»¿½ØÙ\xa0вЂß√°≈"), min_size=1, max_size=4)
+SOUND = st.text(st.sampled_from("abcZ .,?!\n中あ가"), max_size=12)
+
+
+@given(st.lists(DAMAGE | SOUND, max_size=8).map("".join))
+@settings(max_examples=500, deadline=None)
+def test_damage_is_what_ftfy_calls_bad(text: str) -> None:
+    assert damaged(text) == is_bad(text)
 
 
 def test_what_is_not_the_authors_goes() -> None:
