@@ -28,7 +28,7 @@ def ready(tables: Callable[[], tuple[NDArray[np.uint8], NDArray[np.uint32]]]) ->
         return False
     if not _given:
         classes, lower = tables()
-        loaded.camelid_set_characters(_at(classes), _at(lower))
+        loaded.camelid_set_characters(address(classes), address(lower))
         _given = True
     return True
 
@@ -44,9 +44,9 @@ class Packed:
         return len(self.offsets) - 1
 
 
-def pack(texts: Sequence[str]) -> Packed:
-    """Lay texts end to end."""
-    encoded = [text.encode() for text in texts]
+def pack(texts: Sequence[str] | Sequence[bytes]) -> Packed:
+    """Lay texts, or the bytes of texts, end to end."""
+    encoded = [text.encode() if isinstance(text, str) else text for text in texts]
     offsets = np.zeros(len(texts) + 1, dtype=np.int64)
     np.cumsum([len(e) for e in encoded], out=offsets[1:])
     return Packed(np.frombuffer(b"".join(encoded) or b"\0", dtype=np.uint8), offsets)
@@ -55,7 +55,7 @@ def pack(texts: Sequence[str]) -> Packed:
 def statistics(packed: Packed) -> NDArray[np.float64]:
     """Figures of each text, float64 [texts, fields], in the order of corpus/statistics.py."""
     out = np.empty((len(packed), _library().camelid_statistics_fields()), dtype=np.float64)
-    _library().camelid_statistics(_at(packed.data), _at(packed.offsets), _int64(len(packed)), _at(out))
+    _library().camelid_statistics(address(packed.data), address(packed.offsets), _int64(len(packed)), address(out))
     return out
 
 
@@ -65,8 +65,8 @@ def c4(packed: Packed, min_sentences: int, min_words: int, max_word_length: int)
     offsets = np.empty(len(packed) + 1, dtype=np.int64)
     verdicts = np.empty(len(packed), dtype=np.int32)
     _library().camelid_c4(
-        _at(packed.data), _at(packed.offsets), _int64(len(packed)), min_sentences, min_words, max_word_length,
-        _at(out), _at(offsets), _at(verdicts),
+        address(packed.data), address(packed.offsets), _int64(len(packed)), min_sentences, min_words, max_word_length,
+        address(out), address(offsets), address(verdicts),
     )  # fmt: skip
     raw = out.tobytes()
     return [raw[a:b].decode() for a, b in itertools.pairwise(offsets)], verdicts.tolist()
@@ -85,7 +85,7 @@ def sequences(packed: Packed, n: int) -> tuple[NDArray[np.uint64], NDArray[np.in
 def _hashes(function: str, packed: Packed, n: int, out: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
     offsets = np.empty(len(packed) + 1, dtype=np.int64)
     call = getattr(_library(), function)
-    call(_at(packed.data), _at(packed.offsets), _int64(len(packed)), n, _at(out), _at(offsets))
+    call(address(packed.data), address(packed.offsets), _int64(len(packed)), n, address(out), address(offsets))
     return out[: offsets[-1]].copy(), offsets
 
 
@@ -98,7 +98,7 @@ def minhash(
     """Signatures uint32 [texts, permutations]; the number of permutations is a multiple of 64."""
     out = np.empty((len(offsets) - 1, len(a)), dtype=np.uint32)
     _library().camelid_minhash(
-        _at(np.ascontiguousarray(shingle_hashes)), _at(offsets), _int64(len(out)), _at(a), _at(b), len(a), _at(out)
+        address(np.ascontiguousarray(shingle_hashes)), address(offsets), _int64(len(out)), address(a), address(b), len(a), address(out)
     )
     return out
 
@@ -109,7 +109,7 @@ def common(left: Sequence[NDArray[np.uint32]], right: Sequence[NDArray[np.uint32
     pointers = [np.array([s.ctypes.data for s in side], dtype=np.uintp) for side in (left, right)]
     sizes = [np.array([len(s) for s in side], dtype=np.int64) for side in (left, right)]
     _library().camelid_common(
-        _at(pointers[0]), _at(sizes[0]), _at(pointers[1]), _at(sizes[1]), _int64(len(left)), _at(out)
+        address(pointers[0]), address(sizes[0]), address(pointers[1]), address(sizes[1]), _int64(len(left)), address(out)
     )
     return out
 
@@ -120,7 +120,8 @@ def _library() -> ctypes.CDLL:
     return loaded
 
 
-def _at(array: NDArray[Any]) -> ctypes.c_void_p:
+def address(array: NDArray[Any]) -> ctypes.c_void_p:
+    """Where an array lies, for a native call."""
     return ctypes.c_void_p(array.ctypes.data)
 
 

@@ -9,14 +9,8 @@ from typing import Any
 
 from camelid.errors import FormatError, InputError
 from camelid.tokenizer import sentencepiece_model as spm
+from camelid.tokenizer.patterns import LLAMA3
 from camelid.tokenizer.tokenizer import Tokenizer
-
-# The pre-tokenizer of Llama 3 (llama-models, models/llama3/tokenizer.py).
-LLAMA3_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
 
 def from_folder(folder: Path) -> Tokenizer:
     """The tokenizer of a model folder. Raises InputError when it has none, FormatError when it is damaged."""
@@ -125,7 +119,7 @@ def _byte_level(path: Path, metadata: Mapping[str, Any], words: list[str], kinds
     name = metadata.get("tokenizer.ggml.pre", "default")
     plain = ByteLevel(add_prefix_space=False, use_regex=False)
     known: dict[str, list[PreTokenizer]] = {
-        "llama-bpe": [Split(Regex(LLAMA3_PATTERN), "isolated"), plain],
+        "llama-bpe": [Split(Regex(LLAMA3), "isolated"), plain],
         "smollm": [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)],
         "gpt-2": [ByteLevel(add_prefix_space=False)],
     }

@@ -16,7 +16,8 @@ from typing import Any, Literal
 from camelid.artifact import new_folder, write_manifest
 from camelid.errors import InputError, MissingExtra
 from camelid.tokenizer import template
-from camelid.tokenizer.load import LLAMA3_PATTERN, from_sentencepiece
+from camelid.tokenizer.load import from_sentencepiece
+from camelid.tokenizer.patterns import LLAMA3
 from camelid.tokenizer.tokenizer import Tokenizer
 
 Kind = Literal["sentencepiece", "byte-level"]
@@ -58,7 +59,7 @@ def _byte_level(texts: Texts, folder: Path, vocab_size: int) -> Tokenizer:
     backend = Backend(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(LLAMA3_PATTERN), "isolated"),
+            pre_tokenizers.Split(Regex(LLAMA3), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

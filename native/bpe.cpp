@@ -1,0 +1,310 @@
+// Byte-pair encoding of many texts, with a table of pieces met before. Equal, id for id, to the BPE model of the
+// `tokenizers` library, which is the reference (camelid/tokenizer/native.py says for which tokenizers).
+#include "bpe.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <queue>
+#include <thread>
+
+namespace camelid {
+
+void PairMap::reserve(size_t pairs) {
+    size_t size = 64;
+    while (size < pairs * 2) size *= 2;
+    slots_.assign(size, Slot{EMPTY, 0, 0});
+    mask_ = size - 1;
+}
+
+void PairMap::set(uint32_t left, uint32_t right, uint32_t rank, uint32_t result) {
+    uint64_t key = uint64_t(left) << 32 | right;
+    size_t at = mix(key) & mask_;
+    while (slots_[at].key != EMPTY && slots_[at].key != key) at = (at + 1) & mask_;
+    slots_[at] = {key, rank, result};
+}
+
+namespace {
+
+constexpr size_t SHORT = 48;  // symbols; longer pieces are merged with a heap
+
+// Merges the best-ranked pair, the first of equals, until none is left. Quadratic, and fast for a few symbols.
+void merge_short(const PairMap& merges, std::vector<uint32_t>& ids) {
+    const Merge* found[SHORT];
+    size_t count = ids.size();
+    for (size_t i = 0; i + 1 < count; i++) found[i] = merges.find(ids[i], ids[i + 1]);
+    while (count > 1) {
+        size_t best = count;
+        uint32_t rank = NONE;
+        for (size_t i = 0; i + 1 < count; i++)
+            if (found[i] && found[i]->rank < rank) {
+                rank = found[i]->rank;
+                best = i;
+            }
+        if (best == count) break;
+        ids[best] = found[best]->result;
+        std::move(ids.begin() + best + 2, ids.begin() + count, ids.begin() + best + 1);
+        std::move(found + best + 2, found + count, found + best + 1);
+        count--;
+        if (best > 0) found[best - 1] = merges.find(ids[best - 1], ids[best]);
+        if (best + 1 < count) found[best] = merges.find(ids[best], ids[best + 1]);
+    }
+    ids.resize(count);
+}
+
+struct Candidate {
+    uint32_t rank;
+    int64_t at;
+    uint32_t left, right;
+    bool operator<(const Candidate& other) const {
+        return rank != other.rank ? rank > other.rank : at > other.at;
+    }
+};
+
+// The same with a heap: n log n for a piece of any length.
+void merge_long(const PairMap& merges, std::vector<uint32_t>& ids) {
+    int64_t size = int64_t(ids.size());
+    std::vector<int64_t> next(ids.size()), before(ids.size());
+    std::priority_queue<Candidate> queue;
+    auto push = [&](int64_t at) {
+        if (at < 0 || next[at] >= size) return;
+        if (const Merge* m = merges.find(ids[at], ids[next[at]])) queue.push({m->rank, at, ids[at], ids[next[at]]});
+    };
+    for (int64_t i = 0; i < size; i++) {
+        next[i] = i + 1;
+        before[i] = i - 1;
+    }
+    for (int64_t i = 0; i + 1 < size; i++) push(i);
+    while (!queue.empty()) {
+        Candidate c = queue.top();
+        queue.pop();
+        if (ids[c.at] != c.left || next[c.at] >= size || ids[next[c.at]] != c.right) continue;  // merged meanwhile
+        int64_t gone = next[c.at];
+        ids[c.at] = merges.find(c.left, c.right)->result;
+        ids[gone] = NONE;
+        next[c.at] = next[gone];
+        if (next[gone] < size) before[next[gone]] = c.at;
+        push(before[c.at]);
+        push(c.at);
+    }
+    ids.erase(std::remove(ids.begin(), ids.end(), NONE), ids.end());
+}
+
+uint64_t load(const uint8_t* from, int64_t size) {
+    uint64_t value = 0;
+    std::memcpy(&value, from, size_t(size));
+    return value;
+}
+
+}  // namespace
+
+void merge(const PairMap& merges, std::vector<uint32_t>& ids) {
+    if (ids.size() <= SHORT) merge_short(merges, ids);
+    else merge_long(merges, ids);
+}
+
+PieceCache::Key PieceCache::key(const uint8_t* piece, int64_t size) {
+    Key k{};
+    if (size >= 16) {
+        k.a = load(piece, 8);
+        k.b = load(piece + 8, 8);
+        k.c = load(piece + 16, size - 16);
+    } else if (size >= 8) {
+        k.a = load(piece, 8);
+        k.b = load(piece + 8, size - 8);
+    } else {
+        k.a = load(piece, size);
+    }
+    k.c |= uint64_t(size) << 56;
+    return k;
+}
+
+// Two places a key: its own slot and the neighbour. The least recently filled one gives way.
+bool PieceCache::get(const Key& k, std::vector<uint32_t>& out) {
+    size_t at = place(k);
+    for (size_t i : {at, at ^ 1}) {
+        const Slot& s = slots_[i];
+        if (s.key.a != k.a || s.key.b != k.b || s.key.c != k.c) continue;
+        if (s.count == 1) out.push_back(s.first);
+        else out.insert(out.end(), pool_.begin() + s.first, pool_.begin() + s.first + s.count);
+        return true;
+    }
+    return false;
+}
+
+void PieceCache::put(const Key& k, const uint32_t* ids, size_t count) {
+    if (pool_.size() > POOL) {
+        pool_.clear();
+        std::fill(slots_.begin(), slots_.end(), Slot{});
+    }
+    size_t at = place(k);
+    if (slots_[at].key.c) slots_[at ^ 1] = slots_[at];
+    slots_[at] = {k, uint32_t(count == 1 ? ids[0] : pool_.size()), uint32_t(count)};
+    if (count != 1) pool_.insert(pool_.end(), ids, ids + count);
+}
+
+void Bpe::add_token(std::string text, uint32_t id) { vocabulary_.emplace(std::move(text), id); }
+
+void Bpe::set_merges(const uint32_t* rows, int64_t count) {
+    merges_.reserve(size_t(count));
+    for (int64_t i = 0; i < count; i++) merges_.set(rows[3 * i], rows[3 * i + 1], uint32_t(i), rows[3 * i + 2]);
+}
+
+// Two characters that stand side by side in no token are never merged across: text may be cut between them.
+void Bpe::learn_pairs() {
+    for (const auto& [text, id] : vocabulary_) {
+        const auto* bytes = reinterpret_cast<const uint8_t*>(text.data());
+        uint32_t last = 0;
+        for (int64_t at = 0, size = int64_t(text.size()); at < size;) {
+            uint32_t c;
+            int length = next_point(bytes, at, size, c);
+            if (at) pairs_.set(last, c, 0, 0);
+            last = c;
+            at += length;
+        }
+    }
+}
+
+void Bpe::finish() {
+    if (split != WHOLE) return;
+    size_t characters = 0;
+    for (const auto& [text, id] : vocabulary_) characters += text.size();
+    pairs_.reserve(characters);
+    learn_pairs();
+    for (uint32_t a = 0; a < 128; a++)
+        for (uint32_t b = 0; b < 128; b++)
+            ascii_pairs_[a][b] = pairs_.find(a == ' ' ? BLOCK : a, b == ' ' ? BLOCK : b) != nullptr;
+}
+
+void Bpe::symbols(const uint8_t* piece, int64_t size, std::vector<uint32_t>& ids) const {
+    for (int64_t at = 0; at < size;) {
+        int64_t length = 1;
+        if (split == WHOLE) {
+            uint32_t c;
+            length = next_point(piece, at, size, c);
+            bool space = c == ' ';
+            auto found = vocabulary_.find(space ? "\xe2\x96\x81" : std::string(reinterpret_cast<const char*>(piece) + at, size_t(length)));
+            if (found != vocabulary_.end()) {
+                ids.push_back(found->second);
+                at += length;
+                continue;
+            }
+        }
+        for (int64_t i = at; i < at + length; i++)
+            if (byte_ids[piece[i]] != NONE) ids.push_back(byte_ids[piece[i]]);
+        at += length;
+    }
+}
+
+void Bpe::encode_piece(Worker& w, const uint8_t* piece, int64_t size) const {
+    bool kept = size <= PieceCache::MOST;
+    PieceCache::Key key{};
+    if (kept) {
+        key = PieceCache::key(piece, size);
+        if (w.cache.get(key, w.out)) return;
+    }
+    w.ids.clear();
+    auto whole = ignore_merges ? vocabulary_.find(std::string(reinterpret_cast<const char*>(piece), size_t(size))) : vocabulary_.end();
+    if (whole != vocabulary_.end()) {
+        w.ids.push_back(whole->second);
+    } else {
+        symbols(piece, size, w.ids);
+        merge(merges_, w.ids);
+    }
+    w.out.insert(w.out.end(), w.ids.begin(), w.ids.end());
+    if (kept) w.cache.put(key, w.ids.data(), w.ids.size());
+}
+
+// Text without pieces of its own: cut where no token reaches across. `text` begins with a blank when one is prefixed.
+void Bpe::encode_whole(Worker& w, const uint8_t* text, int64_t size) const {
+    int64_t begin = 0;
+    uint32_t last = 0;
+    for (int64_t at = 0; at < size;) {
+        uint32_t c;
+        int length = next_point(text, at, size, c);
+        if (at > begin) {
+            bool joined = (c | last) < 128 ? ascii_pairs_[last][c]
+                                           : pairs_.find(last == ' ' ? BLOCK : last, c == ' ' ? BLOCK : c) != nullptr;
+            if (!joined) {
+                encode_piece(w, text + begin, at - begin);
+                begin = at;
+            }
+        }
+        last = c;
+        at += length;
+    }
+    if (begin < size) encode_piece(w, text + begin, size - begin);
+}
+
+void Bpe::encode(Worker& w, const uint8_t* text, int64_t size) const {
+    if (!size) return;
+    if (split == WHOLE) {
+        if (!prefix_blank) return encode_whole(w, text, size);
+        w.text.assign(1, ' ');
+        w.text.append(reinterpret_cast<const char*>(text), size_t(size));
+        return encode_whole(w, reinterpret_cast<const uint8_t*>(w.text.data()), size + 1);
+    }
+    Splitter splitter(split, text, size);
+    for (int64_t at = 0; at < size;) {
+        int64_t end = splitter.next(at);
+        encode_piece(w, text + at, end - at);
+        at = end;
+    }
+}
+
+}  // namespace camelid
+
+extern "C" {
+
+// A tokenizer: `count` token texts laid end to end at `offsets` (their index is their id), merges uint32 [merges, 3]
+// (left, right, result) best first, the ids of single bytes, and how text is cut. Free with camelid_bpe_free.
+void* camelid_bpe_new(const uint8_t* texts, const int64_t* offsets, int64_t count, const uint32_t* merges,
+                      int64_t merge_count, const uint32_t* byte_ids, int32_t split, int32_t ignore_merges,
+                      int32_t prefix_blank) {
+    auto* bpe = new camelid::Bpe();
+    bpe->split = camelid::Split(split);
+    bpe->ignore_merges = ignore_merges != 0;
+    bpe->prefix_blank = prefix_blank != 0;
+    std::copy(byte_ids, byte_ids + 256, bpe->byte_ids);
+    for (int64_t i = 0; i < count; i++)
+        if (offsets[i + 1] > offsets[i])
+            bpe->add_token(std::string(reinterpret_cast<const char*>(texts + offsets[i]), size_t(offsets[i + 1] - offsets[i])), uint32_t(i));
+    bpe->set_merges(merges, merge_count);
+    bpe->finish();
+    return bpe;
+}
+
+void camelid_bpe_free(void* bpe) { delete static_cast<camelid::Bpe*>(bpe); }
+
+// Ids of `count` texts at `offsets`, end to end in `out`, which has room for one per byte of text and one per text;
+// out_offsets int64 [count + 1]. Equal for any number of threads.
+void camelid_bpe_encode(void* handle, const uint8_t* texts, const int64_t* offsets, int64_t count, int32_t threads,
+                        uint32_t* out, int64_t* out_offsets) {
+    const auto* bpe = static_cast<const camelid::Bpe*>(handle);
+    threads = int32_t(std::max<int64_t>(1, std::min<int64_t>(threads, count)));
+    std::vector<camelid::Worker> workers(static_cast<size_t>(threads));
+    std::vector<int64_t> firsts(static_cast<size_t>(threads) + 1, count);
+    firsts[0] = 0;
+    for (int32_t t = 1; t < threads; t++) {  // equal shares of the bytes
+        int64_t share = offsets[0] + (offsets[count] - offsets[0]) * t / threads;
+        firsts[size_t(t)] = std::lower_bound(offsets, offsets + count, share) - offsets;
+    }
+    auto work = [&](int32_t t) {
+        camelid::Worker& w = workers[size_t(t)];
+        for (int64_t i = firsts[size_t(t)]; i < firsts[size_t(t) + 1]; i++) {
+            bpe->encode(w, texts + offsets[i], offsets[i + 1] - offsets[i]);
+            out_offsets[i + 1] = int64_t(w.out.size());
+        }
+    };
+    std::vector<std::thread> running;
+    for (int32_t t = 1; t < threads; t++) running.emplace_back(work, t);
+    work(0);
+    for (auto& thread : running) thread.join();
+    int64_t at = out_offsets[0] = 0;
+    for (int32_t t = 0; t < threads; t++) {
+        const auto& ids = workers[size_t(t)].out;
+        std::copy(ids.begin(), ids.end(), out + at);
+        for (int64_t i = firsts[size_t(t)]; i < firsts[size_t(t) + 1]; i++) out_offsets[i + 1] += at;
+        at += int64_t(ids.size());
+    }
+}
+}
