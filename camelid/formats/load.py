@@ -11,7 +11,7 @@ from camelid.artifact import MANIFEST
 from camelid.errors import FormatError, InputError
 from camelid.formats.checkpoint import Checkpoint
 from camelid.model.llama import Llama
-from camelid.tokenizer.load import from_folder, from_gguf, from_sentencepiece
+from camelid.tokenizer.load import from_folder, from_gguf, from_model_file
 from camelid.tokenizer.tokenizer import Tokenizer
 
 Model = TypeVar("Model", bound=Llama)
@@ -106,7 +106,7 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
     if path.is_dir() and ((path / "tokenizer.json").exists() or (path / "tokenizer.model").exists()):
         return from_folder(path)
     if path.is_file() and path.suffix == ".model":
-        return from_sentencepiece(path)
+        return from_model_file(path)
     path = resolve(source)
     if path.suffix == ".gguf":
         from camelid.formats import gguf

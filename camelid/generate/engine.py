@@ -14,6 +14,7 @@ from camelid.errors import InputError
 from camelid.generate.cache import KVCache
 from camelid.generate.sampling import SamplingParams, generator_for, sample
 from camelid.model.llama import Llama
+from camelid.tokenizer.stream import StreamDecoder
 from camelid.tokenizer.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
@@ -41,6 +42,7 @@ class _Sequence:
     budget: int
     limit: str
     generator: torch.Generator | None
+    decoder: StreamDecoder | None
     ids: list[int] = field(default_factory=list)
     text: str = ""
     finish: FinishReason | None = None
@@ -123,7 +125,8 @@ class Engine:
                 raise InputError(f"the prompt has {len(ids)} tokens; the model takes at most {self.context_length - 1}")
             if room < budget:
                 budget, limit = room, "max_length"
-            sequences.append(_Sequence(row, ids, params, budget, limit, generator_for(params)))
+            decoder = StreamDecoder(self.tokenizer, ids[-4:]) if self.tokenizer else None
+            sequences.append(_Sequence(row, ids, params, budget, limit, generator_for(params), decoder))
         return sequences
 
     def _ids(self, prompt: Prompt) -> list[int]:
@@ -170,21 +173,13 @@ class Engine:
             s.finish = "eos"
         elif len(s.ids) >= s.budget:
             s.finish = "max_length" if s.limit == "max_length" else "max_new_tokens"
-        s.text = self._text(s)
+        if s.decoder is not None:
+            s.text += "" if s.finish == "eos" else s.decoder.push(token)
+            s.text += s.decoder.finish() if s.finish else ""
         for stop in s.params.stop:
             at = s.text.find(stop)
             if at >= 0:
                 s.text, s.finish = s.text[:at], "stop"
-
-    def _text(self, s: _Sequence) -> str:
-        """Text of the new tokens. Decoded after a little of the prompt, so that a leading space survives."""
-        if self.tokenizer is None:
-            return ""
-        new = s.ids[:-1] if s.finish == "eos" else s.ids
-        context = s.prompt[-4:]
-        before = self.tokenizer.decode(context, skip_special_tokens=True)
-        whole = self.tokenizer.decode([*context, *new], skip_special_tokens=True)
-        return whole[len(before) :] if whole.startswith(before) else self.tokenizer.decode(new, True)
 
     def _result(self, s: _Sequence) -> Result:
         assert s.finish is not None
@@ -192,10 +187,8 @@ class Engine:
 
 
 def _safe_end(text: str, stops: Sequence[str]) -> int:
-    """How much of an unfinished text can be shown: not half a character, not the start of a stop string."""
+    """How much of an unfinished text can be shown: not the start of a stop string."""
     end = len(text)
-    while end and text[end - 1] == "�":
-        end -= 1
     for stop in stops:
         for size in range(min(len(stop) - 1, end), 0, -1):
             if text[:end].endswith(stop[:size]):

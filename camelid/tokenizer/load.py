@@ -1,4 +1,4 @@
-"""Open a tokenizer: a Hugging Face folder, a SentencePiece `tokenizer.model`, or the metadata of a GGUF file."""
+"""Open a tokenizer: a Hugging Face folder, a SentencePiece or tiktoken `tokenizer.model`, or a GGUF file's metadata."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from camelid.errors import FormatError, InputError
+from camelid.tokenizer import byte_level, tiktoken_ranks
 from camelid.tokenizer import sentencepiece_model as spm
 from camelid.tokenizer.patterns import LLAMA3
+from camelid.tokenizer.template import LLAMA3 as LLAMA3_TEMPLATE
 from camelid.tokenizer.tokenizer import Tokenizer
 
 def from_folder(folder: Path) -> Tokenizer:
@@ -19,7 +21,7 @@ def from_folder(folder: Path) -> Tokenizer:
     if (folder / "tokenizer.json").exists():
         return _from_json(folder / "tokenizer.json", config, template)
     if (folder / "tokenizer.model").exists():
-        return from_sentencepiece(folder / "tokenizer.model", config, template)
+        return from_model_file(folder / "tokenizer.model", config, template)
     raise InputError(f"{folder} has no tokenizer: neither tokenizer.json nor tokenizer.model")
 
 
@@ -60,6 +62,27 @@ def _from_json(path: Path, config: Mapping[str, Any], template: str | None) -> T
     ids = {key: backend.token_to_id(_named(config, f"{key}_token")) for key in ("bos", "eos", "pad")}
     return Tokenizer(
         backend, bos_token_id=ids["bos"], eos_token_id=ids["eos"], pad_token_id=ids["pad"], chat_template=template
+    )
+
+
+def from_model_file(path: Path, config: Mapping[str, Any] | None = None, template: str | None = None) -> Tokenizer:
+    """A `tokenizer.model`, which is one of two quite different files. Raises FormatError when it is neither."""
+    if tiktoken_ranks.looks_like_ranks(path):
+        return from_tiktoken(path, template)
+    return from_sentencepiece(path, config, template)
+
+
+def from_tiktoken(path: Path, template: str | None = None) -> Tokenizer:
+    """Llama 3's `tokenizer.model`, with its control tokens and (unless given another) its chat layout."""
+    backend = byte_level.from_ranks(tiktoken_ranks.read(path), tiktoken_ranks.special_tokens())
+    ids = {name: backend.token_to_id(f"<|{name}|>") for name in ("begin_of_text", "end_of_text")}
+    spm.add_bos(backend, "<|begin_of_text|>", ids["begin_of_text"])
+    return Tokenizer(
+        backend,
+        bos_token_id=ids["begin_of_text"],
+        eos_token_id=ids["end_of_text"],
+        pad_token_id=backend.token_to_id("<|finetune_right_pad_id|>"),
+        chat_template=template or LLAMA3_TEMPLATE,
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from camelid.errors import FormatError
@@ -48,9 +49,35 @@ def render(template: str, messages: Sequence[Message], **variables: Any) -> str:
     return "".join(pieces)
 
 
-def defuse(text: str, control_tokens: Iterable[str]) -> str:
-    """Break control tokens written inside a message ("<|im_end|>" -> "< |im_end|>")."""
-    for token in control_tokens:
-        if len(token) > 1 and token in text:
-            text = text.replace(token, f"{token[0]} {token[1:]}")
-    return text
+class Guard:
+    """Keeps what people write from becoming a control token, without changing a letter of it.
+
+    `hide` puts a private character between the letters of any control token spelled in a message; the template then
+    cannot render one that counts. `cut` tells a rendered text's own control tokens from the text between them, where
+    `show` undoes the hiding. A message that already holds the private character keeps it (it is doubled).
+    """
+
+    MARK = "\U000f8ffe"
+
+    def __init__(self, control_tokens: Iterable[str]) -> None:
+        names = sorted((t for t in control_tokens if t), key=len, reverse=True)
+        self._names = re.compile("|".join(map(re.escape, names)) or r"(?!)")
+        self._hidden = re.compile(f"{self.MARK}(.)", re.S)
+
+    def hide(self, text: str) -> str:
+        text = text.replace(self.MARK, self.MARK * 2)
+        return self._names.sub(lambda found: "".join(self.MARK + c for c in found[0]), text)
+
+    def show(self, text: str) -> str:
+        return self._hidden.sub(r"\1", text)
+
+    def cut(self, rendered: str) -> Iterator[tuple[str, bool]]:
+        """(text, is it a control token) in order; nothing empty."""
+        at = 0
+        for found in self._names.finditer(rendered):
+            if found.start() > at:
+                yield self.show(rendered[at : found.start()]), False
+            yield found[0], True
+            at = found.end()
+        if at < len(rendered):
+            yield self.show(rendered[at:]), False

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from camelid.errors import InputError
 from camelid.kernels.bpe import NativeBpe
 from camelid.tokenizer.native import native_bpe
-from camelid.tokenizer.template import Message, defuse, render
+from camelid.tokenizer.template import Guard, Message, render
 
 if TYPE_CHECKING:
     import torch
@@ -111,6 +111,15 @@ class Tokenizer:
         text: str = self.backend.decode(numbers, skip_special_tokens=skip_special_tokens)
         return text
 
+    def offsets(self, text: str) -> list[tuple[int, int, int]]:
+        """(id, start, end) of every token of a text, in characters of it; nothing is parsed or added.
+
+        Tokens that share a character (the bytes of an emoji) share its place.
+        """
+        self.backend.encode_special_tokens = True
+        found = self.backend.encode(text, add_special_tokens=False)
+        return [(i, start, end) for i, (start, end) in zip(found.ids, found.offsets, strict=True)]
+
     def token(self, token_id: int) -> str:
         """The vocabulary entry of an id, as stored ("▁the", "Ġthe", "<0x0A>")."""
         return self.backend.id_to_token(token_id) or ""
@@ -124,16 +133,34 @@ class Tokenizer:
     ) -> Any:
         """A conversation as the model was trained to read it: ids, or text with tokenize=False.
 
-        Control tokens written by a person inside a message are defused, so nobody can end their own turn.
-        Raises InputError when the model has no chat template.
+        What a person wrote is never a control token in the ids, whatever it spells, and keeps every letter; the text
+        alone cannot tell the two apart. Raises InputError when the model has no chat template.
         """
         if self.chat_template is None:
             raise InputError("the model has no chat template: it completes text (use generate), it does not chat")
+        guard = Guard(self._special.values())
         names = {"bos_token": self._name(self.bos_token_id), "eos_token": self._name(self.eos_token_id)}
-        safe = [{**m, "content": defuse(m["content"], self._special.values())} for m in messages]
+        safe = [{key: guard.hide(value) for key, value in m.items()} for m in messages]
         text = render(self.chat_template, safe, add_generation_prompt=add_generation_prompt, **names)
-        # The template writes its own BOS where it wants one; adding another would make two.
-        return self.encode(text, add_special_tokens=False) if tokenize else text
+        if not tokenize:
+            return guard.show(text)
+        return self._encode_parts(list(guard.cut(text)))  # the template writes its own BOS where it wants one
+
+    def _encode_parts(self, parts: Sequence[tuple[str, bool]]) -> list[int]:
+        """Ids of (text, is it a control token) in order. A control token may take the blanks beside it with it."""
+        flags = {t.content: t for t in self.backend.get_added_tokens_decoder().values()}
+        ids: list[int] = []
+        for i, (part, control) in enumerate(parts):
+            if control:
+                ids.append(self.backend.token_to_id(part))
+                continue
+            if i > 0 and flags[parts[i - 1][0]].rstrip:
+                part = part.lstrip()
+            if i + 1 < len(parts) and flags[parts[i + 1][0]].lstrip:
+                part = part.rstrip()
+            if part:
+                ids += self.encode(part, add_special_tokens=False, parse_special=False)
+        return ids
 
     def _name(self, token_id: int | None) -> str:
         return "" if token_id is None else self.token(token_id)

@@ -7,17 +7,20 @@ byte-level: Llama 3, BPE over bytes after its regular expression.
 from __future__ import annotations
 
 import io
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from camelid.artifact import new_folder, write_manifest
 from camelid.errors import InputError, MissingExtra
-from camelid.tokenizer import template
+from camelid.report.progress import progress
+from camelid.tokenizer import byte_level, template
 from camelid.tokenizer.load import from_sentencepiece
-from camelid.tokenizer.patterns import LLAMA3
+from camelid.tokenizer.sample import Sample
 from camelid.tokenizer.tokenizer import Tokenizer
 
 Kind = Literal["sentencepiece", "byte-level"]
@@ -28,51 +31,74 @@ BYTE_LEVEL_SPECIALS = [
     "<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>", "<|start_header_id|>", "<|end_header_id|>",
     "<|eot_id|>",
 ]  # fmt: skip
-SMALLEST = {"sentencepiece": 300, "byte-level": 256 + len(BYTE_LEVEL_SPECIALS)}
+RESERVED = "<|reserved_special_token_{}|>"
+DEFAULT_RESERVED = {"sentencepiece": 0, "byte-level": 10}
+MAX_BYTES = 4_000_000_000  # of text to learn from; its distinct pieces take a few GB
+MAX_LINE = 1 << 20  # bytes; sentencepiece leaves longer lines out
 
 
-def train(texts: Texts, out: str | Path, vocab_size: int, kind: Kind, *, corpus: Path | None = None) -> dict[str, Any]:
-    """Write the tokenizer folder `out` with `vocab.tsv` (id, token, count). Returns vocab_size, kind, digest, out."""
-    if kind not in SMALLEST:
-        raise InputError(f"--kind is {kind!r}; choose sentencepiece or byte-level")
-    if vocab_size < SMALLEST[kind]:
-        raise InputError(f"--vocab-size {vocab_size} is too small: {kind} needs at least {SMALLEST[kind]}")
+def train(
+    texts: Texts,
+    out: str | Path,
+    vocab_size: int,
+    kind: Kind,
+    *,
+    reserved: int | None = None,
+    threads: int | None = None,
+    max_bytes: int = MAX_BYTES,
+    corpus: Path | None = None,
+    corpus_bytes: int = 0,
+    quiet: bool = True,
+) -> dict[str, Any]:
+    """Write the tokenizer folder `out` with `vocab.tsv` (id, token, count). Returns vocab_size, kind, digest, out.
+
+    reserved: control tokens kept free for later. max_bytes: of a larger corpus (`corpus_bytes` says how large it is)
+    an even sample of documents is learned from; the counts are over all of it. Any number of threads gives the same.
+    """
+    reserved = DEFAULT_RESERVED.get(kind, 0) if reserved is None else reserved
+    _check(kind, vocab_size, reserved)
+    sample = Sample(min(1.0, max_bytes / corpus_bytes) if corpus_bytes else 1.0)
     with new_folder(Path(out)) as folder:
-        trainer = _sentencepiece if kind == "sentencepiece" else _byte_level
-        tokenizer = trainer(texts, folder, vocab_size)
+        learn = _sentencepiece if kind == "sentencepiece" else _byte_level
+        with progress("learning", corpus_bytes or 1, quiet) as advance:
+            used = _told(sample(texts()), sample, advance)
+            tokenizer = learn(used, folder, vocab_size, reserved, threads)
         tokenizer.save(folder)
-        counts = count(tokenizer, texts())
-        _write_vocabulary(tokenizer, counts, folder / "vocab.tsv")
+        counts = count(tokenizer, texts(), corpus_bytes, quiet)
+        write_vocabulary(tokenizer, counts, folder / "vocab.tsv")
         result = {"vocab_size": len(tokenizer), "kind": kind, "digest": tokenizer.digest()}
-        settings = {"vocab_size": vocab_size, "kind": kind}
-        facts = {"vocab_size": len(tokenizer), "digest": tokenizer.digest(), "tokens_in_corpus": sum(counts.values())}
+        settings = {"vocab_size": vocab_size, "kind": kind, "reserved": reserved, "max_bytes": max_bytes}
+        facts = {
+            "vocab_size": len(tokenizer), "digest": tokenizer.digest(), "tokens_in_corpus": int(counts.sum()),
+            "sample": sample.to_dict(),
+        }  # fmt: skip
         write_manifest(folder, "tokenizer", [corpus] if corpus else [], settings, **facts)
-    return {**result, "out": str(out)}
+    return {**result, "tokens_in_corpus": int(counts.sum()), "sample": sample.to_dict(), "out": str(out)}
 
 
-def _byte_level(texts: Texts, folder: Path, vocab_size: int) -> Tokenizer:
-    from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
-    from tokenizers import Tokenizer as Backend
+def _check(kind: str, vocab_size: int, reserved: int) -> None:
+    smallest = {"sentencepiece": 300 + reserved, "byte-level": 256 + len(BYTE_LEVEL_SPECIALS) + reserved}
+    if kind not in smallest:
+        raise InputError(f"--kind is {kind!r}; choose sentencepiece or byte-level")
+    if reserved < 0:
+        raise InputError(f"--reserved {reserved} is negative")
+    if vocab_size < smallest[kind]:
+        raise InputError(f"--vocab-size {vocab_size} is too small: {kind} needs at least {smallest[kind]}")
 
+
+def _told(texts: Iterable[str], sample: Sample, advance: Callable[[float], None]) -> Iterator[str]:
+    for text in texts:
+        yield text
+        advance(sample.bytes)
+
+
+def _byte_level(texts: Iterable[str], folder: Path, vocab_size: int, reserved: int, threads: int | None) -> Tokenizer:
     from camelid.tokenizer.sentencepiece_model import add_bos
 
-    backend = Backend(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(LLAMA3), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=BYTE_LEVEL_SPECIALS,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator(texts(), trainer)
-    add_bos(backend, BYTE_LEVEL_SPECIALS[0], 0)
-    ids = {name: backend.token_to_id(name) for name in BYTE_LEVEL_SPECIALS}
+    specials = [*BYTE_LEVEL_SPECIALS, *(RESERVED.format(i) for i in range(reserved))]
+    backend = byte_level.learn(texts, vocab_size, specials, threads)
+    add_bos(backend, specials[0], 0)
+    ids = {name: backend.token_to_id(name) for name in specials}
     return Tokenizer(
         backend,
         bos_token_id=ids["<|begin_of_text|>"],
@@ -82,7 +108,9 @@ def _byte_level(texts: Texts, folder: Path, vocab_size: int) -> Tokenizer:
     )
 
 
-def _sentencepiece(texts: Texts, folder: Path, vocab_size: int) -> Tokenizer:
+def _sentencepiece(
+    texts: Iterable[str], folder: Path, vocab_size: int, reserved: int, threads: int | None
+) -> Tokenizer:
     try:
         import sentencepiece
     except ImportError:
@@ -90,7 +118,7 @@ def _sentencepiece(texts: Texts, folder: Path, vocab_size: int) -> Tokenizer:
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_lines(texts()),
+            sentence_iterator=_lines(texts),
             model_writer=model,
             model_type="bpe",
             vocab_size=vocab_size,
@@ -100,11 +128,13 @@ def _sentencepiece(texts: Texts, folder: Path, vocab_size: int) -> Tokenizer:
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,
             allow_whitespace_only_pieces=True,
-            max_sentence_length=1 << 20,
+            max_sentence_length=MAX_LINE,
             unk_id=0,
             bos_id=1,
             eos_id=2,
             pad_id=-1,
+            control_symbols=[RESERVED.format(i) for i in range(reserved)],
+            num_threads=threads or 16,
             minloglevel=2,
         )
     except RuntimeError as error:
@@ -115,21 +145,26 @@ def _sentencepiece(texts: Texts, folder: Path, vocab_size: int) -> Tokenizer:
 
 
 def _lines(texts: Iterable[str]) -> Iterator[str]:
+    """Lines, the unit of sentencepiece; without NUL, which it reserves."""
     for text in texts:
-        yield from (line for line in text.split("\n") if line)
+        yield from (line for line in text.replace("\0", "").split("\n") if line)
 
 
-def count(tokenizer: Tokenizer, texts: Iterable[str]) -> Counter[int]:
-    """How often each id occurs in the texts."""
-    counts: Counter[int] = Counter()
-    iterator = iter(texts)
-    while group := list(islice(iterator, 256)):
-        for ids in tokenizer.encode_documents(group):
-            counts.update(ids)
+def count(tokenizer: Tokenizer, texts: Iterable[str], total_bytes: int = 0, quiet: bool = True) -> NDArray[np.int64]:
+    """How often each id occurs in the texts: int64 [vocab_size]."""
+    counts = np.zeros(len(tokenizer), dtype=np.int64)
+    iterator, done = iter(texts), 0
+    with progress("counting", total_bytes or 1, quiet) as advance:
+        while group := list(islice(iterator, byte_level.GROUP)):
+            ids, _ = tokenizer.encode_batch(group)
+            counts += np.bincount(ids, minlength=len(counts))
+            done += sum(len(text.encode("utf-8", "replace")) for text in group)
+            advance(done)
     return counts
 
 
-def _write_vocabulary(tokenizer: Tokenizer, counts: Counter[int], path: Path) -> None:
+def write_vocabulary(tokenizer: Tokenizer, counts: NDArray[np.int64], path: Path) -> None:
+    """`vocab.tsv`: id, token as stored (tab, newline and backslash escaped), count."""
     with path.open("w", encoding="utf-8") as file:
         file.write("id\ttoken\tcount\n")
         for token_id in range(len(tokenizer)):

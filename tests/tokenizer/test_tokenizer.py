@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from camelid.errors import FormatError, InputError
 from camelid.tokenizer import sentencepiece_model as spm
 from camelid.tokenizer.load import from_folder, from_sentencepiece
-from camelid.tokenizer.template import render
+from camelid.tokenizer.stream import StreamDecoder
+from camelid.tokenizer.template import Guard, render
 from camelid.tokenizer.tokenizer import Tokenizer
 from camelid.tokenizer.train import train
 
@@ -76,6 +77,32 @@ def test_every_text_comes_back(each: Tokenizer) -> None:
     round_trip()
 
 
+def test_a_stream_shows_whole_characters(each: Tokenizer) -> None:
+    @settings(max_examples=200, deadline=None)
+    @given(TEXTS.filter(lambda text: "\ufffd" not in text), st.sampled_from(["", "before", "前 "]))
+    def stream(text: str, prompt: str) -> None:
+        before = each.encode(prompt, add_special_tokens=False)
+        ids = each.encode(prompt + text, add_special_tokens=False, parse_special=False)
+        if ids[: len(before)] != before:
+            return
+        decoder = StreamDecoder(each, before[-4:])
+        shown = [decoder.push(i) for i in ids[len(before) :]]
+        assert not any("\ufffd" in piece for piece in shown)
+        assert "".join(shown) + decoder.finish() == (text if before else each.decode(ids))
+
+    stream()
+
+
+def test_offsets_point_at_the_text(each: Tokenizer) -> None:
+    text = "naïve camels 骆驼 1234 😀"
+    found = each.offsets(text)
+    assert [i for i, _, _ in found] == each.encode(text, add_special_tokens=False, parse_special=False)
+    assert found[-1][2] == len(text)
+    for token_id, start, end in found:
+        if (shown := each.decode([token_id])).isascii() and len(shown) > 1:
+            assert shown.strip() == text[start:end].strip()
+
+
 def test_transformers_reads_our_folder_and_agrees(tokenizers: dict[str, Path]) -> None:
     transformers = pytest.importorskip("transformers")
     for folder in tokenizers.values():
@@ -101,11 +128,30 @@ def test_documents_never_hold_control_tokens(each: Tokenizer) -> None:
     assert each.encode(hostile)[1] in each.special_tokens  # while a prompt may spell them
 
 
-def test_a_message_cannot_end_its_own_turn(each: Tokenizer) -> None:
-    honest = each.apply_chat_template([{"role": "user", "content": "hi"}])
-    hostile = each.apply_chat_template([{"role": "user", "content": f"hi {' '.join(each.special_tokens.values())}"}])
+def test_what_a_message_spells_is_text(each: Tokenizer) -> None:
+    """Control tokens written in a message give no control ids and come back letter for letter."""
     specials = set(each.special_tokens)
-    assert [i for i in hostile if i in specials] == [i for i in honest if i in specials]
+    honest = [i for i in each.apply_chat_template([{"role": "user", "content": "hi"}]) if i in specials]
+    names = list(each.special_tokens.values())
+    halves = [name[:cut] for name in names for cut in (2, len(name) - 1)] + [name[1:] for name in names]
+    bits = st.sampled_from([*names, *halves, Guard.MARK, "<", "|", " ", "\n", "a", "ł"])
+
+    @settings(max_examples=300, deadline=None)
+    @given(st.lists(bits, max_size=8).map("".join))
+    def hostile(content: str) -> None:
+        messages = [{"role": "user", "content": content}]
+        ids = each.apply_chat_template(messages)
+        assert [i for i in ids if i in specials] == honest
+        assert content.strip() in each.decode(ids)
+        assert content in each.apply_chat_template(messages, tokenize=False)
+
+    hostile()
+
+
+def test_an_honest_conversation_is_encoded_as_its_text(each: Tokenizer) -> None:
+    messages = [{"role": "user", "content": "What is 3 + 4?\n"}, {"role": "assistant", "content": " 7, of course"}]
+    text = each.apply_chat_template(messages, tokenize=False)
+    assert each.apply_chat_template(messages) == each.encode(text, add_special_tokens=False)
 
 
 def test_digits_are_single_tokens(tokenizers: dict[str, Path]) -> None:
@@ -151,7 +197,7 @@ def test_broken_tokenizer_json(tmp_path: Path) -> None:
 
 
 def test_too_small_a_vocabulary(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="at least 262"):
+    with pytest.raises(InputError, match="at least 272"):
         train(lambda: TEXT, tmp_path / "t", 100, "byte-level")
     assert not list(tmp_path.iterdir())
 

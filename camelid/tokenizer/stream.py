@@ -1,0 +1,50 @@
+"""Ids to text, one at a time, without ever showing half a character."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from camelid.tokenizer.tokenizer import Tokenizer
+
+UNFINISHED = "\ufffd"
+
+
+class StreamDecoder:
+    """`push` ids, get the text they complete; `finish` for what is left. All of it together is the decoded whole.
+
+    `before`: the last ids of the prompt, so that the first new word keeps its blank. Each step decodes a few ids
+    only, however long the text is.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, before: Iterable[int] = (), skip_special_tokens: bool = True) -> None:
+        self._tokenizer, self._skip = tokenizer, skip_special_tokens
+        self._context = list(before)  # ids whose text is out, and begins and ends with whole characters
+        self._waiting: list[int] = []
+
+    def push(self, token_id: int) -> str:
+        """The text that this id completes: nothing while a character is unfinished."""
+        self._waiting.append(token_id)
+        text = self._text()
+        return "" if text.endswith(UNFINISHED) else self._release(text)
+
+    def finish(self) -> str:
+        """What never became a whole character, as the tokenizer decodes it."""
+        return self._release(self._text()) if self._waiting else ""
+
+    def _text(self) -> str:
+        shown = self._decode(self._context)
+        whole = self._decode([*self._context, *self._waiting])
+        return whole[len(shown) :] if whole.startswith(shown) else self._decode(self._waiting)
+
+    def _release(self, text: str) -> str:
+        if text:
+            self._context = self._waiting
+        else:
+            self._context = [*self._context, *self._waiting][-16:]
+        self._waiting = []
+        return text
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=self._skip)
