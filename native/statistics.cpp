@@ -225,6 +225,7 @@ void statistics(Scratch& s, double* out) {
     find_words(t, 0, size, s.words);
     count_words(s, out);
     s.grams = s.hashes;
+    for (uint64_t& gram : s.grams) gram *= PRIME;  // so that the order of words counts
     for (int n = 2; n <= 10; n++) {
         extend_grams(s, n);
         if (n <= 4) out[TOP_2 + n - 2] = top_ngram(s, n);

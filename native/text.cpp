@@ -46,7 +46,7 @@ bool joins(const Text& t, int32_t i, int32_t end) {
     if (c == ',' || c == ':' || c == '/') return digits;
     if (apostrophe(c)) return letters;
     if (c == '@') return true;
-    if (c == '-') return (letter(t, i - 1) && digit(t, i + 1)) || (digit(t, i - 1) && letter(t, i + 1));
+    if (c == '-') return letter(t, i - 1) && digit(t, i + 1);
     return false;
 }
 
@@ -78,6 +78,25 @@ bool is_clitic(const Text& t, int32_t begin, int32_t end) {
     return (a == 'r' && b == 'e') || (a == 'v' && b == 'e') || (a == 'l' && b == 'l');
 }
 
+const char* const ABBREVIATIONS[] = {"Mr", "Mrs", "Ms", "Dr", "St", "Prof", "Jr", "Sr", "Rev", "Gen", "Gov", "Sen", "Rep",
+                                     "Adm", "Bros", "Co", "Corp", "Inc", "Ltd", "Messrs", "vs", "Jan", "Feb", "Mar",
+                                     "Apr", "Jun", "Jul", "Aug", "Sep", "Sept", "Oct", "Nov", "Dec"};
+
+bool ascii_letter(uint32_t c) { return (c | 32) >= 'a' && (c | 32) <= 'z'; }
+
+// Does the full stop after the word [begin, end) belong to it?
+bool is_short(const Text& t, int32_t begin, int32_t end, int32_t limit) {
+    if (end >= limit || t.points[end] != '.') return false;
+    if (end + 1 < limit && (t.points[end + 1] == '.' || in_word(t, end + 1))) return false;
+    bool letters = (end - begin) % 2 == 1;  // a letter, a stop, a letter, …
+    for (int32_t i = begin; letters && i < end; i++)
+        letters = (i - begin) % 2 ? t.points[i] == '.' : ascii_letter(t.points[i]);
+    if (letters) return true;
+    for (const char* word : ABBREVIATIONS)
+        if (starts(t, begin, end, word) && int32_t(std::char_traits<char>::length(word)) == end - begin) return true;
+    return false;
+}
+
 void add_word(const Text& t, int32_t begin, int32_t end, std::vector<Word>& out) {
     int32_t at = end - 1;
     while (at > begin && !apostrophe(t.points[at])) at--;
@@ -107,7 +126,8 @@ void find_words(const Text& t, int32_t begin, int32_t end, std::vector<Word>& ou
         } else if (in_word(t, i)) {
             last = i + 1;
             while (last < end && (in_word(t, last) || joins(t, last, end))) last++;
-            add_word(t, i, last, out);
+            if (is_short(t, i, last, end)) out.push_back({i, ++last});
+            else add_word(t, i, last, out);
         } else {
             last = i + 1;
             if (t.points[i] == '.')

@@ -62,7 +62,7 @@ def test_words_are_close_to_spacys() -> None:
         "Don't panic: it's O'Brien's U.S. at 3.14 or 1,000 covid-19 end.Next 中文字 a@b.com https://x.org/a?b=1). ..."
     )
     assert " ".join(words(text)) == (
-        "Do n't panic : it 's O'Brien 's U.S . at 3.14 or 1,000 covid-19 end . Next 中 文 字 a@b.com "
+        "Do n't panic : it 's O'Brien 's U.S. at 3.14 or 1,000 covid-19 end . Next 中 文 字 a@b.com "
         "https://x.org/a?b=1 ) . ..."
     )
     assert count_sentences(words("Hello. World! (Yes.) 好的。走吧")) == 5
