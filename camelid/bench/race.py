@@ -19,12 +19,15 @@ SCRIPTS = Path(__file__).parent / "contestants"
 
 @dataclass(frozen=True)
 class Contestant:
-    """`script` in contestants/, what pip installs for it (nothing: this environment), and the task it is given."""
+    """`script` in contestants/, the task it is given, what pip installs for it (nothing: this environment), how many
+    threads it may use, and what else it finds in its environment as BENCH_…."""
 
     name: str
     script: str
     task: str
     packages: tuple[str, ...] = ()
+    threads: int = 1
+    settings: tuple[tuple[str, str], ...] = ()
 
 
 def cache_folder() -> Path:
@@ -36,7 +39,7 @@ def interpreter(contestant: Contestant) -> Path | None:
     """The Python that runs a contestant; None when its packages cannot be installed."""
     if not contestant.packages:
         return Path(sys.executable)
-    folder = cache_folder() / contestant.script.removesuffix(".py")
+    folder = cache_folder() / contestant.name
     python = folder / "bin" / "python"
     if (folder / "ready").exists():
         return python
@@ -52,11 +55,13 @@ def interpreter(contestant: Contestant) -> Path | None:
 
 
 def once(contestant: Contestant, python: Path, data: Path) -> dict[str, Any]:
-    """One run, on one thread. Returns what the script printed, or {"error": …}."""
-    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "RAYON_NUM_THREADS", "POLARS_MAX_THREADS", "MKL_NUM_THREADS"), "1")
+    """One run. Returns what the script printed, or {"error": …}."""
+    names = ("OMP_NUM_THREADS", "RAYON_NUM_THREADS", "POLARS_MAX_THREADS", "MKL_NUM_THREADS", "BENCH_THREADS")
+    threads = dict.fromkeys(names, str(contestant.threads)) | {"BENCH_NAME": contestant.name}
     quiet = {"DO_NOT_TRACK": "true", "RAY_USAGE_STATS_ENABLED": "0"}
     command = [str(python), str(SCRIPTS / contestant.script), contestant.task, str(data)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | one_thread | quiet)
+    environment = os.environ | threads | quiet | {f"BENCH_{key}": value for key, value in contestant.settings}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     try:
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
@@ -80,7 +85,7 @@ def race(contestants: list[Contestant], data: Path, rounds: int, quiet: bool = F
 
 
 def _row(contestant: Contestant, found: list[dict[str, Any]]) -> dict[str, Any]:
-    row: dict[str, Any] = {"implementation": contestant.name, "task": contestant.task, "threads": 1}
+    row: dict[str, Any] = {"implementation": contestant.name, "task": contestant.task, "threads": contestant.threads}
     good = [f for f in found if "error" not in f]
     if not good:
         return row | {"error": found[0]["error"]}
@@ -95,6 +100,11 @@ def _row(contestant: Contestant, found: list[dict[str, Any]]) -> dict[str, Any]:
 
 def ratios(rows: list[dict[str, Any]], ours: str = "camelid") -> dict[str, float]:
     """Ours over each peer at the same task: above 1 we are faster."""
-    own = {r["task"]: r["value"] for r in rows if r["implementation"] == ours and "value" in r}
-    peers = [r for r in rows if r["implementation"] != ours and "value" in r and r["task"] in own]
-    return {f"{r['task']}: {ours} / {r['implementation']}": round(own[r["task"]] / r["value"], 3) for r in peers}
+    own = {(r["task"], r["threads"]): r["value"] for r in rows if r["implementation"] == ours and "value" in r}
+    found = {}
+    for r in rows:
+        key = r["task"], r["threads"]
+        if r["implementation"] != ours and "value" in r and key in own:
+            threads = f", {r['threads']} threads" if r["threads"] > 1 else ""
+            found[f"{r['task']}{threads}: {ours} / {r['implementation']}"] = round(own[key] / r["value"], 3)
+    return found

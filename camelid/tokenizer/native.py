@@ -116,12 +116,13 @@ def _byte_level(cutter: Any) -> Pipeline | None:
 
 def _bytes_of(token: str) -> bytes:
     """The bytes of a byte-level token; b"" for a token that is not written in that alphabet."""
-    table = _character_to_byte()
+    table = character_to_byte()
     return bytes(table[c] for c in token) if all(c in table for c in token) else b""
 
 
 @cache
-def _character_to_byte() -> dict[str, int]:
+def character_to_byte() -> dict[str, int]:
+    """Byte of each character of the byte-level alphabet."""
     return {c: b for b, c in enumerate(byte_to_character())}
 
 
