@@ -89,57 +89,11 @@ void merge_long(const PairMap& merges, std::vector<uint32_t>& ids) {
     ids.erase(std::remove(ids.begin(), ids.end(), NONE), ids.end());
 }
 
-uint64_t load(const uint8_t* from, int64_t size) {
-    uint64_t value = 0;
-    std::memcpy(&value, from, size_t(size));
-    return value;
-}
-
 }  // namespace
 
 void merge(const PairMap& merges, std::vector<uint32_t>& ids) {
     if (ids.size() <= SHORT) merge_short(merges, ids);
     else merge_long(merges, ids);
-}
-
-PieceCache::Key PieceCache::key(const uint8_t* piece, int64_t size) {
-    Key k{};
-    if (size >= 16) {
-        k.a = load(piece, 8);
-        k.b = load(piece + 8, 8);
-        k.c = load(piece + 16, size - 16);
-    } else if (size >= 8) {
-        k.a = load(piece, 8);
-        k.b = load(piece + 8, size - 8);
-    } else {
-        k.a = load(piece, size);
-    }
-    k.c |= uint64_t(size) << 56;
-    return k;
-}
-
-// Two places a key: its own slot and the neighbour. The least recently filled one gives way.
-bool PieceCache::get(const Key& k, std::vector<uint32_t>& out) {
-    size_t at = place(k);
-    for (size_t i : {at, at ^ 1}) {
-        const Slot& s = slots_[i];
-        if (s.key.a != k.a || s.key.b != k.b || s.key.c != k.c) continue;
-        if (s.count == 1) out.push_back(s.first);
-        else out.insert(out.end(), pool_.begin() + s.first, pool_.begin() + s.first + s.count);
-        return true;
-    }
-    return false;
-}
-
-void PieceCache::put(const Key& k, const uint32_t* ids, size_t count) {
-    if (pool_.size() > POOL) {
-        pool_.clear();
-        std::fill(slots_.begin(), slots_.end(), Slot{});
-    }
-    size_t at = place(k);
-    if (slots_[at].key.c) slots_[at ^ 1] = slots_[at];
-    slots_[at] = {k, uint32_t(count == 1 ? ids[0] : pool_.size()), uint32_t(count)};
-    if (count != 1) pool_.insert(pool_.end(), ids, ids + count);
 }
 
 void Bpe::add_token(std::string text, uint32_t id) { vocabulary_.emplace(std::move(text), id); }
@@ -195,60 +149,116 @@ void Bpe::symbols(const uint8_t* piece, int64_t size, std::vector<uint32_t>& ids
     }
 }
 
-void Bpe::encode_piece(Worker& w, const uint8_t* piece, int64_t size) const {
-    bool kept = size <= PieceCache::MOST;
-    PieceCache::Key key{};
-    if (kept) {
-        key = PieceCache::key(piece, size);
-        if (w.cache.get(key, w.out)) return;
-    }
+void Bpe::encode_unknown(Worker& w, const uint8_t* piece, int64_t size) const {
     w.ids.clear();
-    auto whole = ignore_merges ? vocabulary_.find(std::string(reinterpret_cast<const char*>(piece), size_t(size))) : vocabulary_.end();
+    auto whole = vocabulary_.end();
+    if (ignore_merges) whole = vocabulary_.find(std::string(reinterpret_cast<const char*>(piece), size_t(size)));
     if (whole != vocabulary_.end()) {
         w.ids.push_back(whole->second);
     } else {
         symbols(piece, size, w.ids);
         merge(merges_, w.ids);
     }
-    w.out.insert(w.out.end(), w.ids.begin(), w.ids.end());
-    if (kept) w.cache.put(key, w.ids.data(), w.ids.size());
 }
 
-// Text without pieces of its own: cut where no token reaches across. `text` begins with a blank when one is prefixed.
-void Bpe::encode_whole(Worker& w, const uint8_t* text, int64_t size) const {
-    int64_t begin = 0;
-    uint32_t last = 0;
+void Bpe::encode_longer(Worker& w, const uint8_t* piece, int64_t size) const {
+    constexpr int64_t WORTH = 256;  // bytes; what is longer hardly comes again
+    constexpr size_t MANY = 1 << 15;
+    if (size > WORTH) return encode_unknown(w, piece, size);
+    std::string text(reinterpret_cast<const char*>(piece), size_t(size));
+    auto found = w.longer.find(text);
+    if (found != w.longer.end()) {
+        w.ids = found->second;
+        return;
+    }
+    encode_unknown(w, piece, size);
+    if (w.longer.size() >= MANY) w.longer.clear();
+    w.longer.emplace(std::move(text), w.ids);
+}
+
+// Encodes the pieces that `next` cuts, a few at a time, so that the cache's memory is on its way when it is needed.
+template <typename Next>
+void Bpe::encode_pieces(Worker& w, const uint8_t* text, int64_t size, Next next) const {
+    constexpr int AHEAD = 16;
+    struct Pending {
+        int64_t begin, end;
+        PieceKey key;
+        uint64_t hash;
+    } pending[AHEAD];
+    if (w.out.size() < w.used + size_t(size)) w.out.resize(std::max(w.out.size() * 2, w.used + size_t(size)));
+    uint32_t* out = w.out.data() + w.used;
     for (int64_t at = 0; at < size;) {
+        int count = 0;
+        for (; count < AHEAD && at < size; count++) {
+            Pending& p = pending[count];
+            p.begin = at;
+            p.end = at = next(at);
+            if (p.end - p.begin > PieceKey::MOST) continue;
+            p.key = piece_key(text + p.begin, p.end - p.begin, size - p.begin);
+            p.hash = p.key.hash();
+            w.cache.prefetch(p.hash);
+        }
+        for (int i = 0; i < count; i++) {
+            const Pending& p = pending[i];
+            bool kept = p.end - p.begin <= PieceKey::MOST;
+            int64_t written = kept ? w.cache.get(p.key, p.hash, out) : -1;
+            if (written < 0) {
+                if (kept) encode_unknown(w, text + p.begin, p.end - p.begin);
+                else encode_longer(w, text + p.begin, p.end - p.begin);
+                written = int64_t(w.ids.size());
+                std::copy(w.ids.begin(), w.ids.end(), out);
+                if (kept) w.cache.put(p.key, p.hash, w.ids.data(), w.ids.size());
+            }
+            out += written;
+        }
+    }
+    w.used = size_t(out - w.out.data());
+}
+
+// The end of the stretch from `begin` that merges cannot leave: up to two characters that no token holds side by side.
+int64_t Bpe::whole_piece(const uint8_t* text, int64_t size, int64_t begin) const {
+    uint32_t last;
+    int64_t at = begin + next_point(text, begin, size, last);
+    while (at < size) {
         uint32_t c;
         int length = next_point(text, at, size, c);
-        if (at > begin) {
-            bool joined = (c | last) < 128 ? ascii_pairs_[last][c]
-                                           : pairs_.find(last == ' ' ? BLOCK : last, c == ' ' ? BLOCK : c) != nullptr;
-            if (!joined) {
-                encode_piece(w, text + begin, at - begin);
-                begin = at;
-            }
-        }
+        bool joined = (c | last) < 128 ? ascii_pairs_[last][c]
+                                       : pairs_.find(last == ' ' ? BLOCK : last, c == ' ' ? BLOCK : c) != nullptr;
+        if (!joined) break;
         last = c;
         at += length;
     }
-    if (begin < size) encode_piece(w, text + begin, size - begin);
+    return at;
 }
 
 void Bpe::encode(Worker& w, const uint8_t* text, int64_t size) const {
     if (!size) return;
-    if (split == WHOLE) {
-        if (!prefix_blank) return encode_whole(w, text, size);
+    if (split != WHOLE) {
+        Splitter splitter(split, text, size);
+        return encode_pieces(w, text, size, [&](int64_t at) { return splitter.next(at); });
+    }
+    if (prefix_blank) {
         w.text.assign(1, ' ');
         w.text.append(reinterpret_cast<const char*>(text), size_t(size));
-        return encode_whole(w, reinterpret_cast<const uint8_t*>(w.text.data()), size + 1);
+        text = reinterpret_cast<const uint8_t*>(w.text.data());
+        size++;
     }
-    Splitter splitter(split, text, size);
-    for (int64_t at = 0; at < size;) {
-        int64_t end = splitter.next(at);
-        encode_piece(w, text + at, end - at);
-        at = end;
-    }
+    encode_pieces(w, text, size, [&](int64_t at) { return whole_piece(text, size, at); });
+}
+
+std::unique_ptr<Worker> Bpe::take_worker() {
+    std::lock_guard<std::mutex> guard(lock_);
+    if (idle_.empty()) return std::make_unique<Worker>();
+    std::unique_ptr<Worker> worker = std::move(idle_.back());
+    idle_.pop_back();
+    worker->used = 0;
+    return worker;
+}
+
+void Bpe::give_back(std::unique_ptr<Worker> worker) {
+    if (worker->out.size() > (1u << 24)) std::vector<uint32_t>().swap(worker->out);
+    std::lock_guard<std::mutex> guard(lock_);
+    idle_.push_back(std::move(worker));
 }
 
 }  // namespace camelid
@@ -279,9 +289,10 @@ void camelid_bpe_free(void* bpe) { delete static_cast<camelid::Bpe*>(bpe); }
 // out_offsets int64 [count + 1]. Equal for any number of threads.
 void camelid_bpe_encode(void* handle, const uint8_t* texts, const int64_t* offsets, int64_t count, int32_t threads,
                         uint32_t* out, int64_t* out_offsets) {
-    const auto* bpe = static_cast<const camelid::Bpe*>(handle);
+    auto* bpe = static_cast<camelid::Bpe*>(handle);
     threads = int32_t(std::max<int64_t>(1, std::min<int64_t>(threads, count)));
-    std::vector<camelid::Worker> workers(static_cast<size_t>(threads));
+    std::vector<std::unique_ptr<camelid::Worker>> workers;
+    for (int32_t t = 0; t < threads; t++) workers.push_back(bpe->take_worker());
     std::vector<int64_t> firsts(static_cast<size_t>(threads) + 1, count);
     firsts[0] = 0;
     for (int32_t t = 1; t < threads; t++) {  // equal shares of the bytes
@@ -289,10 +300,10 @@ void camelid_bpe_encode(void* handle, const uint8_t* texts, const int64_t* offse
         firsts[size_t(t)] = std::lower_bound(offsets, offsets + count, share) - offsets;
     }
     auto work = [&](int32_t t) {
-        camelid::Worker& w = workers[size_t(t)];
+        camelid::Worker& w = *workers[size_t(t)];
         for (int64_t i = firsts[size_t(t)]; i < firsts[size_t(t) + 1]; i++) {
             bpe->encode(w, texts + offsets[i], offsets[i + 1] - offsets[i]);
-            out_offsets[i + 1] = int64_t(w.out.size());
+            out_offsets[i + 1] = int64_t(w.used);
         }
     };
     std::vector<std::thread> running;
@@ -301,10 +312,11 @@ void camelid_bpe_encode(void* handle, const uint8_t* texts, const int64_t* offse
     for (auto& thread : running) thread.join();
     int64_t at = out_offsets[0] = 0;
     for (int32_t t = 0; t < threads; t++) {
-        const auto& ids = workers[size_t(t)].out;
-        std::copy(ids.begin(), ids.end(), out + at);
+        camelid::Worker& w = *workers[size_t(t)];
+        std::copy_n(w.out.data(), w.used, out + at);
         for (int64_t i = firsts[size_t(t)]; i < firsts[size_t(t) + 1]; i++) out_offsets[i + 1] += at;
-        at += int64_t(ids.size());
+        at += int64_t(w.used);
+        bpe->give_back(std::move(workers[size_t(t)]));
     }
 }
 }

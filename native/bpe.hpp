@@ -1,7 +1,11 @@
 // Byte-pair encoding: merges by rank, a cache of pieces, and the tokenizer over both.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <cstring>
+#include <memory>
+#include <mutex>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -46,39 +50,92 @@ class PairMap {
 // Applies merges to symbols until none is left: best rank first, leftmost of equals.
 void merge(const PairMap& merges, std::vector<uint32_t>& ids);
 
-// What short pieces became, in bounded memory.
-class PieceCache {
-  public:
-    static constexpr int64_t MOST = 23;  // bytes of a piece
+// A piece of up to MOST bytes as three words: the bytes, and the length in the last one's top byte.
+struct PieceKey {
+    static constexpr int64_t MOST = 23;
+    uint64_t a, b, c;
 
-    struct Key {
-        uint64_t a, b, c;  // the bytes, and the length in the last one
-    };
-
-    PieceCache() : slots_(SLOTS) {}
-    static Key key(const uint8_t* piece, int64_t size);
-    bool get(const Key& k, std::vector<uint32_t>& out);
-    void put(const Key& k, const uint32_t* ids, size_t count);
-
-  private:
-    static constexpr size_t SLOTS = 1 << 16, POOL = 1 << 22;
-    struct Slot {
-        Key key{};
-        uint32_t first = 0, count = 0;  // the id when there is one, else where they begin in the pool
-    };
-    static size_t place(const Key& k) {
-        uint64_t h = (k.a ^ (k.b * 0x9fb21c651e98df25ull)) + k.c * 0xd6e8feb86659fd93ull;
+    bool operator==(const PieceKey& o) const { return a == o.a && b == o.b && c == o.c; }
+    uint64_t hash() const {
+        uint64_t h = (a ^ (b * 0x9fb21c651e98df25ull)) + c * 0xd6e8feb86659fd93ull;
         h ^= h >> 32;
         h *= 0xd6e8feb86659fd93ull;
-        return (h >> 40) & (SLOTS - 1);
+        return h ^ (h >> 29);
     }
-    std::vector<Slot> slots_;
+};
+
+// Which bits of three words a piece of so many bytes fills.
+struct KeyMasks {
+    uint64_t words[PieceKey::MOST + 1][3];
+    constexpr KeyMasks() : words() {
+        for (int64_t size = 0; size <= PieceKey::MOST; size++)
+            for (int64_t byte = 0; byte < size; byte++) words[size][byte / 8] |= 0xffull << (8 * (byte % 8));
+    }
+};
+constexpr KeyMasks KEY_MASKS;
+
+// `room`: readable bytes from `piece` on, at least `size`.
+inline PieceKey piece_key(const uint8_t* piece, int64_t size, int64_t room) {
+    uint8_t padded[24];
+    if (room < 24) {
+        std::memset(padded, 0, sizeof padded);
+        std::memcpy(padded, piece, size_t(size));
+        piece = padded;
+    }
+    uint64_t words[3];
+    std::memcpy(words, piece, 24);
+    const uint64_t* mask = KEY_MASKS.words[size];
+    return {words[0] & mask[0], words[1] & mask[1], (words[2] & mask[2]) | uint64_t(size) << 56};
+}
+
+// What short pieces became, in bounded memory: two places a key, the older gives way.
+class PieceCache {
+  public:
+    PieceCache() : buckets_(BUCKETS) {}
+
+    void prefetch(uint64_t hash) const { __builtin_prefetch(&buckets_[hash & (BUCKETS - 1)]); }
+
+    // Writes the ids of a piece at `out` and returns how many; -1 when it is not known.
+    int64_t get(const PieceKey& key, uint64_t hash, uint32_t* out) const {
+        for (const Slot& slot : buckets_[hash & (BUCKETS - 1)].slots) {
+            if (!(slot.key == key)) continue;
+            if (slot.count == 1) out[0] = slot.first;
+            else std::copy_n(&pool_[slot.first], slot.count, out);
+            return slot.count;
+        }
+        return -1;
+    }
+
+    void put(const PieceKey& key, uint64_t hash, const uint32_t* ids, size_t count) {
+        if (pool_.size() > POOL) {
+            pool_.clear();
+            std::fill(buckets_.begin(), buckets_.end(), Bucket{});
+        }
+        Bucket& bucket = buckets_[hash & (BUCKETS - 1)];
+        bucket.slots[1] = bucket.slots[0];
+        bucket.slots[0] = {key, uint32_t(count == 1 ? ids[0] : pool_.size()), uint32_t(count)};
+        if (count != 1) pool_.insert(pool_.end(), ids, ids + count);
+    }
+
+  private:
+    static constexpr size_t BUCKETS = 1 << 17, POOL = 1 << 22;
+    struct Slot {
+        PieceKey key{0, 0, 0};
+        uint32_t first = 0, count = 0;  // the id when there is one, else where they begin in the pool
+    };
+    struct alignas(64) Bucket {
+        Slot slots[2];
+    };
+    std::vector<Bucket> buckets_;
     std::vector<uint32_t> pool_;
 };
 
+// What one thread needs, kept from call to call.
 struct Worker {
     PieceCache cache;
+    std::unordered_map<std::string, std::vector<uint32_t>> longer;  // pieces too long for the cache
     std::vector<uint32_t> out, ids;
+    size_t used = 0;  // of `out`
     std::string text;
 };
 
@@ -97,15 +154,23 @@ class Bpe {
     // The ids of one piece, as it is merged (never looked up whole).
     void symbols_of(const uint8_t* piece, int64_t size, std::vector<uint32_t>& ids) const;
 
+    std::unique_ptr<Worker> take_worker();
+    void give_back(std::unique_ptr<Worker> worker);
+
   private:
     void learn_pairs();
     void symbols(const uint8_t* piece, int64_t size, std::vector<uint32_t>& ids) const;
-    void encode_piece(Worker& w, const uint8_t* piece, int64_t size) const;
-    void encode_whole(Worker& w, const uint8_t* text, int64_t size) const;
+    void encode_unknown(Worker& w, const uint8_t* piece, int64_t size) const;
+    void encode_longer(Worker& w, const uint8_t* piece, int64_t size) const;
+    template <typename Next>
+    void encode_pieces(Worker& w, const uint8_t* text, int64_t size, Next next) const;
+    int64_t whole_piece(const uint8_t* text, int64_t size, int64_t begin) const;
 
     PairMap merges_, pairs_;
     std::unordered_map<std::string, uint32_t> vocabulary_;
     bool ascii_pairs_[128][128] = {};
+    std::mutex lock_;
+    std::vector<std::unique_ptr<Worker>> idle_;
 };
 
 }  // namespace camelid

@@ -15,13 +15,14 @@ constexpr int64_t LONGEST = 4096;  // bytes; longer pieces teach nothing and cos
 // Pieces and how often they were seen.
 class PieceCounter {
   public:
-    void add(const uint8_t* piece, int64_t size, int64_t times) {
+    // `room`: readable bytes from `piece` on.
+    void add(const uint8_t* piece, int64_t size, int64_t room, int64_t times) {
         if (size > LONGEST) {
             skipped++;
-        } else if (size > PieceCache::MOST) {
+        } else if (size > PieceKey::MOST) {
             longer_[std::string(reinterpret_cast<const char*>(piece), size_t(size))] += times;
         } else {
-            PieceCache::Key key = PieceCache::key(piece, size);
+            PieceKey key = piece_key(piece, size, room);
             Slot& slot = find(key);
             if (!slot.count) {
                 slot.key = key;
@@ -47,17 +48,14 @@ class PieceCounter {
 
   private:
     struct Slot {
-        PieceCache::Key key{};
+        PieceKey key{0, 0, 0};
         int64_t count = 0;
     };
 
-    Slot& find(const PieceCache::Key& k) {
+    Slot& find(const PieceKey& key) {
         size_t mask = slots_.size() - 1;
-        uint64_t h = mix((k.a ^ (k.b * 0x9fb21c651e98df25ull)) + k.c * 0xd6e8feb86659fd93ull);
-        for (size_t at = h & mask;; at = (at + 1) & mask) {
-            Slot& s = slots_[at];
-            if (!s.count || (s.key.a == k.a && s.key.b == k.b && s.key.c == k.c)) return s;
-        }
+        for (size_t at = key.hash() & mask;; at = (at + 1) & mask)
+            if (!slots_[at].count || slots_[at].key == key) return slots_[at];
     }
 
     void insert(const Slot& slot) {
@@ -238,7 +236,7 @@ int64_t camelid_pieces_count(void* handle, const uint8_t* texts, const int64_t* 
             camelid::Splitter splitter(camelid::Split(split), text, size);
             for (int64_t at = 0; at < size;) {
                 int64_t end = splitter.next(at);
-                counter.add(text + at, end - at, 1);
+                counter.add(text + at, end - at, size - at, 1);
                 at = end;
             }
         }
@@ -258,7 +256,7 @@ int64_t camelid_bpe_train(void* pieces, void* base, const uint8_t* tokens, const
                           int64_t vocab_size, int64_t least, uint32_t* rows, int64_t room) {
     auto& parts = static_cast<camelid::Counters*>(pieces)->parts;
     for (size_t t = 1; t < parts.size(); t++) {
-        parts[t].each([&](const uint8_t* piece, int64_t size, int64_t times) { parts[0].add(piece, size, times); });
+        parts[t].each([&](const uint8_t* piece, int64_t size, int64_t times) { parts[0].add(piece, size, size, times); });
         parts[t] = camelid::PieceCounter();  // its pieces are in the first one now
     }
     std::vector<std::string> texts;

@@ -2,18 +2,45 @@
 
 #include <algorithm>
 
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
 namespace camelid {
 
 uint8_t split_table[SPLIT_LIMIT];
 
 namespace {
 
-constexpr uint8_t WORDLIKE = SPLIT_LETTER | SPLIT_NUMBER;
 constexpr uint32_t LONG_S = 0x17f;  // folds to s
 
 uint32_t ascii_lower(uint32_t c) { return c >= 'A' && c <= 'Z' ? c + 32 : c; }
 
 }  // namespace
+
+// The end of a run of letters. ASCII is looked at sixteen bytes at a time, where there are as many.
+int64_t Splitter::letters(int64_t at) const {
+    while (at < end_) {
+#ifdef __SSE2__
+        if (at + 16 <= end_) {
+            __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(text_ + at));
+            __m128i offset = _mm_sub_epi8(_mm_or_si128(bytes, _mm_set1_epi8(0x20)), _mm_set1_epi8('a'));
+            __m128i inside = _mm_cmpeq_epi8(_mm_min_epu8(offset, _mm_set1_epi8(25)), offset);
+            int other = ~_mm_movemask_epi8(inside) & 0xffff;
+            if (!other) {
+                at += 16;
+                continue;
+            }
+            at += __builtin_ctz(unsigned(other));
+            if (text_[at] < 0x80) return at;
+        }
+#endif
+        Seen s = see(at);
+        if (!(s.bits & SPLIT_LETTER)) return at;
+        at = s.end;
+    }
+    return at;
+}
 
 // 's 't 're 've 'm 'll 'd at `at` (an apostrophe): its end, or `at`.
 int64_t Splitter::contraction(int64_t at, bool any_case) const {
@@ -49,6 +76,7 @@ int64_t Splitter::gpt2(int64_t at) {
     if (s.point == ' ' && s.end < end_) head = see(s.end);
     uint8_t kind = head.bits;
     if (kind & SPLIT_SPACE) return spaces(at, s.end);
+    if (kind & SPLIT_LETTER) return letters(head.end);
     return run(head.end, [kind](const Seen& x) { return x.bits == kind; });
 }
 
@@ -61,7 +89,7 @@ int64_t Splitter::llama3(int64_t at, int most_digits) {
     auto letter = [](const Seen& x) { return (x.bits & SPLIT_LETTER) != 0; };
     auto other = [](const Seen& x) { return !x.bits; };
     auto newline = [](const Seen& x) { return x.point == '\r' || x.point == '\n'; };
-    if (letter(s)) return run(s.end, letter);
+    if (letter(s)) return letters(s.end);
     if (s.bits & SPLIT_NUMBER) {
         int64_t end = s.end;
         for (int n = 1; n < most_digits && end < end_; n++) {
@@ -73,7 +101,7 @@ int64_t Splitter::llama3(int64_t at, int most_digits) {
     }
     if (!newline(s) && s.end < end_) {
         Seen follows = see(s.end);
-        if (letter(follows)) return run(follows.end, letter);
+        if (letter(follows)) return letters(follows.end);
         if (s.point == ' ' && other(follows)) return run(run(follows.end, other), newline);
     }
     if (other(s)) return run(run(s.end, other), newline);

@@ -49,6 +49,7 @@ class Splitter {
         return at;
     }
 
+    int64_t letters(int64_t at) const;
     int64_t contraction(int64_t at, bool any_case) const;
     int64_t spaces(int64_t at, int64_t end_of_one) const;
     int64_t gpt2(int64_t at);
