@@ -94,9 +94,13 @@ struct Where {
 
 class Trainer {
   public:
-    Trainer(const Bpe& base, std::vector<std::string> tokens) : base_(base), tokens_(std::move(tokens)) {
-        for (size_t i = 0; i < tokens_.size(); i++)
+    // foreign_only: every new token holds a byte beyond ASCII, so that ASCII text is encoded as before.
+    Trainer(const Bpe& base, std::vector<std::string> tokens, bool foreign_only)
+        : base_(base), tokens_(std::move(tokens)), foreign_only_(foreign_only) {
+        for (size_t i = 0; i < tokens_.size(); i++) {
             if (!tokens_[i].empty()) ids_.emplace(tokens_[i], uint32_t(i));
+            kinds_.push_back(kind_of(tokens_[i]));
+        }
     }
 
     void read(const PieceCounter& counter) {
@@ -134,8 +138,10 @@ class Trainer {
             for (uint32_t word : words) merge_in(word, left, right, result, fresh);
             std::sort(fresh.begin(), fresh.end());
             fresh.erase(std::unique(fresh.begin(), fresh.end()), fresh.end());
-            for (uint64_t key : fresh)
-                if (int64_t count = pairs_[key].count; count > 0) queue_.push({count, key});
+            for (uint64_t key : fresh) {
+                auto found = pairs_.find(key);
+                if (found != pairs_.end() && found->second.count > 0) queue_.push({found->second.count, key});
+            }
         }
         return rows;
     }
@@ -143,11 +149,32 @@ class Trainer {
   private:
     uint32_t token(uint32_t left, uint32_t right) {
         auto [at, is_new] = ids_.emplace(tokens_[left] + tokens_[right], uint32_t(tokens_.size()));
-        if (is_new) tokens_.push_back(at->first);
+        if (is_new) {
+            tokens_.push_back(at->first);
+            kinds_.push_back(kind_of(at->first));
+        }
         return at->second;
     }
 
+    enum Kind : uint8_t { FIXED, ASCII, FOREIGN };
+
+    // A token without text (the byte of a SentencePiece vocabulary, a control token) is never part of another.
+    static Kind kind_of(const std::string& token) {
+        if (token.empty()) return FIXED;
+        for (size_t i = 0; i < token.size(); i++) {
+            if (token.compare(i, 3, "\xe2\x96\x81") == 0) i += 2;  // ▁ is a blank
+            else if (uint8_t(token[i]) >= 0x80) return FOREIGN;
+        }
+        return ASCII;
+    }
+
+    bool may_merge(uint32_t left, uint32_t right) const {
+        if (kinds_[left] == FIXED || kinds_[right] == FIXED) return false;
+        return !foreign_only_ || kinds_[left] == FOREIGN || kinds_[right] == FOREIGN;
+    }
+
     void add(uint32_t left, uint32_t right, uint32_t word, int64_t count) {
+        if (!may_merge(left, right)) return;
         Where& where = pairs_[uint64_t(left) << 32 | right];
         where.count += count;
         if (where.words.empty() || where.words.back() != word) where.words.push_back(word);
@@ -198,6 +225,8 @@ class Trainer {
 
     const Bpe& base_;
     std::vector<std::string> tokens_;
+    std::vector<Kind> kinds_;
+    bool foreign_only_;
     std::unordered_map<std::string, uint32_t> ids_;
     std::vector<uint32_t> symbols_, sizes_;
     std::vector<size_t> begins_;
@@ -250,10 +279,10 @@ int64_t camelid_pieces_count(void* handle, const uint8_t* texts, const int64_t* 
     return skipped;
 }
 
-// Learns merges on top of a tokenizer's: `tokens` are the bytes of its ids. Writes rows (left, right, result) into
+// Learns merges on top of a tokenizer's: `tokens` are the bytes of its ids, empty for one that must not be merged. Writes rows (left, right, result) into
 // `rows`, which has room for `room` of them, and returns how many there are.
 int64_t camelid_bpe_train(void* pieces, void* base, const uint8_t* tokens, const int64_t* offsets, int64_t token_count,
-                          int64_t vocab_size, int64_t least, uint32_t* rows, int64_t room) {
+                          int64_t vocab_size, int64_t least, int32_t foreign_only, uint32_t* rows, int64_t room) {
     auto& parts = static_cast<camelid::Counters*>(pieces)->parts;
     for (size_t t = 1; t < parts.size(); t++) {
         parts[t].each([&](const uint8_t* piece, int64_t size, int64_t times) { parts[0].add(piece, size, size, times); });
@@ -262,7 +291,7 @@ int64_t camelid_bpe_train(void* pieces, void* base, const uint8_t* tokens, const
     std::vector<std::string> texts;
     for (int64_t i = 0; i < token_count; i++)
         texts.emplace_back(reinterpret_cast<const char*>(tokens + offsets[i]), size_t(offsets[i + 1] - offsets[i]));
-    camelid::Trainer trainer(*static_cast<const camelid::Bpe*>(base), std::move(texts));
+    camelid::Trainer trainer(*static_cast<const camelid::Bpe*>(base), std::move(texts), foreign_only != 0);
     trainer.read(parts[0]);
     std::vector<uint32_t> learned = trainer.run(size_t(vocab_size), least);
     int64_t count = std::min(room, int64_t(learned.size() / 3));

@@ -105,16 +105,26 @@ class PieceCounter:
             self._handle, address(packed.data), address(packed.offsets), ctypes.c_int64(len(texts)), self.kind
         )
 
-    def learn(self, base: NativeBpe, vocab_size: int, min_frequency: int = 1) -> NDArray[np.uint32]:
+    def learn(
+        self,
+        base: NativeBpe,
+        vocab_size: int,
+        tokens: Sequence[bytes] | None = None,
+        min_frequency: int = 1,
+        foreign_only: bool = False,
+    ) -> NDArray[np.uint32]:
         """Merges on top of `base`'s until there are `vocab_size` tokens: uint32 [merges, 3], left, right, result.
 
         The commonest pair first, the smallest ids first among equals; pairs rarer than `min_frequency` are left.
+        tokens: the bytes of every id, if not the base's; an empty one is never merged. foreign_only: every new token
+        holds a byte beyond ASCII, so that ASCII text is encoded as before.
         """
-        packed = pack(base.tokens)
-        rows = np.empty((2 * max(0, vocab_size - len(base.tokens)) + 1, 3), dtype=np.uint32)
+        packed = pack(base.tokens if tokens is None else tokens)
+        rows = np.empty((2 * max(0, vocab_size - len(packed)) + 1, 3), dtype=np.uint32)
         count = _library().camelid_bpe_train(
             self._handle, base.handle, address(packed.data), address(packed.offsets), ctypes.c_int64(len(packed)),
-            ctypes.c_int64(vocab_size), ctypes.c_int64(min_frequency), address(rows), ctypes.c_int64(len(rows)),
+            ctypes.c_int64(vocab_size), ctypes.c_int64(min_frequency), int(foreign_only), address(rows),
+            ctypes.c_int64(len(rows)),
         )  # fmt: skip
         return rows[:count]
 

@@ -159,3 +159,29 @@ def add_bos(backend: Backend, token: str, token_id: int) -> None:
     backend.post_processor = TemplateProcessing(
         single=f"{token}:0 $A:0", pair=f"{token}:0 $A:0 $B:1", special_tokens=[(token, token_id)]
     )
+
+
+def append(data: bytes, names: Sequence[str], characters: int) -> bytes:
+    """A model file with more pieces at its end: `characters` single ones first, then merges, the earlier the better.
+
+    A protocol buffer's lists go on where another part of the file adds to them.
+    """
+    from struct import pack
+
+    # Llama 2 has pieces of score -1e9, where a 32-bit float no longer tells neighbours apart: they stay the last.
+    lowest = min(piece.score for piece in _read(data).pieces if piece.score > -1e8)
+    merges = len(names) - characters
+    for number, name in enumerate(names):
+        rank = number - characters if number >= characters else merges + number
+        text = name.encode("utf-8")
+        piece = b"\x0a" + _to_varint(len(text)) + text + b"\x15" + pack("<f", lowest - 1 - rank)
+        data += b"\x0a" + _to_varint(len(piece)) + piece
+    return data
+
+
+def _to_varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])

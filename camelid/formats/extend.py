@@ -1,0 +1,48 @@
+"""Extend a tokenizer, and the model it belongs to, by tokens learned on new text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from camelid.artifact import new_folder, write_manifest
+from camelid.formats import hf
+from camelid.formats.load import load, load_tokenizer, open_model, resolve
+from camelid.model.grow import grow_embeddings
+from camelid.model.llama import Llama
+from camelid.tokenizer import extend as tokenizers
+from camelid.tokenizer.load import from_folder
+
+MEASURED = 1000  # documents
+
+
+def extend(
+    source: str | Path, corpus: Path, texts: Callable[[], Iterable[str]], pieces: int, out: str | Path
+) -> dict[str, Any]:
+    """Write `out`: `source` with up to `pieces` more tokens; a model's new rows are the means of what spelled them.
+
+    Returns added, vocab_size, bytes_per_token (before, after, on the first documents of the corpus) and out.
+    """
+    folder = Path(source).expanduser()
+    tokenizer = load_tokenizer(source)
+    has_weights = folder.suffix == ".gguf" or (folder.is_dir() and _model(folder))
+    with new_folder(Path(out)) as target:
+        added = tokenizers.extend(tokenizer, texts, pieces, target, folder if folder.is_dir() else None)
+        extended = from_folder(target)
+        if has_weights:
+            model: Llama = load(source)
+            grow_embeddings(model, added.first, added.spelled)
+            hf.write_weights(model, target, open_model(source).generation)
+        first = list(islice(texts(), MEASURED))
+        size = sum(len(text.encode()) for text in first)
+        rates = [size / max(1, len(t.encode_batch(first)[0])) for t in (tokenizer, extended)]
+        facts = {"added": len(added.names), "vocab_size": len(extended), "digest": extended.digest()}
+        kind = "model" if has_weights else "tokenizer"
+        write_manifest(target, kind, [resolve(source) if has_weights else folder, corpus], {"pieces": pieces}, **facts)
+    return {**facts, "bytes_per_token": rates, "out": str(out)}
+
+
+def _model(folder: Path) -> bool:
+    return (folder / "config.json").exists() or (folder / "checkpoints").is_dir()
