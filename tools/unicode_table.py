@@ -1,4 +1,4 @@
-"""Writes camelid/tokenizer/unicode.txt: which characters the `tokenizers` library takes for letters, numbers and blanks.
+"""Writes camelid/tokenizer/unicode.txt: what the `tokenizers` library takes for letters, numbers and blanks.
 
 Three lines of hexadecimal ranges. Run it when the library moves to another Unicode version (a test says so).
 """

@@ -54,10 +54,10 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
         threads=options.threads, max_bytes=options.max_bytes, corpus=corpus,
         corpus_bytes=int(read_manifest(corpus).get("text_bytes", 0)), quiet=options.json,
     )  # fmt: skip
-    sample = result["sample"]
+    sample, tokens = result["sample"], max(1, result["tokens_in_corpus"])
     print(
         f"{result['vocab_size']:,} tokens ({result['kind']}), learned from {sample['documents_used']:,} of "
-        f"{sample['documents']:,} documents, {sample['bytes'] / max(1, result['tokens_in_corpus']):.2f} bytes per token "
+        f"{sample['documents']:,} documents, {sample['bytes'] / tokens:.2f} bytes per token "
         f"on all of them -> {options.out}",
         file=sys.stderr,
     )
@@ -73,28 +73,62 @@ def _extend(options: argparse.Namespace) -> dict[str, Any]:
     result = extend(options.model, Path(options.corpus), lambda: documents(options.corpus), options.pieces, options.out)
     if not options.json:
         before, after = result["bytes_per_token"]
-        print(f"{result['added']:,} tokens added, {result['vocab_size']:,} now: {before:.3f} -> {after:.3f} bytes per token")
+        print(f"{result['added']:,} tokens added, {result['vocab_size']:,} now")
+        print(f"bytes per token on the corpus: {before:.3f} before, {after:.3f} now")
         print(f"-> {options.out}")
     return result
 
 
 def _inspect(options: argparse.Namespace) -> dict[str, Any]:
+    from pathlib import Path
+
+    from camelid.corpus.language import identify
     from camelid.formats.load import load_tokenizer
+    from camelid.tokenizer import inspect
 
     tokenizer = load_tokenizer(options.tokenizer)
-    result = {
-        "vocab_size": len(tokenizer),
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-        "special_tokens": {str(i): t for i, t in sorted(tokenizer.special_tokens.items())},
-        "chat_template": tokenizer.chat_template is not None,
-        "digest": tokenizer.digest(),
-    }
+    texts, named = _texts(options.text), {text: name for name, text in inspect.SAMPLES.items()}
+    found = inspect.inspect(tokenizer, texts, (lambda text: named[text]) if not options.text else identify)
+    facts = inspect.summary(tokenizer, found, inspect.read_counts(Path(options.tokenizer)))
+    if options.out:
+        inspect.write_page(Path(options.out), tokenizer, facts, texts[:20])
     if not options.json:
-        for name, value in result.items():
-            print(f"{name:<16} {value}")
-    return result
+        _show(facts)
+        print(f"-> {options.out}" if options.out else "(--out FILE.html shows a text token by token)")
+    return facts
+
+
+def _texts(paths: list[str]) -> list[str]:
+    from camelid.corpus.clean import plain_text
+    from camelid.corpus.read import find_files, read
+    from camelid.errors import InputError
+    from camelid.tokenizer.inspect import SAMPLES
+
+    if not paths:
+        return list(SAMPLES.values())
+    records = (record for path in find_files(paths) for record in read(path))
+    texts = [text for r in records if not (r.fault or r.skip) and (text := plain_text(r))]
+    if not texts:
+        raise InputError(f"{', '.join(paths)}: there is no text to measure on")
+    return texts
+
+
+def _show(facts: dict[str, Any]) -> None:
+    for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "chat_template", "digest"):
+        print(f"{name:<16} {facts[name]}")
+    print(
+        f"{'special_tokens':<16} {len(facts['special_tokens'])}: {' '.join(list(facts['special_tokens'].values())[:8])}"
+    )
+    print(f"{'language':<16} {'texts':>7} {'bytes/token':>12} {'tokens/word':>12} {'tokens/char':>12} {'whole':>7}")
+    for name, fit in facts["languages"].items():
+        print(
+            f"{name:<16} {fit['documents']:>7,} {fit['bytes_per_token']:>12.3f} {fit['tokens_per_word']:>12.3f} "
+            f"{fit['tokens_per_character']:>12.3f} {fit['coverage']:>7.1%}"
+        )
+    trip, unused = facts["round_trip"], facts["unused"]
+    print(f"{'round trip':<16} {trip['returned']:,} of {trip['documents']:,} texts come back letter for letter")
+    print(f"{'unused':<16} {unused['count']:,} tokens never occur in {unused['counted_in']}")
+    print(f"{'longest':<16} {' '.join(t if len(t) < 24 else t[:20] + '…' for t in facts['longest'][:8])}")
 
 
 def _encode(options: argparse.Namespace) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Text to words and sentences: the reference that the native library is tested against.
 
 Words are close to spaCy's English tokens, which the published filters were tuned on: punctuation stands by itself,
-clitics are cut off ("do" "n't"), numbers, addresses, "U.S." and "Dr." stay whole. A character of a script without spaces is
-a word, so that rules that count words hold for Chinese, Japanese and Thai.
+clitics are cut off ("do" "n't"), numbers, addresses, "U.S." and "Dr." stay whole. A character of a script without
+spaces is a word, so that rules that count words hold for Chinese, Japanese and Thai.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from camelid.corpus.characters import DIGIT, LETTER, MARK, SOLID, STOPS, SYMBOL,
 
 CLITICS = {"s", "d", "m", "re", "ve", "ll"}
 # Keep their full stop, as single letters ("J.") and letters with stops between them ("p.m.") do.
-ABBREVIATIONS = (
-    "Mr Mrs Ms Dr St Prof Jr Sr Rev Gen Gov Sen Rep Adm Bros Co Corp Inc Ltd Messrs vs "
-    "Jan Feb Mar Apr Jun Jul Aug Sep Sept Oct Nov Dec"
-).split()
+ABBREVIATIONS = """
+Mr Mrs Ms Dr St Prof Jr Sr Rev Gen Gov Sen Rep Adm Bros Co Corp Inc Ltd Messrs vs
+Jan Feb Mar Apr Jun Jul Aug Sep Sept Oct Nov Dec
+"""
 
 
 @cache
@@ -32,7 +32,7 @@ def _pattern() -> re.Pattern[str]:
         f"|@(?={word})"
         f"|(?<={letter})-(?={digit})"
     )
-    short = rf"(?:[A-Za-z](?:\.[A-Za-z])*|{'|'.join(ABBREVIATIONS)})\.(?!\.|{word})"
+    short = rf"(?:[A-Za-z](?:\.[A-Za-z])*|{'|'.join(ABBREVIATIONS.split())})\.(?!\.|{word})"
     return re.compile(
         rf"(?:https?://|ftp://|www\.)\S*[^\s.,;:!?)\]'\">]|{short}|{word}+(?:(?:{joined}){word}+)*|{char_class(SOLID)}|\.\.+|\S"
     )

@@ -98,7 +98,13 @@ def minhash(
     """Signatures uint32 [texts, permutations]; the number of permutations is a multiple of 64."""
     out = np.empty((len(offsets) - 1, len(a)), dtype=np.uint32)
     _library().camelid_minhash(
-        address(np.ascontiguousarray(shingle_hashes)), address(offsets), _int64(len(out)), address(a), address(b), len(a), address(out)
+        address(np.ascontiguousarray(shingle_hashes)),
+        address(offsets),
+        _int64(len(out)),
+        address(a),
+        address(b),
+        len(a),
+        address(out),
     )
     return out
 
@@ -109,7 +115,12 @@ def common(left: Sequence[NDArray[np.uint32]], right: Sequence[NDArray[np.uint32
     pointers = [np.array([s.ctypes.data for s in side], dtype=np.uintp) for side in (left, right)]
     sizes = [np.array([len(s) for s in side], dtype=np.int64) for side in (left, right)]
     _library().camelid_common(
-        address(pointers[0]), address(sizes[0]), address(pointers[1]), address(sizes[1]), _int64(len(left)), address(out)
+        address(pointers[0]),
+        address(sizes[0]),
+        address(pointers[1]),
+        address(sizes[1]),
+        _int64(len(left)),
+        address(out),
     )
     return out
 

@@ -18,7 +18,8 @@ def grow_embeddings(model: Llama, first: int, spelled: Sequence[Sequence[int]]) 
     The rows below `first` stay as they are, so the scores of old tokens do.
     """
     size = max(model.config.vocab_size, first + len(spelled))
-    model.embed_tokens = nn.Embedding.from_pretrained(_grown(model.embed_tokens.weight, first, spelled, size), False)
+    model.embed_tokens.weight = nn.Parameter(_grown(model.embed_tokens.weight, first, spelled, size))
+    model.embed_tokens.num_embeddings = size
     if not model.config.tie_word_embeddings:
         model.lm_head.weight = nn.Parameter(_grown(model.lm_head.weight, first, spelled, size))
     model.lm_head.out_features = size

@@ -12,17 +12,18 @@ from camelid.artifact import write_atomic
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 720, 260, 56, 34
 COLOURS = ("#c2571a", "#2b6cb0", "#2f855a", "#805ad5")
+TINTS = ("#e8590c", "#1c7ed6", "#2f9e44", "#9c36b5", "#f08c00")
 STYLE = """
 :root{color-scheme:light dark}
 body{font:16px/1.55 system-ui,"Noto Sans SC",sans-serif;max-width:760px;margin:2.5rem auto;padding:0 1rem}
-h1{font-size:1.6rem;margin-bottom:.2rem}h2{font-size:1.15rem;margin-top:2.2rem}
+p{overflow-wrap:anywhere}h1{font-size:1.6rem;margin-bottom:.2rem}h2{font-size:1.15rem;margin-top:2.2rem}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{text-align:left;padding:.35rem .6rem;border-bottom:1px solid #8884;vertical-align:top}
 td.n,th.n{text-align:right}tr.best td{font-weight:600}
 pre{background:#8881;padding:.8rem;border-radius:6px;overflow-x:auto;font-size:.85rem;white-space:pre-wrap}
 td.bar{width:60%}td.bar div{background:#2b6cb0;height:.8rem;border-radius:2px;min-width:1px}
 svg{width:100%;height:auto}svg text{font-size:12px;fill:currentColor}p.note{color:#888;font-size:.9rem}
-"""
+""" + "".join(f"span.t{i}{{background:{tint}44}}" for i, tint in enumerate(TINTS))
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,16 @@ class Page:
 
     def pre(self, text: str) -> None:
         self.parts.append(f"<pre>{html.escape(text)}</pre>")
+
+    def spans(self, text: str, spans: Sequence[tuple[int, int, str]]) -> None:
+        """A text with its stretches (start, end, label) in changing colours; the label shows under the pointer."""
+        out, at = [], 0
+        for number, (start, end, label) in enumerate(spans):
+            inner = html.escape(text[start:end]).replace("\n", "↵\n")
+            out.append(html.escape(text[at:start]))
+            out.append(f'<span class="t{number % len(TINTS)}" title="{html.escape(label)}">{inner}</span>')
+            at = end
+        self.parts.append(f"<pre>{''.join(out)}{html.escape(text[at:])}</pre>")
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[object]], best: int | None = None) -> None:
         """Rows of text and numbers (right-aligned); row `best` is set in bold."""

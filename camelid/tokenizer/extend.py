@@ -41,7 +41,9 @@ class Extension:
     spelled: list[list[int]] = field(default_factory=list)
 
 
-def extend(tokenizer: Tokenizer, texts: Texts, pieces: int, out: Path, source: Path | None = None, quiet: bool = True) -> Extension:
+def extend(
+    tokenizer: Tokenizer, texts: Texts, pieces: int, out: Path, source: Path | None = None, quiet: bool = True
+) -> Extension:
     """Write a tokenizer with up to `pieces` more tokens into the folder `out`; returns what was added.
 
     source: the folder it came from; its SentencePiece `tokenizer.model`, if it has one, is extended as well. The

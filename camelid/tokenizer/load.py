@@ -14,6 +14,7 @@ from camelid.tokenizer.patterns import LLAMA3
 from camelid.tokenizer.template import LLAMA3 as LLAMA3_TEMPLATE
 from camelid.tokenizer.tokenizer import Tokenizer
 
+
 def from_folder(folder: Path) -> Tokenizer:
     """The tokenizer of a model folder. Raises InputError when it has none, FormatError when it is damaged."""
     config = _read(folder / "tokenizer_config.json")
@@ -74,14 +75,15 @@ def from_model_file(path: Path, config: Mapping[str, Any] | None = None, templat
 
 def from_tiktoken(path: Path, template: str | None = None) -> Tokenizer:
     """Llama 3's `tokenizer.model`, with its control tokens and (unless given another) its chat layout."""
-    backend = byte_level.from_ranks(tiktoken_ranks.read(path), tiktoken_ranks.special_tokens())
-    ids = {name: backend.token_to_id(f"<|{name}|>") for name in ("begin_of_text", "end_of_text")}
-    spm.add_bos(backend, "<|begin_of_text|>", ids["begin_of_text"])
+    ranks, specials = tiktoken_ranks.read(path), tiktoken_ranks.special_tokens()
+    backend = byte_level.from_ranks(ranks, specials)
+    ids = {name: i for i, name in enumerate(specials, len(ranks))}
+    spm.add_bos(backend, "<|begin_of_text|>", ids["<|begin_of_text|>"])
     return Tokenizer(
         backend,
-        bos_token_id=ids["begin_of_text"],
-        eos_token_id=ids["end_of_text"],
-        pad_token_id=backend.token_to_id("<|finetune_right_pad_id|>"),
+        bos_token_id=ids["<|begin_of_text|>"],
+        eos_token_id=ids["<|end_of_text|>"],
+        pad_token_id=ids["<|finetune_right_pad_id|>"],
         chat_template=template or LLAMA3_TEMPLATE,
     )
 

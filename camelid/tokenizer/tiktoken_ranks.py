@@ -30,7 +30,9 @@ def read(path: Path) -> dict[bytes, int]:
         except ValueError:
             raise FormatError(f'{path}, line {number}: not "base64 rank": {line[:40]!r}') from None
     if sorted(ranks.values()) != list(range(len(ranks))):
-        raise FormatError(f"{path}: the ranks of its {len(ranks)} tokens are not 0, 1, 2, … with none missing or double")
+        raise FormatError(
+            f"{path}: the ranks of its {len(ranks)} tokens are not 0, 1, 2, … with none missing or double"
+        )
     missing = [b for b in range(256) if bytes([b]) not in ranks]
     if missing:
         raise FormatError(f"{path}: it has no token for byte {missing[0]:#04x}; text with it could not be encoded")

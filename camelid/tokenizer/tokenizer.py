@@ -149,10 +149,11 @@ class Tokenizer:
     def _encode_parts(self, parts: Sequence[tuple[str, bool]]) -> list[int]:
         """Ids of (text, is it a control token) in order. A control token may take the blanks beside it with it."""
         flags = {t.content: t for t in self.backend.get_added_tokens_decoder().values()}
+        control_ids = {name: i for i, name in self._special.items()}
         ids: list[int] = []
         for i, (part, control) in enumerate(parts):
             if control:
-                ids.append(self.backend.token_to_id(part))
+                ids.append(control_ids[part])
                 continue
             if i > 0 and flags[parts[i - 1][0]].rstrip:
                 part = part.lstrip()

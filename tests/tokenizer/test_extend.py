@@ -1,0 +1,102 @@
+"""Extending: new text gets shorter, old ids and old scores stay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from camelid.corpus import build as build_corpus
+from camelid.errors import InputError
+from camelid.formats import hf
+from camelid.formats.extend import extend as extend_model
+from camelid.formats.load import load
+from camelid.kernels import bpe
+from camelid.model.config import LlamaConfig
+from camelid.model.llama import Llama
+from camelid.tokenizer.extend import extend
+from camelid.tokenizer.load import from_folder, from_sentencepiece
+from camelid.tokenizer.native import classes
+from camelid.tokenizer.tokenizer import Tokenizer
+
+from ..conftest import TEXT
+
+pytestmark = pytest.mark.skipif(not bpe.ready(classes), reason="the native library is not built")
+
+CHINESE = [
+    "道可道，非常道。名可名，非常名。无名天地之始，有名万物之母。",
+    "天地不仁，以万物为刍狗。",
+    "上善若水。水善利万物而不争。",
+] * 5
+ASCII = [text for text in TEXT if text.isascii()] + ["  spaces\tand\nlines  ", "".join(map(chr, range(128)))]
+
+
+def encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False, parse_special=False)
+    return ids
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])
+def test_old_ids_stay_and_new_text_gets_shorter(tokenizers: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    before = from_folder(tokenizers[kind])
+    added = extend(before, lambda: CHINESE, 60, tmp_path, tokenizers[kind])
+    after = from_folder(tmp_path)
+    assert len(after) == len(before) + len(added.names)
+    assert [after.token(i) for i in range(len(before))] == [before.token(i) for i in range(len(before))]
+    for text in ASCII:
+        assert encode(after, text) == encode(before, text)
+    for text in CHINESE:
+        ids = encode(after, text)
+        assert len(ids) < 0.7 * len(encode(before, text))
+        assert max(ids) >= len(before)
+        assert after.decode(ids) == text
+        old = [old for i in ids for old in (added.spelled[i - added.first] if i >= added.first else [i])]
+        assert before.decode(old) == text  # what is said to have spelled each new token does
+
+
+def test_a_sentencepiece_file_is_extended_too(tokenizers: dict[str, Path], tmp_path: Path) -> None:
+    sentencepiece = pytest.importorskip("sentencepiece")
+    folder = tokenizers["sentencepiece"]
+    extend(from_folder(folder), lambda: CHINESE, 60, tmp_path, folder)
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    for ours in (from_folder(tmp_path), from_sentencepiece(tmp_path / "tokenizer.model")):
+        assert theirs.get_piece_size() == len(ours)
+        for text in [*CHINESE, *TEXT]:
+            for line in filter(None, text.split("\n")):
+                assert encode(ours, line) == theirs.encode(line)
+
+
+def test_text_that_teaches_nothing(tokenizers: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no token can be learned"):
+        extend(from_folder(tokenizers["byte-level"]), lambda: ["plain text " * 20], 10, tmp_path)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_model_scores_old_tokens_as_before(
+    tokenizers: dict[str, Path], tiny: LlamaConfig, tmp_path: Path, tied: bool
+) -> None:
+    from dataclasses import replace
+
+    tokenizer = from_folder(tokenizers["byte-level"])
+    torch.manual_seed(0)
+    hf.save(Llama(replace(tiny, vocab_size=len(tokenizer), tie_word_embeddings=tied)), tmp_path / "model")
+    tokenizer.save(tmp_path / "model")
+    (tmp_path / "zh.txt").write_text("\n\n".join(CHINESE[:3]), encoding="utf-8")
+    build_corpus([tmp_path / "zh.txt"], tmp_path / "corpus", quiet=True)
+    result = extend_model(tmp_path / "model", tmp_path / "corpus", lambda: CHINESE, 30, tmp_path / "longer")
+    old, new = load(tmp_path / "model"), load(tmp_path / "longer")
+    ids = torch.tensor([tokenizer.encode("The meaning of life")])
+    size = len(tokenizer)
+    assert new.config.vocab_size == size + result["added"]
+    assert torch.equal(new(ids).logits[..., :size], old(ids).logits)
+    longer = from_folder(tmp_path / "longer")
+    spelled = [
+        tokenizer.encode(longer.decode([i]), False)
+        for i in range(size, len(longer))
+        if "\ufffd" not in longer.decode([i])
+    ]
+    rows = [i for i in range(size, len(longer)) if "\ufffd" not in longer.decode([i])]
+    for row, parts in zip(rows, spelled, strict=True):
+        torch.testing.assert_close(new.embed_tokens.weight[row], old.embed_tokens.weight[parts].mean(0))
+    assert result["bytes_per_token"][1] > result["bytes_per_token"][0]
