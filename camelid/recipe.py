@@ -53,7 +53,8 @@ class ModelSection(_Section):
 
 
 class DataSection(_Section):
-    tokens: str | None = None
+    tokens: str | list[str] | None = None  # one tokens folder, or several with weights
+    weights: list[float] = []
     files: list[str] = []
 
 

@@ -1,7 +1,6 @@
-"""Batches of packed sequences for the one training loop.
+"""Batches of packed documents for the one training loop.
 
-Pre-training cuts the token stream into windows of sequence_length + 1; the last token of a window is the first of
-the next, so each is predicted exactly once an epoch. A token never attends to another document.
+A row holds pieces of documents that cannot see each other; what is left of it is padding, which is never learned.
 """
 
 from __future__ import annotations
@@ -18,9 +17,11 @@ from torch import Tensor
 from camelid.artifact import read_manifest
 from camelid.errors import InputError
 from camelid.tokens.order import item_at
+from camelid.tokens.pack import pack
 from camelid.tokens.write import INDEX, STARTS, TOKENS
 
 IGNORE = -100
+PADDING = -1  # the document id of what is no document
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Source(Protocol):
 
 
 class PackedTokens:
-    """Windows over a tokens folder, in the order of `tokens/order.py`. Raises InputError when it is not one."""
+    """Rows over a tokens folder, in the order of `tokens/order.py`. Raises InputError when it is not one."""
 
     def __init__(self, folder: str | Path, sequence_length: int, seed: int) -> None:
         self.folder, self.sequence_length, self.seed = Path(folder), sequence_length, seed
@@ -59,28 +60,39 @@ class PackedTokens:
             raise InputError(f"data.tokens: {folder} is not a tokens folder: make one with `camelid tokens build`")
         self.index = json.loads((self.folder / INDEX).read_text())
         self.data = np.memmap(self.folder / TOKENS, dtype=self.index["dtype"], mode="r")
-        self.starts = np.load(self.folder / STARTS)
-        if len(self) < 1:
+        self.packing = pack(np.load(self.folder / STARTS), sequence_length)
+        if self.packing.sizes.sum() < sequence_length:
             raise InputError(
-                f"{folder} holds {len(self.data)} tokens, not one window of {sequence_length + 1}: "
+                f"{folder} holds {len(self.data)} tokens, not one row of {sequence_length}: "
                 "lower train.sequence_length or add text"
             )
 
     def __len__(self) -> int:
-        return (len(self.data) - 1) // self.sequence_length
+        return len(self.packing)
+
+    @property
+    def fill(self) -> float:
+        """The share of positions that predict something."""
+        return float(self.packing.sizes.sum()) / (len(self) * self.sequence_length)
 
     def batch(self, position: int, rows: int) -> Batch:
         """The `rows` sequences from `position` on."""
-        items = [item_at(p, len(self), self.seed) for p in range(position, position + rows)]
-        windows = [self._window(item) for item in items]
-        tokens = torch.from_numpy(np.stack([w[0] for w in windows]))
-        documents = torch.from_numpy(np.stack([w[1] for w in windows]))
-        labels = tokens[:, 1:].masked_fill(documents[:, 1:] != documents[:, :-1], IGNORE)
-        documents = documents[:, :-1]
-        return Batch(tokens[:, :-1], labels, documents, bool((documents[:, 0] == documents[:, -1]).all()))
+        return self.rows([item_at(p, len(self), self.seed) for p in range(position, position + rows)])
 
-    def _window(self, item: int) -> tuple[np.ndarray, np.ndarray]:
-        start = item * self.sequence_length
-        where = np.arange(start, start + self.sequence_length + 1)
-        tokens = self.data[where[0] : where[-1] + 1].astype(np.int64)
-        return tokens, np.searchsorted(self.starts, where, side="right")
+    def rows(self, items: list[int]) -> Batch:
+        """The rows with these numbers."""
+        shape = (len(items), self.sequence_length)
+        ids, labels = np.zeros(shape, np.int64), np.full(shape, IGNORE, np.int64)
+        documents = np.full(shape, PADDING, np.int64)
+        pieces = self.packing
+        for row, item in enumerate(items):
+            at, first = 0, int(pieces.rows[item])
+            for piece in range(first, int(pieces.rows[item + 1])):
+                begin, size = int(pieces.firsts[piece]), int(pieces.sizes[piece])
+                tokens = self.data[begin : begin + size + 1]
+                ids[row, at : at + size] = tokens[:-1]
+                labels[row, at : at + size] = tokens[1:]
+                documents[row, at : at + size] = piece - first
+                at += size
+        tensors = torch.from_numpy(ids), torch.from_numpy(labels), torch.from_numpy(documents)
+        return Batch(*tensors, one_document=bool((documents <= 0).all()))

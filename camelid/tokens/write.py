@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from camelid.artifact import new_folder, write_manifest
 from camelid.errors import InputError
@@ -25,9 +26,9 @@ def build(texts: Iterable[str], tokenizer: Tokenizer, out: str | Path, inputs: l
     starts = [0]
     with new_folder(Path(out)) as folder:
         with (folder / TOKENS).open("wb") as file:
-            for ids in _framed(texts, tokenizer):
-                np.asarray(ids, dtype=width).tofile(file)
-                starts.append(starts[-1] + len(ids))
+            for ids, lengths in _framed(texts, tokenizer):
+                ids.astype(width).tofile(file)
+                starts += (starts[-1] + np.cumsum(lengths)).tolist()
         if len(starts) == 1:
             raise InputError("there is no document to tokenize: the corpus is empty")
         np.save(folder / STARTS, np.asarray(starts, dtype=np.int64))
@@ -44,9 +45,16 @@ def build(texts: Iterable[str], tokenizer: Tokenizer, out: str | Path, inputs: l
     return {**facts, "digest": manifest["files"][TOKENS], "out": str(out)}
 
 
-def _framed(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
-    before = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+def _framed(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[NDArray[np.uint32], NDArray[np.int64]]]:
+    """Groups of documents, each with BOS before and EOS after it, end to end; and the documents' lengths."""
+    before = 0 if tokenizer.bos_token_id is None else 1
     iterator = iter(texts)
     while group := list(islice(iterator, 256)):
-        for ids in tokenizer.encode_documents(group):
-            yield [*before, *ids, tokenizer.eos_token_id or 0]
+        ids, offsets = tokenizer.encode_batch(group)
+        lengths = np.diff(offsets) + before + 1
+        framed = np.full(int(lengths.sum()), tokenizer.eos_token_id, dtype=np.uint32)
+        begins = np.cumsum(lengths) - lengths
+        if before:
+            framed[begins] = tokenizer.bos_token_id
+        framed[np.arange(len(ids)) + np.repeat(begins + before - offsets[:-1], np.diff(offsets))] = ids
+        yield framed, lengths

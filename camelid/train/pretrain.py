@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from camelid.errors import RecipeError
+from camelid.errors import InputError, RecipeError
 from camelid.formats.load import load_tokenizer
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
 from camelid.recipe import Recipe
 from camelid.tokenizer.tokenizer import Tokenizer
-from camelid.tokens.batch import PackedTokens
+from camelid.tokens.batch import PackedTokens, Source
+from camelid.tokens.mixture import Mixture
 from camelid.train.loop import Job, run
 
 
@@ -43,9 +45,24 @@ def pretrain(recipe: Recipe, resume: bool = False, quiet: bool = False) -> dict[
     """Train a new model on `data.tokens`. Returns the run's summary (see `loop.run`)."""
     if recipe.data.tokens is None:
         raise RecipeError("the recipe lacks data.tokens, a folder from `camelid tokens build`")
-    folder = Path(recipe.data.tokens)
-    source = PackedTokens(folder, recipe.train.sequence_length, recipe.train.seed)
-    tokenizer = load_tokenizer(folder / "tokenizer")
+    named = recipe.data.tokens
+    folders = [Path(name) for name in ([named] if isinstance(named, str) else named)]
+    source = token_source(folders, recipe.data.weights, recipe.train.sequence_length, recipe.train.seed)
+    tokenizer = load_tokenizer(folders[0] / "tokenizer")
     torch.manual_seed(recipe.train.seed)
     model = Llama(model_config(recipe, tokenizer))
-    return run(Job(model, tokenizer, source, recipe, [folder], quiet=quiet), resume)
+    return run(Job(model, tokenizer, source, recipe, folders, quiet=quiet), resume)
+
+
+def token_source(folders: Sequence[Path], weights: Sequence[float], sequence_length: int, seed: int) -> Source:
+    """The rows of one tokens folder, or of several by weight. Raises InputError when their tokenizers differ."""
+    if not folders:
+        raise RecipeError("data.tokens is empty: name a folder from `camelid tokens build`")
+    sources = [PackedTokens(folder, sequence_length, seed) for folder in folders]
+    digests = [source.index["tokenizer_digest"] for source in sources]
+    for folder, digest in zip(folders, digests, strict=True):
+        if digest != digests[0]:
+            raise InputError(f"data.tokens: {folder} and {folders[0]} were made with different tokenizers")
+    if len(sources) == 1 and not weights:
+        return sources[0]
+    return Mixture(sources, weights, seed)

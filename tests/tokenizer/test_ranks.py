@@ -19,8 +19,8 @@ from ..conftest import TEXT
 
 
 def ranks() -> dict[bytes, int]:
-    table = character_to_byte()
     """A vocabulary of 400 tokens; the first 256 are bytes."""
+    table = character_to_byte()
     return {
         bytes(table[c] for c in token): i
         for token, i in sorted(learn(TEXT, 400, []).get_vocab().items(), key=lambda t: t[1])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,9 +14,12 @@ from hypothesis import strategies as st
 
 from camelid.errors import InputError
 from camelid.tokenizer.tokenizer import Tokenizer
-from camelid.tokens.batch import IGNORE, PackedTokens
+from camelid.tokens.batch import IGNORE, PADDING, Batch, PackedTokens, Source
+from camelid.tokens.loader import batches
+from camelid.tokens.mixture import BLOCK, Mixture
 from camelid.tokens.order import item_at
-from camelid.tokens.write import build
+from camelid.tokens.pack import pack
+from camelid.tokens.write import STARTS, build
 
 TEXTS = ["one two three", "骆驼在沙漠里走", "a much longer document, to cross window borders " * 8, "end"]
 
@@ -49,23 +55,55 @@ def test_the_stream_is_the_documents_framed(folder: Path, tokenizer: Tokenizer) 
     assert PackedTokens(folder, 8, 0).data.tolist() == expected
 
 
-def test_an_epoch_predicts_every_token_once(folder: Path) -> None:
-    source = PackedTokens(folder, 8, seed=5)
-    batch = source.batch(0, len(source))
-    stream = source.data[: len(source) * 8 + 1].tolist()
-    seen = sorted(zip(batch.input_ids.flatten().tolist(), batch.document_ids.flatten().tolist(), strict=True))
-    expected_documents = [sum(1 for s in source.starts if s <= at) for at in range(len(source) * 8)]
-    assert seen == sorted(zip(stream[:-1], expected_documents, strict=True))
-    starts = set(source.starts.tolist())
-    supervised = sum(1 for at in range(1, len(source) * 8 + 1) if at not in starts)
-    assert batch.supervised() == supervised
+def expected_predictions(source: PackedTokens) -> list[tuple[int, int]]:
+    """(token, next) within every document of the stream."""
+    ends = np.load(source.folder / STARTS).tolist()
+    return [
+        (int(source.data[at]), int(source.data[at + 1]))
+        for begin, end in itertools.pairwise(ends)
+        for at in range(begin, end - 1)
+    ]
 
 
-def test_no_label_crosses_a_document(folder: Path) -> None:
+def predictions(batch: Batch) -> list[tuple[int, int]]:
+    kept = batch.labels != IGNORE
+    return list(zip(batch.input_ids[kept].tolist(), batch.labels[kept].tolist(), strict=True))
+
+
+@pytest.mark.parametrize("length", [2, 8, 31, 64])
+def test_an_epoch_predicts_every_token_once(folder: Path, length: int) -> None:
+    source = PackedTokens(folder, length, seed=5)
+    for epoch in range(2):
+        batch = source.batch(epoch * len(source), len(source))
+        assert sorted(predictions(batch)) == sorted(expected_predictions(source))
+        assert ((batch.document_ids == PADDING) == (batch.labels == IGNORE)).all()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(1, 70), min_size=1, max_size=60), st.integers(1, 40))
+def test_packing(lengths: list[int], length: int) -> None:
+    """Pieces tile their documents, rows hold no more than they can, and a piece opens a row only when none has room."""
+    starts = np.concatenate(([0], np.cumsum(lengths)))
+    packing = pack(starts, length)
+    held = [packing.sizes[a:b].sum() for a, b in itertools.pairwise(packing.rows)]
+    assert all(0 < size <= length for size in held)
+    covered = sorted(at for f, n in zip(packing.firsts, packing.sizes, strict=True) for at in range(f, f + n))
+    assert covered == [at for a, b in itertools.pairwise(starts.tolist()) for at in range(a, b - 1)]
+    assert len(held) <= -(-sum(map(int, held)) * 2 // length) + 1  # at least half full, but for one
+
+
+def test_real_documents_fill_their_rows(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    source = random.Random(0)
+    build(["word " * int(source.paretovariate(1.1) * 20) for _ in range(3000)], tokenizer, tmp_path / "t", [])
+    assert PackedTokens(tmp_path / "t", 128, 0).fill > 0.995
+
+
+def test_no_label_crosses_a_document(folder: Path, tokenizer: Tokenizer) -> None:
     batch = PackedTokens(folder, 8, seed=5).batch(0, 10)
-    bos = 0  # a document's first token is never predicted from the one before it
-    assert not (batch.labels == bos).any()
-    assert (batch.labels == IGNORE).any()
+    assert not (batch.labels == tokenizer.bos_token_id).any()  # a document's first token is never predicted
+    changes = batch.document_ids[:, 1:] != batch.document_ids[:, :-1]
+    last = batch.labels[:, :-1][changes]
+    assert ((last == tokenizer.eos_token_id) | (last == IGNORE) | (batch.document_ids[:, :-1][changes] >= 0)).all()
 
 
 def test_batches_do_not_depend_on_how_they_are_cut(folder: Path) -> None:
@@ -73,6 +111,65 @@ def test_batches_do_not_depend_on_how_they_are_cut(folder: Path) -> None:
     whole = source.batch(3, 6).input_ids
     parts = torch.cat([source.batch(3, 2).input_ids, source.batch(5, 4).input_ids])
     assert torch.equal(whole, parts)
+
+
+WORLDS = [(1, 0), (1, 2), (2, 0), (2, 2), (4, 0), (4, 2)]
+
+
+def by_ranks(source: Source, start: int, rows: int, steps: int, world: int, workers: int) -> list[list[int]]:
+    """The sequences of `steps` global batches as `world` ranks together read them."""
+    ranks = [batches(source, start, rows, rank=r, world=world, workers=workers) for r in range(world)]
+    read: list[list[int]] = []
+    for step in range(steps):
+        parts = [next(rank) for rank in ranks]
+        assert {position for position, _ in parts} == {start + (step + 1) * rows}
+        read += [row for _, batch in parts for row in batch.input_ids.tolist()]
+    for rank in ranks:
+        rank.close()  # type: ignore[attr-defined]
+    return read
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_ranks_workers_and_resumption_read_the_same(
+    folder: Path, tokenizer: Tokenizer, tmp_path: Path, mixed: bool
+) -> None:
+    source: Source = PackedTokens(folder, 8, seed=3)
+    if mixed:
+        build(TEXTS[::-1] * 2, tokenizer, tmp_path / "other", [])
+        source = Mixture([PackedTokens(folder, 8, 3), PackedTokens(tmp_path / "other", 8, 3)], [1, 3], seed=3)
+    rows, steps = 4, 25
+    whole = source.batch(0, rows * steps).input_ids.tolist()
+    for world, workers in WORLDS:
+        assert by_ranks(source, 0, rows, steps, world, workers) == whole
+        for resumed in range(20):
+            rest = by_ranks(source, resumed * rows, rows, 2, world, workers)
+            assert rest == whole[resumed * rows : (resumed + 2) * rows]
+
+
+def test_a_batch_that_ranks_cannot_share(folder: Path) -> None:
+    with pytest.raises(ValueError, match="evenly"):
+        next(batches(PackedTokens(folder, 8, 3), 0, 6, world=4))
+
+
+def test_a_mixture_keeps_its_shares_and_reads_every_row_in_turn(
+    folder: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    build(["another source " * 40], tokenizer, tmp_path / "other", [])
+    parts = [PackedTokens(folder, 8, 1), PackedTokens(tmp_path / "other", 8, 1)]
+    mixture = Mixture(parts, [0.3, 0.7], seed=9)
+    places = [mixture.place(p) for p in range(4 * BLOCK)]
+    for number, share in ((0, 0.3), (1, 0.7)):
+        own = [at for source, at in places if source == number]
+        assert abs(len(own) - share * len(places)) <= 1
+        assert sorted(own) == list(range(len(own)))  # each position of the source once, so each row once an epoch
+    assert places != [mixture.place(p) for p in range(4 * BLOCK, 8 * BLOCK)]
+    assert Mixture(parts, [3, 7], seed=9).place(777) == mixture.place(777)
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0], [1.0, 1e-6], [1.0, -1.0]])
+def test_weights_that_make_no_sense(folder: Path, weights: list[float]) -> None:
+    with pytest.raises(InputError, match=r"data\.weights"):
+        Mixture([PackedTokens(folder, 8, 1)] * 2, weights, seed=0)
 
 
 def test_too_little_text(folder: Path) -> None:
