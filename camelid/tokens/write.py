@@ -47,14 +47,15 @@ def build(texts: Iterable[str], tokenizer: Tokenizer, out: str | Path, inputs: l
 
 def _framed(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[NDArray[np.uint32], NDArray[np.int64]]]:
     """Groups of documents, each with BOS before and EOS after it, end to end; and the documents' lengths."""
-    before = 0 if tokenizer.bos_token_id is None else 1
+    bos = tokenizer.bos_token_id
+    before = 0 if bos is None else 1
     iterator = iter(texts)
     while group := list(islice(iterator, 256)):
         ids, offsets = tokenizer.encode_batch(group)
         lengths = np.diff(offsets) + before + 1
         framed = np.full(int(lengths.sum()), tokenizer.eos_token_id, dtype=np.uint32)
         begins = np.cumsum(lengths) - lengths
-        if before:
-            framed[begins] = tokenizer.bos_token_id
+        if bos is not None:
+            framed[begins] = bos
         framed[np.arange(len(ids)) + np.repeat(begins + before - offsets[:-1], np.diff(offsets))] = ids
         yield framed, lengths

