@@ -60,10 +60,20 @@ def _from_json(path: Path, config: Mapping[str, Any], template: str | None) -> T
     # The library raises plain Exception, and its panics are BaseException, for every fault in the file.
     except Exception as error:
         raise FormatError(f"{path} is not a tokenizer, or is damaged ({error})") from None
+    _check_ids(path, backend.get_vocab(with_added_tokens=True))
     ids = {key: backend.token_to_id(_named(config, f"{key}_token")) for key in ("bos", "eos", "pad")}
     return Tokenizer(
         backend, bos_token_id=ids["bos"], eos_token_id=ids["eos"], pad_token_id=ids["pad"], chat_template=template
     )
+
+
+def _check_ids(path: Path, vocab: Mapping[str, int]) -> None:
+    """Every id from 0 on stands for one token: else some row of an embedding is never used, or used twice."""
+    numbers = sorted(vocab.values())
+    for expected, number in enumerate(numbers):
+        if number != expected:
+            fault = f"id {number} stands for two tokens" if number < expected else f"no token has id {expected}"
+            raise FormatError(f"{path}: {fault}, of {len(numbers)} tokens")
 
 
 def from_model_file(path: Path, config: Mapping[str, Any] | None = None, template: str | None = None) -> Tokenizer:
@@ -155,6 +165,8 @@ def _byte_level(path: Path, metadata: Mapping[str, Any], words: list[str], kinds
         raise FormatError(f"{path}: tokenizer.ggml.merges is missing")
     pairs = [tuple(str(merge).split(" ", 1)) for merge in merges]
     vocab = {word: i for i, word in enumerate(words)}
+    if len(vocab) != len(words):
+        raise FormatError(f"{path}: tokenizer.ggml.tokens holds a token twice")
     for pair in pairs:
         if len(pair) != 2 or any(part not in vocab for part in (*pair, "".join(pair))):
             raise FormatError(f"{path}: the merge {' '.join(pair)!r} uses a token that is not in the vocabulary")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from camelid.errors import InputError
+from camelid.errors import FormatError, InputError
 from camelid.kernels.bpe import NativeBpe
 from camelid.tokenizer.native import native_bpe
 from camelid.tokenizer.template import Guard, Message, render
@@ -66,7 +67,8 @@ class Tokenizer:
         reads "<s>" in the text as characters: right for documents and for anything a stranger wrote.
         """
         self.backend.encode_special_tokens = not parse_special
-        ids: list[int] = self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+        with _faults_told():
+            ids: list[int] = self.backend.encode(text, add_special_tokens=add_special_tokens).ids
         return _as(ids, return_tensors)
 
     def encode_batch(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
@@ -78,11 +80,13 @@ class Tokenizer:
         native = self._native
         if native is None or any(token in text for text in texts for token in self._parsed_anyway):
             return self._encode_batch_reference(texts)
-        return native.encode(texts)
+        with _faults_told():
+            return native.encode(texts)
 
     def _encode_batch_reference(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         self.backend.encode_special_tokens = True
-        found = [e.ids for e in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        with _faults_told():
+            found = [e.ids for e in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
         offsets = np.zeros(len(found) + 1, dtype=np.int64)
         np.cumsum([len(ids) for ids in found], out=offsets[1:])
         return np.fromiter(itertools.chain.from_iterable(found), np.uint32, int(offsets[-1])), offsets
@@ -181,6 +185,19 @@ class Tokenizer:
             (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
         text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
         (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def _faults_told() -> Iterator[None]:
+    """Faults of the libraries below as ours."""
+    try:
+        yield
+    except (UnicodeEncodeError, TypeError) as error:
+        raise InputError(f"the text is not valid Unicode (half of a surrogate pair?): {error}") from None
+    except BaseException as error:  # a panic of the Rust library is no Exception
+        if type(error).__name__ != "PanicException":
+            raise
+        raise FormatError(f"the tokenizer gave up on this text, its regular expression is broken: {error}") from None
 
 
 def _as(ids: list[int], return_tensors: str | None) -> Any:

@@ -7,6 +7,7 @@ byte-level: Llama 3, BPE over bytes after its regular expression.
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -138,10 +139,19 @@ def _sentencepiece(
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise InputError(f"sentencepiece cannot make {vocab_size} pieces from this corpus: {error}") from None
+        raise InputError(_why(error, vocab_size)) from None
     path = folder / "tokenizer.model"
     path.write_bytes(model.getvalue())
     return from_sentencepiece(path, template=template.LLAMA2)
+
+
+def _why(error: RuntimeError, vocab_size: int) -> str:
+    if found := re.search(r"required_chars\. \d+ vs (\d+)", str(error)):
+        return (
+            f"--vocab-size {vocab_size} is too small for this corpus: its characters alone, with the bytes, "
+            f"are {found[1]} pieces. Raise it above that, or use --kind byte-level"
+        )
+    return f"sentencepiece cannot make {vocab_size} pieces from this corpus: {error}"
 
 
 def _lines(texts: Iterable[str]) -> Iterator[str]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -194,6 +197,46 @@ def test_broken_tokenizer_json(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text('{"version": "1.0"}')
     with pytest.raises(FormatError, match=r"tokenizer\.json"):
         from_folder(tmp_path)
+
+
+def edited(folder: Path, tmp_path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """A copy of a tokenizer folder with its tokenizer.json changed."""
+    whole = json.loads((folder / "tokenizer.json").read_text())
+    change(whole)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(whole))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t["model"]["merges"].append(["zz", "qq"]), r"tokenizer\.json"),
+        (lambda t: t["model"]["vocab"].update({"hole": 5000}), "no token has id"),
+        (lambda t: t["model"]["vocab"].update({"twin": 300}), "stands for two tokens"),
+        (lambda t: t["model"].update(type="Sorcery"), r"tokenizer\.json"),
+    ],
+)
+def test_a_broken_vocabulary_is_refused(
+    tokenizers: dict[str, Path], tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    with pytest.raises(FormatError, match=message):
+        from_folder(edited(tokenizers["byte-level"], tmp_path, change))
+
+
+def test_a_regular_expression_that_backtracks_ends(tokenizers: dict[str, Path], tmp_path: Path) -> None:
+    def change(whole: dict[str, Any]) -> None:
+        whole["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": "(a+)+$"}
+
+    tokenizer = from_folder(edited(tokenizers["byte-level"], tmp_path, change))
+    for encode in (tokenizer.encode, lambda text: tokenizer.encode_batch([text])):
+        with pytest.raises(FormatError, match="regular expression"):
+            encode("a" * 5000 + "!")
+
+
+def test_half_a_surrogate_pair_is_told(each: Tokenizer) -> None:
+    for encode in (each.encode, lambda text: each.encode_batch([text]), each._encode_batch_reference):
+        with pytest.raises(InputError, match="not valid Unicode"):
+            encode("broken \ud83d" if encode != each._encode_batch_reference else ["broken \ud83d"])
 
 
 def test_too_small_a_vocabulary(tmp_path: Path) -> None:
