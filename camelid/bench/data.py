@@ -1,5 +1,5 @@
-"""The corpus's hot loops against datatrove's filters and daft's MinHash, one thread, the same documents; and the whole
-pipeline alone."""
+"""What happens to text before training, beside the tools that people use for it: quality filters (datatrove), MinHash
+(daft), tokenizers (bench/tokens.py), the same documents for all; and the whole corpus pipeline alone."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
-from camelid.bench import pipeline
+from camelid.bench import pipeline, tokens
 from camelid.bench.race import Contestant, race, ratios
 from camelid.corpus.clean import plain_text
 from camelid.corpus.read import find_files, read
 from camelid.errors import InputError
 
+Only = Literal["corpus", "tokens"]
 DATATROVE = ("datatrove==0.10.1", "spacy", "orjson", "nltk")
 CONTESTANTS = [
     Contestant("camelid", "own_corpus.py", "filters"),
@@ -31,18 +32,33 @@ def run(
     pipeline_megabytes: Sequence[float] = (),
     workers: int = 1,
     quiet: bool = False,
+    only: Only | None = None,
 ) -> dict[str, Any]:
     """Race on the documents of a file or folder (at most `limit_bytes` of text), then build corpora of the sizes in
     `pipeline_megabytes` from them. Returns rows, limits and ratios. Raises InputError when there is no text."""
     texts = _texts(data, limit_bytes)
+    limits = {"text_bytes": sum(len(text.encode()) for text in texts)}
+    found: dict[str, Any] = {"rows": [], "limits": limits, "ratios": {}, "differences": {}}
+    if only != "tokens":
+        _corpus(found, texts, rounds, quiet)
+    if only != "corpus":
+        raced = tokens.run(texts, rounds, quiet=quiet)
+        found["rows"] += raced["rows"]
+        found["ratios"] |= raced["ratios"]
+        found["same_ids"] = raced["same_ids"]
+    if pipeline_megabytes:
+        found["rows"] += pipeline.run(texts, pipeline_megabytes, workers, quiet)
+    return found
+
+
+def _corpus(found: dict[str, Any], texts: Sequence[str], rounds: int, quiet: bool) -> None:
     with TemporaryDirectory() as scratch:
         path = Path(scratch) / "documents.jsonl"
         path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
         rows = race(CONTESTANTS, path, rounds, quiet)
-    differences = _differences(rows)
-    rows += pipeline.run(texts, pipeline_megabytes, workers, quiet) if pipeline_megabytes else []
-    limits = {"text_bytes": sum(len(text.encode()) for text in texts)}
-    return {"rows": rows, "limits": limits, "ratios": ratios(rows), "differences": differences}
+    found["differences"] = _differences(rows)
+    found["rows"] += rows
+    found["ratios"] |= ratios(rows)
 
 
 def _texts(data: str, limit_bytes: int) -> list[str]:

@@ -10,12 +10,13 @@ from camelid.cli import settings
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(required=True, metavar="{data}")
-    data = actions.add_parser("data", help="quality filters and MinHash, one thread")
+    data = actions.add_parser("data", help="filters, MinHash, tokenizers, the pipeline")
     data.add_argument("--data", required=True, help="documents to race on: files or a folder that the corpus reads")
     data.add_argument("--rounds", type=int, default=3)
     data.add_argument("--megabytes", type=float, default=20.0, help="at most this much text")
     data.add_argument("--pipeline", type=_sizes, default=[], metavar="MB,MB", help="build corpora of these sizes too")
     data.add_argument("--workers", type=int, default=1, help="processes of the pipeline")
+    data.add_argument("--only", choices=("corpus", "tokens"), help="half of it: filters and MinHash, or tokenizers")
     settings.example(data, "camelid bench data --data texts/ --pipeline 100,1000 --workers 2")
 
 
@@ -27,7 +28,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from camelid.bench import data
 
     result = data.run(
-        options.data, options.rounds, int(options.megabytes * 1e6), options.pipeline, options.workers, options.json
+        options.data,
+        options.rounds,
+        int(options.megabytes * 1e6),
+        options.pipeline,
+        options.workers,
+        options.json,
+        options.only,
     )
     if not options.json:
         for row in result["rows"]:
@@ -37,6 +44,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             print(f"{name} {row['threads']} threads {figure}{memory}")
         for name, ratio in result["ratios"].items():
             print(f"{name} = {ratio:.2f}")
+        if same := result.get("same_ids"):
+            others = [name for name, equal in same.items() if not equal]
+            print("all encoders gave the same ids" if not others else f"other ids than camelid's: {', '.join(others)}")
         if unlike := result["differences"].get("unlike"):
             print(f"decided differently: {len(unlike)} of {result['differences']['documents']} documents")
             for number, ours, theirs in unlike[:20]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from camelid.bench import data, race
+from camelid.bench import data, race, tokens
 from camelid.bench.race import Contestant, ratios
 
 SCRIPT = """
@@ -53,8 +53,13 @@ def test_a_peer_that_cannot_be_installed_is_missing(scripts: Path, monkeypatch: 
 
 def test_our_own_contestant_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "CONTESTANTS", [c for c in data.CONTESTANTS if not c.packages])
-    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "Some words to race on, again and again. " * 30}) + "\n")
+    racing = tokens.contestants
+    monkeypatch.setattr(tokens, "contestants", lambda threads: [c for c in racing(threads) if not c.packages])
+    line = json.dumps({"text": "Some words to race on, again and again. " * 30}) + "\n"
+    (tmp_path / "a.jsonl").write_text(line * 4)
     result = data.run(str(tmp_path / "a.jsonl"), rounds=1, pipeline_megabytes=[1.5], quiet=True)
-    assert [row["task"] for row in result["rows"]] == ["filters", "minhash", "pipeline 1.5 MB"]
+    raced = [(row["task"], row["threads"]) for row in result["rows"]]
+    assert raced == [("filters", 1), ("minhash", 1), ("train", 1), ("encode", 1), ("encode", 2), ("pipeline 1.5 MB", 1)]
+    assert result["same_ids"] == {"camelid": True}
     assert all(row["value"] > 0 for row in result["rows"])
     assert result["rows"][-1]["input_bytes"] > 1_500_000
