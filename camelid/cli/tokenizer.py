@@ -67,10 +67,17 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
 def _extend(options: argparse.Namespace) -> dict[str, Any]:
     from pathlib import Path
 
+    from camelid.artifact import read_manifest
     from camelid.corpus import documents
     from camelid.formats.extend import extend
+    from camelid.report.progress import followed
 
-    result = extend(options.model, Path(options.corpus), lambda: documents(options.corpus), options.pieces, options.out)
+    corpus = Path(options.corpus)
+    size = int(read_manifest(corpus).get("text_bytes", 0))
+    result = extend(
+        options.model, corpus, lambda: followed(documents(corpus), "reading", size, options.json), options.pieces,
+        options.out,
+    )  # fmt: skip
     if not options.json:
         before, after = result["bytes_per_token"]
         print(f"{result['added']:,} tokens added, {result['vocab_size']:,} now")

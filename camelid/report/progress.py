@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -72,3 +72,13 @@ def _bar(label: str, total: float) -> Iterator[Advance]:
             bar.update(task, completed=done, note=note)
 
         yield advance
+
+
+def followed(texts: Iterable[str], label: str, total_bytes: int, quiet: bool = False) -> Iterator[str]:
+    """The same texts, with progress in bytes of UTF-8; without a total, in silence."""
+    with progress(label, total_bytes or 1, quiet or not total_bytes) as advance:
+        done = 0
+        for text in texts:
+            yield text
+            done += len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
+            advance(done)

@@ -16,7 +16,6 @@ from typing import Any
 
 from camelid.errors import InputError
 from camelid.kernels import bpe
-from camelid.report.progress import progress
 from camelid.tokenizer import sentencepiece_model as spm
 from camelid.tokenizer.load import from_folder, from_sentencepiece
 from camelid.tokenizer.native import classes, native_bpe, pipeline_of
@@ -41,9 +40,7 @@ class Extension:
     spelled: list[list[int]] = field(default_factory=list)
 
 
-def extend(
-    tokenizer: Tokenizer, texts: Texts, pieces: int, out: Path, source: Path | None = None, quiet: bool = True
-) -> Extension:
+def extend(tokenizer: Tokenizer, texts: Texts, pieces: int, out: Path, source: Path | None = None) -> Extension:
     """Write a tokenizer with up to `pieces` more tokens into the folder `out`; returns what was added.
 
     source: the folder it came from; its SentencePiece `tokenizer.model`, if it has one, is extended as well. The
@@ -58,11 +55,9 @@ def extend(
         raise InputError(f"--pieces {pieces}: at least one token must be added")
     added = Extension(first=len(tokenizer))
     whole = pipeline.kind == bpe.WHOLE
-    with progress("extending", 2, quiet) as advance:
-        if whole:
-            _add_characters(description, texts(), int(pieces * CHARACTER_SHARE), added)
-        advance(1)
-        _learn(description, texts(), pieces - added.characters, whole, added)
+    if whole:
+        _add_characters(description, texts(), int(pieces * CHARACTER_SHARE), added)
+    _learn(description, texts(), pieces - added.characters, whole, added)
     if not added.names:
         raise InputError("no token can be learned: the text holds no repeated characters beyond ASCII")
     model = source / "tokenizer.model" if source else None
@@ -80,7 +75,8 @@ def extend(
 
 def _config(tokenizer: Tokenizer) -> dict[str, Any]:
     names = {"bos_token": tokenizer.bos_token_id, "eos_token": tokenizer.eos_token_id}
-    return {key: tokenizer.token(i) for key, i in names.items() if i is not None}
+    adds_bos = tokenizer.bos_token_id in tokenizer.encode("a")
+    return {key: tokenizer.token(i) for key, i in names.items() if i is not None} | {"add_bos_token": adds_bos}
 
 
 def _add_characters(description: dict[str, Any], texts: Iterable[str], most: int, added: Extension) -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from camelid.artifact import new_folder, write_manifest
 from camelid.errors import InputError, MissingExtra
-from camelid.report.progress import progress
+from camelid.report.progress import followed
 from camelid.tokenizer import byte_level, template
 from camelid.tokenizer.load import from_sentencepiece
 from camelid.tokenizer.sample import Sample
@@ -61,11 +61,10 @@ def train(
     sample = Sample(min(1.0, max_bytes / corpus_bytes) if corpus_bytes else 1.0)
     with new_folder(Path(out)) as folder:
         learn = _sentencepiece if kind == "sentencepiece" else _byte_level
-        with progress("learning", corpus_bytes or 1, quiet) as advance:
-            used = _told(sample(texts()), sample, advance)
-            tokenizer = learn(used, folder, vocab_size, reserved, threads)
+        used = sample(followed(texts(), "learning", corpus_bytes, quiet))
+        tokenizer = learn(used, folder, vocab_size, reserved, threads)
         tokenizer.save(folder)
-        counts = count(tokenizer, texts(), corpus_bytes, quiet)
+        counts = count(tokenizer, followed(texts(), "counting", corpus_bytes, quiet))
         write_vocabulary(tokenizer, counts, folder / "vocab.tsv")
         result = {"vocab_size": len(tokenizer), "kind": kind, "digest": tokenizer.digest()}
         settings = {"vocab_size": vocab_size, "kind": kind, "reserved": reserved, "max_bytes": max_bytes}
@@ -85,12 +84,6 @@ def _check(kind: str, vocab_size: int, reserved: int) -> None:
         raise InputError(f"--reserved {reserved} is negative")
     if vocab_size < smallest[kind]:
         raise InputError(f"--vocab-size {vocab_size} is too small: {kind} needs at least {smallest[kind]}")
-
-
-def _told(texts: Iterable[str], sample: Sample, advance: Callable[[float], None]) -> Iterator[str]:
-    for text in texts:
-        yield text
-        advance(sample.bytes)
 
 
 def _byte_level(texts: Iterable[str], folder: Path, vocab_size: int, reserved: int, threads: int | None) -> Tokenizer:
@@ -160,16 +153,13 @@ def _lines(texts: Iterable[str]) -> Iterator[str]:
         yield from (line for line in text.replace("\0", "").split("\n") if line)
 
 
-def count(tokenizer: Tokenizer, texts: Iterable[str], total_bytes: int = 0, quiet: bool = True) -> NDArray[np.int64]:
+def count(tokenizer: Tokenizer, texts: Iterable[str]) -> NDArray[np.int64]:
     """How often each id occurs in the texts: int64 [vocab_size]."""
     counts = np.zeros(len(tokenizer), dtype=np.int64)
-    iterator, done = iter(texts), 0
-    with progress("counting", total_bytes or 1, quiet) as advance:
-        while group := list(islice(iterator, byte_level.GROUP)):
-            ids, _ = tokenizer.encode_batch(group)
-            counts += np.bincount(ids, minlength=len(counts))
-            done += sum(len(text.encode("utf-8", "replace")) for text in group)
-            advance(done)
+    iterator = iter(texts)
+    while group := list(islice(iterator, byte_level.GROUP)):
+        ids, _ = tokenizer.encode_batch(group)
+        counts += np.bincount(ids, minlength=len(counts))
     return counts
 
 
