@@ -61,6 +61,8 @@ def _from_json(path: Path, config: Mapping[str, Any], template: str | None) -> T
     except Exception as error:
         raise FormatError(f"{path} is not a tokenizer, or is damaged ({error})") from None
     _check_ids(path, backend.get_vocab(with_added_tokens=True))
+    backend.no_truncation()  # a file may ask for it; a text would lose its end without a word
+    backend.no_padding()
     ids = {key: backend.token_to_id(_named(config, f"{key}_token")) for key in ("bos", "eos", "pad")}
     return Tokenizer(
         backend, bos_token_id=ids["bos"], eos_token_id=ids["eos"], pad_token_id=ids["pad"], chat_template=template

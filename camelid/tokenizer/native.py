@@ -74,6 +74,8 @@ def pipeline_of(description: Mapping[str, Any]) -> Pipeline | None:
         return None
     normalizer, cutter = description.get("normalizer"), description.get("pre_tokenizer")
     if model.get("byte_fallback"):
+        if model.get("ignore_merges"):  # would look the whole text up
+            return None
         return _sentencepiece(normalizer, cutter)
     return None if normalizer else _byte_level(cutter)
 

@@ -68,6 +68,14 @@ class Guard:
         text = text.replace(self.MARK, self.MARK * 2)
         return self._names.sub(lambda found: "".join(self.MARK + c for c in found[0]), text)
 
+    def hide_in(self, value: Any) -> Any:
+        """`hide` in every text inside lists and mappings."""
+        if isinstance(value, str):
+            return self.hide(value)
+        if isinstance(value, Mapping):
+            return {key: self.hide_in(inner) for key, inner in value.items()}
+        return [self.hide_in(inner) for inner in value] if isinstance(value, Sequence) else value
+
     def show(self, text: str) -> str:
         return self._hidden.sub(r"\1", text)
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +40,7 @@ class Tokenizer:
         self.backend = backend
         self.bos_token_id, self.eos_token_id, self.pad_token_id = bos_token_id, eos_token_id, pad_token_id
         self.chat_template = chat_template
+        self._lock = Lock()  # whether control tokens are parsed is a state of the backend
         self._special = {i: t.content for i, t in backend.get_added_tokens_decoder().items() if t.special}
 
     def __len__(self) -> int:
@@ -66,8 +68,8 @@ class Tokenizer:
         add_special_tokens puts the BOS (or whatever the model's own rule is) around the text. parse_special=False
         reads "<s>" in the text as characters: right for documents and for anything a stranger wrote.
         """
-        self.backend.encode_special_tokens = not parse_special
-        with _faults_told():
+        with self._lock, _faults_told():
+            self.backend.encode_special_tokens = not parse_special
             ids: list[int] = self.backend.encode(text, add_special_tokens=add_special_tokens).ids
         return _as(ids, return_tensors)
 
@@ -84,8 +86,8 @@ class Tokenizer:
             return native.encode(texts)
 
     def _encode_batch_reference(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-        self.backend.encode_special_tokens = True
-        with _faults_told():
+        with self._lock, _faults_told():
+            self.backend.encode_special_tokens = True
             found = [e.ids for e in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
         offsets = np.zeros(len(found) + 1, dtype=np.int64)
         np.cumsum([len(ids) for ids in found], out=offsets[1:])
@@ -120,8 +122,9 @@ class Tokenizer:
 
         Tokens that share a character (the bytes of an emoji) share its place.
         """
-        self.backend.encode_special_tokens = True
-        found = self.backend.encode(text, add_special_tokens=False)
+        with self._lock, _faults_told():
+            self.backend.encode_special_tokens = True
+            found = self.backend.encode(text, add_special_tokens=False)
         return [(i, start, end) for i, (start, end) in zip(found.ids, found.offsets, strict=True)]
 
     def token(self, token_id: int) -> str:
@@ -144,8 +147,7 @@ class Tokenizer:
             raise InputError("the model has no chat template: it completes text (use generate), it does not chat")
         guard = Guard(self._special.values())
         names = {"bos_token": self._name(self.bos_token_id), "eos_token": self._name(self.eos_token_id)}
-        safe = [{key: guard.hide(value) for key, value in m.items()} for m in messages]
-        text = render(self.chat_template, safe, add_generation_prompt=add_generation_prompt, **names)
+        text = render(self.chat_template, guard.hide_in(messages), add_generation_prompt=add_generation_prompt, **names)
         if not tokenize:
             return guard.show(text)
         return self._encode_parts(list(guard.cut(text)))  # the template writes its own BOS where it wants one

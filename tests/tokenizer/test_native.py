@@ -124,6 +124,8 @@ def test_unusual_tokenizers_keep_to_the_library(tokenizers: dict[str, Path]) -> 
         changes = [("normalizer", {"type": "NFC"}), ("pre_tokenizer", {"type": "Whitespace"})]
         for key, value in changes:
             assert native_bpe(whole | {key: value}) is None, (kind, key)
+        if kind == "sentencepiece":
+            assert native_bpe(whole | {"model": whole["model"] | {"ignore_merges": True}}) is None
         for key, value in (("dropout", 0.1), ("end_of_word_suffix", "</w>"), ("type", "WordPiece")):
             assert native_bpe(whole | {"model": whole["model"] | {key: value}}) is None, (kind, key)
 

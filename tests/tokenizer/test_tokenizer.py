@@ -223,6 +223,12 @@ def test_a_broken_vocabulary_is_refused(
         from_folder(edited(tokenizers["byte-level"], tmp_path, change))
 
 
+def test_a_file_that_asks_for_truncation_cuts_nothing(tokenizers: dict[str, Path], tmp_path: Path) -> None:
+    asked = {"max_length": 4, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
+    tokenizer = from_folder(edited(tokenizers["byte-level"], tmp_path, lambda t: t.update(truncation=asked)))
+    assert tokenizer.decode(tokenizer.encode(TEXT[0], add_special_tokens=False)) == TEXT[0]
+
+
 def test_a_regular_expression_that_backtracks_ends(tokenizers: dict[str, Path], tmp_path: Path) -> None:
     def change(whole: dict[str, Any]) -> None:
         whole["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": "(a+)+$"}
