@@ -290,7 +290,8 @@ void camelid_bpe_free(void* bpe) { delete static_cast<camelid::Bpe*>(bpe); }
 void camelid_bpe_encode(void* handle, const uint8_t* texts, const int64_t* offsets, int64_t count, int32_t threads,
                         uint32_t* out, int64_t* out_offsets) {
     auto* bpe = static_cast<camelid::Bpe*>(handle);
-    threads = int32_t(std::max<int64_t>(1, std::min<int64_t>(threads, count)));
+    constexpr int64_t MOST_THREADS = 64;  // each has some megabytes of cache
+    threads = int32_t(std::clamp<int64_t>(threads, 1, std::max<int64_t>(1, std::min(count, MOST_THREADS))));
     std::vector<std::unique_ptr<camelid::Worker>> workers;
     for (int32_t t = 0; t < threads; t++) workers.push_back(bpe->take_worker());
     std::vector<int64_t> firsts(static_cast<size_t>(threads) + 1, count);

@@ -99,7 +99,7 @@ def test_threads_and_repetition_change_nothing(tokenizers: dict[str, Path]) -> N
     assert native is not None
     texts = [*TEXT, *scripts()]
     first, places = native.encode(texts, threads=1)
-    for threads in (1, 2, 3, 8, 10_000):
+    for threads in (1, 2, 3, 8, 1000):
         ids, offsets = native.encode(texts, threads=threads)
         assert np.array_equal(ids, first)
         assert np.array_equal(offsets, places)
