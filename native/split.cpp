@@ -125,9 +125,9 @@ int64_t Splitter::next(int64_t at) {
     }
     if (at >= stretch_) {
         Seen s = see(at);
-        if (s.bits & SPLIT_NUMBER) return s.end;
+        if (digit(s)) return s.end;
         end_ = size_;
-        stretch_ = end_ = run(at, [](const Seen& x) { return !(x.bits & SPLIT_NUMBER); });
+        stretch_ = end_ = run(at, [](const Seen& x) { return !digit(x); });
     }
     return gpt2(at);
 }

@@ -13,7 +13,8 @@ namespace camelid {
 enum Split : int32_t { WHOLE = 0, GPT2 = 1, DIGITS_GPT2 = 2, LLAMA3 = 3, LLAMA3_DIGITS = 4 };
 
 // Bits of every code point below SPLIT_LIMIT; nothing beyond is letter, number or space.
-enum : uint8_t { SPLIT_LETTER = 1, SPLIT_NUMBER = 2, SPLIT_SPACE = 4 };
+// Of the numbers two sets are known, the regular expressions' and that of the step that cuts digits off.
+enum : uint8_t { SPLIT_LETTER = 1, SPLIT_NUMBER = 2, SPLIT_SPACE = 4, SPLIT_CLASSES = 7, SPLIT_DIGIT = 8 };
 constexpr uint32_t SPLIT_LIMIT = 0x34000;
 extern uint8_t split_table[SPLIT_LIMIT];
 
@@ -33,11 +34,13 @@ class Splitter {
 
     Seen see(int64_t at) const {
         uint8_t first = text_[at];
-        if (first < 0x80) return {first, split_table[first], at + 1};
+        if (first < 0x80) return {first, uint8_t(split_table[first] & SPLIT_CLASSES), at + 1};
         uint32_t c;
         int length = next_point(text_, at, size_, c);
-        return {c, c < SPLIT_LIMIT ? split_table[c] : uint8_t(0), at + length};
+        return {c, c < SPLIT_LIMIT ? uint8_t(split_table[c] & SPLIT_CLASSES) : uint8_t(0), at + length};
     }
+
+    static bool digit(const Seen& s) { return s.point < SPLIT_LIMIT && (split_table[s.point] & SPLIT_DIGIT); }
 
     template <typename Test>
     int64_t run(int64_t at, Test test) const {

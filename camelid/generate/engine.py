@@ -125,7 +125,7 @@ class Engine:
                 raise InputError(f"the prompt has {len(ids)} tokens; the model takes at most {self.context_length - 1}")
             if room < budget:
                 budget, limit = room, "max_length"
-            decoder = StreamDecoder(self.tokenizer, ids[-4:]) if self.tokenizer else None
+            decoder = StreamDecoder(self.tokenizer, ids[-8:]) if self.tokenizer else None
             sequences.append(_Sequence(row, ids, params, budget, limit, generator_for(params), decoder))
         return sequences
 

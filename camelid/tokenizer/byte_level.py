@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -21,7 +22,8 @@ GROUP = 256  # texts handed over at once
 def learn(texts: Iterable[str], vocab_size: int, specials: Sequence[str], threads: int | None = None) -> Backend:
     """A tokenizer of at most `vocab_size` tokens: `specials`, the 256 bytes, then the merges learned from the texts.
 
-    The native library learns the same merges as `tokenizers`, which does it when the library is not there.
+    The native library learns the same merges as `tokenizers`, which does it when the library is not there; but for
+    pieces of more than 4096 bytes, which it leaves out and says so.
     """
     from tokenizers import models
 
@@ -38,6 +40,8 @@ def learn(texts: Iterable[str], vocab_size: int, specials: Sequence[str], thread
     iterator = iter(texts)
     while group := list(islice(iterator, GROUP)):
         counter.add(group)
+    if counter.skipped:
+        print(f"{counter.skipped:,} pieces of more than 4096 bytes were not learned from", file=sys.stderr)
     vocab = {token: i for i, token in enumerate([*specials, *alphabet])}
     names = list(vocab)
     merges = []

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from camelid.errors import InputError
+from camelid.errors import FormatError, InputError
 from camelid.kernels import bpe
 from camelid.tokenizer import sentencepiece_model as spm
 from camelid.tokenizer.load import from_folder, from_sentencepiece
@@ -53,6 +53,8 @@ def extend(tokenizer: Tokenizer, texts: Texts, pieces: int, out: Path, source: P
         raise InputError(f"the tokenizer cannot be extended: {why} (`camelid info` tells more)")
     if pieces < 1:
         raise InputError(f"--pieces {pieces}: at least one token must be added")
+    for token in description["added_tokens"]:  # else the library would number them anew, behind the new tokens
+        description["model"]["vocab"].setdefault(token["content"], token["id"])
     added = Extension(first=len(tokenizer))
     whole = pipeline.kind == bpe.WHOLE
     if whole:
@@ -61,7 +63,7 @@ def extend(tokenizer: Tokenizer, texts: Texts, pieces: int, out: Path, source: P
     if not added.names:
         raise InputError("no token can be learned: the text holds no repeated characters beyond ASCII")
     model = source / "tokenizer.model" if source else None
-    if whole and model is not None and model.exists():
+    if whole and model is not None and model.exists() and _says_the_same(model, tokenizer):
         data = spm.append(model.read_bytes(), added.names, added.characters)
         (out / "tokenizer.model").write_bytes(data)
         extended = from_sentencepiece(out / "tokenizer.model", _config(tokenizer), tokenizer.chat_template)
@@ -69,8 +71,20 @@ def extend(tokenizer: Tokenizer, texts: Texts, pieces: int, out: Path, source: P
     else:
         tokenizer.save(out)
         (out / "tokenizer.json").write_text(json.dumps(description, ensure_ascii=False), encoding="utf-8")
-    from_folder(out)  # it opens
+    _check(from_folder(out), tokenizer, added)
     return added
+
+
+def _says_the_same(model: Path, tokenizer: Tokenizer) -> bool:
+    """Is the file this tokenizer's, or has the folder's tokenizer.json gone its own way (a pad token, say)?"""
+    pieces = [piece.text for piece in spm.read(model).pieces]
+    return pieces == [tokenizer.token(i) for i in range(len(tokenizer))]
+
+
+def _check(extended: Tokenizer, tokenizer: Tokenizer, added: Extension) -> None:
+    wanted = [tokenizer.token(i) for i in range(len(tokenizer))] + added.names
+    if [extended.token(i) for i in range(len(extended))] != wanted:
+        raise FormatError("the extended tokenizer numbers its tokens differently: this tokenizer cannot be extended")
 
 
 def _config(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -108,10 +122,13 @@ def _learn(description: dict[str, Any], texts: Iterable[str], pieces: int, whole
     rows = counter.learn(base, len(tokens) + pieces, tokens, MIN_FREQUENCY, foreign_only=True)
     spelled = dict(enumerate(added.spelled, added.first))
     paired = not model["merges"] or isinstance(model["merges"][0], list)
+    known = {tuple(m) if paired else tuple(m.split(" ")) for m in model["merges"]}
     for left, right, result in rows.tolist():
         merge = names[left], names[right]
-        added.merges.append(merge)
-        model["merges"].append(list(merge) if paired else " ".join(merge))
+        if merge not in known:  # one that is there keeps its rank
+            known.add(merge)
+            added.merges.append(merge)
+            model["merges"].append(list(merge) if paired else " ".join(merge))
         if result not in names:
             names[result] = merge[0] + merge[1]
             spelled[result] = [*spelled.get(left, [left]), *spelled.get(right, [right])]

@@ -58,7 +58,9 @@ def _from_json(path: Path, config: Mapping[str, Any], template: str | None) -> T
     try:
         backend = Backend.from_str(path.read_text(encoding="utf-8"))
     # The library raises plain Exception, and its panics are BaseException, for every fault in the file.
-    except Exception as error:
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+            raise
         raise FormatError(f"{path} is not a tokenizer, or is damaged ({error})") from None
     _check_ids(path, backend.get_vocab(with_added_tokens=True))
     backend.no_truncation()  # a file may ask for it; a text would lose its end without a word

@@ -25,10 +25,11 @@ BLANK = "▁"
 
 @cache
 def classes() -> NDArray[np.uint8]:
-    """Letter 1, number 2, blank 4 for every code point below LIMIT, as the `tokenizers` library sees them."""
+    """Letter 1, number 2, blank 4, digit to be cut off 8, for every code point below LIMIT, as the `tokenizers`
+    library sees them."""
     table = np.zeros(LIMIT, dtype=np.uint8)
     lines = (Path(__file__).parent / "unicode.txt").read_text(encoding="ascii").splitlines()
-    for bit, line in zip((1, 2, 4), lines, strict=True):
+    for bit, line in zip((1, 2, 4, 8), lines, strict=True):
         for part in line.split():
             first, _, last = part.partition("-")
             table[int(first, 16) : int(last or first, 16) + 1] |= bit
@@ -47,9 +48,9 @@ def native_bpe(description: Mapping[str, Any]) -> bpe.NativeBpe | None:
     """The native encoder of a tokenizer.json's content; None when it, or the library, is not there for it."""
     model = description["model"]
     pipeline = pipeline_of(description)
-    if pipeline is None or not bpe.ready(classes):
-        return None
     vocab: dict[str, int] = model["vocab"]
+    if pipeline is None or not vocab or not bpe.ready(classes):
+        return None
     as_bytes = str.encode if pipeline.kind == bpe.WHOLE else _bytes_of
     byte_ids = _byte_ids(model, pipeline.kind)
     if byte_ids is None:
@@ -57,6 +58,8 @@ def native_bpe(description: Mapping[str, Any]) -> bpe.NativeBpe | None:
     tokens = [b""] * (max(vocab.values()) + 1)
     for text, number in vocab.items():
         tokens[number] = as_bytes(text)
+    if pipeline.kind == bpe.WHOLE and any("<0x" in "".join(merge) for merge in model["merges"]):
+        return None  # bytes that are merged: text could not be cut between characters
     rows = [
         (vocab[left], vocab[right], vocab[left + right])
         for left, right in (m if isinstance(m, list) else m.split(" ") for m in model["merges"])

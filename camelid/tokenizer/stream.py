@@ -12,7 +12,8 @@ UNFINISHED = "\ufffd"
 
 
 class StreamDecoder:
-    """`push` ids, get the text they complete; `finish` for what is left. All of it together is the decoded whole.
+    """`push` ids, get the text they complete; `finish` for what is left. All of it together is the decoded whole, but
+    for text that is no UTF-8: there a whole decode may give up more characters than the stream did.
 
     `before`: the last ids of the prompt, so that the first new word keeps its blank. Each step decodes a few ids
     only, however long the text is.
@@ -20,7 +21,7 @@ class StreamDecoder:
 
     def __init__(self, tokenizer: Tokenizer, before: Iterable[int] = (), skip_special_tokens: bool = True) -> None:
         self._tokenizer, self._skip = tokenizer, skip_special_tokens
-        self._context = list(before)  # ids whose text is out, and begins and ends with whole characters
+        self._context = self._from_whole_character(list(before))  # ids whose text is out
         self._waiting: list[int] = []
 
     def push(self, token_id: int) -> str:
@@ -42,9 +43,15 @@ class StreamDecoder:
         if text:
             self._context = self._waiting
         else:
-            self._context = [*self._context, *self._waiting][-16:]
+            self._context = self._from_whole_character([*self._context, *self._waiting][-16:])
         self._waiting = []
         return text
+
+    def _from_whole_character(self, ids: list[int]) -> list[int]:
+        """Without the end of a character at the front, which would spoil the characters behind it."""
+        while ids and self._decode(ids).startswith(UNFINISHED):
+            ids = ids[1:]
+        return ids
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=self._skip)

@@ -52,21 +52,29 @@ def render(template: str, messages: Sequence[Message], **variables: Any) -> str:
 class Guard:
     """Keeps what people write from becoming a control token, without changing a letter of it.
 
-    `hide` puts a private character between the letters of any control token spelled in a message; the template then
-    cannot render one that counts. `cut` tells a rendered text's own control tokens from the text between them, where
-    `show` undoes the hiding. A message that already holds the private character keeps it (it is doubled).
+    `hide` puts a private character before every place in a message where a control token begins, in any case, or may
+    begin at its end and go on in the next part; the template then cannot render one that counts. `cut` tells a
+    rendered text's own control tokens from the text between them, where `show` takes the private characters out
+    again. A message that already holds the private character keeps it (it is doubled).
     """
 
     MARK = "\U000f8ffe"
 
     def __init__(self, control_tokens: Iterable[str]) -> None:
         names = sorted((t for t in control_tokens if t), key=len, reverse=True)
-        self._names = re.compile("|".join(map(re.escape, names)) or r"(?!)")
+        either = "|".join(map(re.escape, names)) or r"(?!)"
+        self._begins = re.compile(f"(?=(?:{either}))", re.I)
+        self._found = re.compile(f"{self.MARK}.|({either})", re.S)
         self._hidden = re.compile(f"{self.MARK}(.)", re.S)
+        self._halves = {name[:size].lower() for name in names for size in range(1, len(name))}
+        self._longest = max(map(len, self._halves), default=0)
 
     def hide(self, text: str) -> str:
-        text = text.replace(self.MARK, self.MARK * 2)
-        return self._names.sub(lambda found: "".join(self.MARK + c for c in found[0]), text)
+        marked = self._begins.sub(self.MARK, text.replace(self.MARK, self.MARK * 2))
+        for size in range(min(self._longest, len(marked)), 0, -1):
+            if marked[-size:].lower() in self._halves:
+                return f"{marked[:-size]}{self.MARK}{marked[-size:]}"
+        return marked
 
     def hide_in(self, value: Any) -> Any:
         """`hide` in every text inside lists and mappings."""
@@ -82,10 +90,12 @@ class Guard:
     def cut(self, rendered: str) -> Iterator[tuple[str, bool]]:
         """(text, is it a control token) in order; nothing empty."""
         at = 0
-        for found in self._names.finditer(rendered):
+        for found in self._found.finditer(rendered):
+            if found[1] is None:  # a hidden character
+                continue
             if found.start() > at:
                 yield self.show(rendered[at : found.start()]), False
-            yield found[0], True
+            yield found[1], True
             at = found.end()
         if at < len(rendered):
             yield self.show(rendered[at:]), False

@@ -80,7 +80,7 @@ class Tokenizer:
         for the pipelines it knows, `tokenizers` for all others; the ids are the same.
         """
         native = self._native
-        if native is None or any(token in text for text in texts for token in self._parsed_anyway):
+        if native is None or self._holds_added(texts):
             return self._encode_batch_reference(texts)
         with _faults_told():
             return native.encode(texts)
@@ -101,7 +101,13 @@ class Tokenizer:
     def _parsed_anyway(self) -> list[str]:
         """Added tokens that are not control tokens: the library finds them in any text, whatever it is told."""
         added = [t for t in self.backend.get_added_tokens_decoder().values() if not t.special]
-        return [text for t in added for text in {t.content, t.content.replace("▁", " ")}]
+        return [t.content.replace("▁", " ") for t in added]
+
+    def _holds_added(self, texts: Sequence[str]) -> bool:
+        if not self._parsed_anyway:
+            return False
+        plain = (text.replace("▁", " ") for text in texts)
+        return any(token in text for text in plain for token in self._parsed_anyway)
 
     def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode_batch` as one list a text."""
@@ -145,12 +151,26 @@ class Tokenizer:
         """
         if self.chat_template is None:
             raise InputError("the model has no chat template: it completes text (use generate), it does not chat")
-        guard = Guard(self._special.values())
+        guard = self._guard
         names = {"bos_token": self._name(self.bos_token_id), "eos_token": self._name(self.eos_token_id)}
         text = render(self.chat_template, guard.hide_in(messages), add_generation_prompt=add_generation_prompt, **names)
         if not tokenize:
             return guard.show(text)
         return self._encode_parts(list(guard.cut(text)))  # the template writes its own BOS where it wants one
+
+    @cached_property
+    def _guard(self) -> Guard:
+        return Guard(self._special.values())
+
+    @cached_property
+    def _continuing(self) -> Backend:
+        """The pipeline for text that goes on: one that puts a blank before the first word of a text only, does not."""
+        description = self.backend.to_str()
+        if '"prepend_scheme":"first"' not in description:
+            return self.backend
+        from tokenizers import Tokenizer as Backend
+
+        return Backend.from_str(description.replace('"prepend_scheme":"first"', '"prepend_scheme":"never"'))
 
     def _encode_parts(self, parts: Sequence[tuple[str, bool]]) -> list[int]:
         """Ids of (text, is it a control token) in order. A control token may take the blanks beside it with it."""
@@ -165,8 +185,10 @@ class Tokenizer:
                 part = part.lstrip()
             if i + 1 < len(parts) and flags[parts[i + 1][0]].lstrip:
                 part = part.rstrip()
-            if part:
-                ids += self.encode(part, add_special_tokens=False, parse_special=False)
+            backend = self._continuing if i else self.backend
+            with self._lock, _faults_told():
+                backend.encode_special_tokens = True
+                ids += backend.encode(part, add_special_tokens=False).ids
         return ids
 
     def _name(self, token_id: int | None) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,9 +18,10 @@ from camelid.formats.load import load
 from camelid.kernels import bpe
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
+from camelid.tokenizer.byte_level import learn
 from camelid.tokenizer.extend import extend
 from camelid.tokenizer.load import from_folder, from_sentencepiece
-from camelid.tokenizer.native import classes
+from camelid.tokenizer.native import character_to_byte, classes
 from camelid.tokenizer.tokenizer import Tokenizer
 
 from ..conftest import TEXT
@@ -65,6 +69,49 @@ def test_a_sentencepiece_file_is_extended_too(tokenizers: dict[str, Path], tmp_p
         for text in [*CHINESE, *TEXT]:
             for line in filter(None, text.split("\n")):
                 assert encode(ours, line) == theirs.encode(line)
+
+
+def test_a_folder_whose_json_has_gone_its_own_way(tokenizers: dict[str, Path], tmp_path: Path) -> None:
+    """A pad token in tokenizer.json that tokenizer.model does not know, as in many Llama 2 folders."""
+    shutil.copytree(tokenizers["sentencepiece"], tmp_path / "padded")
+    before = from_folder(tmp_path / "padded")
+    before.backend.add_special_tokens(["<pad>"])
+    before.backend.save(str(tmp_path / "padded" / "tokenizer.json"))
+    before = from_folder(tmp_path / "padded")
+    (tmp_path / "out").mkdir()
+    added = extend(before, lambda: CHINESE, 40, tmp_path / "out", tmp_path / "padded")
+    after = from_folder(tmp_path / "out")
+    assert not (tmp_path / "out" / "tokenizer.model").exists()
+    assert after.token(len(before) - 1) == "<pad>"
+    assert [after.token(i) for i in range(len(before), len(after))] == added.names
+    assert after.decode(encode(after, CHINESE[0])) == CHINESE[0]
+
+
+def test_a_tiktoken_vocabulary(tmp_path: Path) -> None:
+    """Its control tokens stand behind the vocabulary, and stay where they are."""
+    table = character_to_byte()
+    learned = sorted(learn([*TEXT, *CHINESE], 330, []).get_vocab().items(), key=lambda item: item[1])
+    rows = [f"{base64.b64encode(bytes(table[c] for c in token)).decode()} {rank}" for token, rank in learned]
+    (tmp_path / "tokenizer.model").write_text("\n".join(rows))
+    before = from_folder(tmp_path)
+    (tmp_path / "out").mkdir()
+    added = extend(before, lambda: CHINESE, 40, tmp_path / "out", tmp_path)
+    after = from_folder(tmp_path / "out")
+    assert after.special_tokens == before.special_tokens
+    assert [after.token(i) for i in range(len(before), len(after))] == added.names
+    for text in CHINESE:
+        assert len(encode(after, text)) < len(encode(before, text))
+        assert after.encode_documents([text]) == [encode(after, text)]
+        old = [
+            old for i in encode(after, text) for old in (added.spelled[i - added.first] if i >= added.first else [i])
+        ]
+        assert before.decode(old) == text
+
+
+def test_no_merge_is_learned_twice(tokenizers: dict[str, Path], tmp_path: Path) -> None:
+    extend(from_folder(tokenizers["byte-level"]), lambda: [*CHINESE, *TEXT], 80, tmp_path)
+    merges = [tuple(m) for m in json.loads((tmp_path / "tokenizer.json").read_text())["model"]["merges"]]
+    assert len(merges) == len(set(merges))
 
 
 def test_text_that_teaches_nothing(tokenizers: dict[str, Path], tmp_path: Path) -> None:

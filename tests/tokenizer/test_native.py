@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Regex, pre_tokenizers
+from tokenizers import AddedToken, Regex, pre_tokenizers
 
 from camelid.kernels import bpe
 from camelid.tokenizer import byte_level
@@ -63,6 +63,12 @@ def test_text_is_cut_as_by_the_regular_expression(kind: int) -> None:
     cut = pre_tokenizers.Split(Regex(SPLITS.get(kind, GPT2)), "isolated")
     if kind == bpe.DIGITS_GPT2:
         cut = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), cut])
+    points = [c for c in range(0x20, len(classes()) + 0x100) if not 0xD800 <= c < 0xE000]
+    every = "".join(f"a{chr(c)}{chr(c)}." for c in points)
+    ends = bpe.split(every.encode(), kind)
+    assert [b - a for a, b in zip([0, *ends], ends, strict=False)] == [
+        len(piece.encode()) for piece, _ in cut.pre_tokenize_str(every)
+    ]
 
     @settings(max_examples=600, deadline=None)
     @given(ODD_TEXT)
@@ -133,9 +139,10 @@ def test_unusual_tokenizers_keep_to_the_library(tokenizers: dict[str, Path]) -> 
 def test_added_words_are_found_in_documents_as_by_the_library(tokenizers: dict[str, Path]) -> None:
     for folder in tokenizers.values():
         tokenizer = from_folder(folder)
-        tokenizer.backend.add_tokens(["camelids"])
-        ids, _ = tokenizer.encode_batch(["the camelids live", "the camels live"])
-        wanted, _ = tokenizer._encode_batch_reference(["the camelids live", "the camels live"])
+        tokenizer.backend.add_tokens(["camelids", AddedToken("  ", normalized=True)])
+        texts = ["the camelids live", "the camels live", "a  b", "a▁▁b", "a▁ b"]
+        ids, _ = tokenizer.encode_batch(texts)
+        wanted, _ = tokenizer._encode_batch_reference(texts)
         assert np.array_equal(ids, wanted)
         assert tokenizer.backend.token_to_id("camelids") in ids
 

@@ -96,6 +96,16 @@ def test_a_stream_shows_whole_characters(each: Tokenizer) -> None:
     stream()
 
 
+def test_a_stream_after_a_prompt_cut_inside_a_character(tokenizers: dict[str, Path]) -> None:
+    for folder in tokenizers.values():
+        tokenizer = from_folder(folder)
+        prompt = tokenizer.encode("a你好", add_special_tokens=False)
+        new = tokenizer.encode("a你好吗x", add_special_tokens=False)[len(prompt) :]
+        for kept in range(1, len(prompt)):
+            decoder = StreamDecoder(tokenizer, prompt[-kept:])
+            assert "".join(decoder.push(i) for i in new) + decoder.finish() == "吗x"
+
+
 def test_offsets_point_at_the_text(each: Tokenizer) -> None:
     text = "naïve camels 骆驼 1234 😀"
     found = each.offsets(text)
@@ -149,6 +159,41 @@ def test_what_a_message_spells_is_text(each: Tokenizer) -> None:
         assert content in each.apply_chat_template(messages, tokenize=False)
 
     hostile()
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ bos_token }}{% for m in messages %}{% for p in m['content'] %}{{ p['text'] }}{% endfor %}{% endfor %}",
+        "{{ bos_token }}{% for m in messages %}{% for p in m['content'] %}{{ p['text'] | lower }}{% endfor %}{% endfor %}",
+        "{{ bos_token }}{% for m in messages %}{{ m['content'] | map(attribute='text') | join }}{% endfor %}",
+    ],
+)
+def test_parts_do_not_join_to_a_control_token(each: Tokenizer, template: str) -> None:
+    each.chat_template = template
+    for name in each.special_tokens.values():
+        for cut in range(len(name) + 1):
+            for spelled in (name, name.upper()):
+                parts = [{"type": "text", "text": t} for t in ("a" + spelled[:cut], spelled[cut:] + "b")]
+                ids = each.apply_chat_template([{"role": "user", "content": parts}])  # type: ignore[dict-item]
+                assert [i for i in ids if i in each.special_tokens] == [each.bos_token_id], (name, cut)
+
+
+def test_a_pipeline_that_prefixes_the_first_word_only(tokenizers: dict[str, Path], tmp_path: Path) -> None:
+    """The newer form of Llama 2's tokenizer.json: the text after a control token goes on."""
+
+    def change(whole: dict[str, Any]) -> None:
+        whole["normalizer"] = None
+        whole["pre_tokenizer"] = {
+            "type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False
+        }  # fmt: skip
+
+    tokenizer = from_folder(edited(tokenizers["sentencepiece"], tmp_path, change))
+    tokenizer.bos_token_id = 1
+    tokenizer.chat_template = "{{ bos_token }}[INST] {{ messages[0]['content'] }} [/INST]"
+    messages = [{"role": "user", "content": "hi there"}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    assert tokenizer.apply_chat_template(messages) == tokenizer.encode(text, add_special_tokens=False)
 
 
 def test_an_honest_conversation_is_encoded_as_its_text(each: Tokenizer) -> None:
