@@ -19,7 +19,7 @@ from camelid.kernels import bpe
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
 from camelid.tokenizer.byte_level import learn
-from camelid.tokenizer.extend import extend
+from camelid.tokenizer.extend import Extension, extend
 from camelid.tokenizer.load import from_folder, from_sentencepiece
 from camelid.tokenizer.native import character_to_byte, classes
 from camelid.tokenizer.tokenizer import Tokenizer
@@ -41,6 +41,11 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     return ids
 
 
+def spelled_out(ids: list[int], added: Extension) -> list[int]:
+    """Ids with every new token replaced by what is said to have spelled it."""
+    return [old for i in ids for old in (added.spelled[i - added.first] if i >= added.first else [i])]
+
+
 @pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])
 def test_old_ids_stay_and_new_text_gets_shorter(tokenizers: dict[str, Path], tmp_path: Path, kind: str) -> None:
     before = from_folder(tokenizers[kind])
@@ -55,8 +60,7 @@ def test_old_ids_stay_and_new_text_gets_shorter(tokenizers: dict[str, Path], tmp
         assert len(ids) < 0.7 * len(encode(before, text))
         assert max(ids) >= len(before)
         assert after.decode(ids) == text
-        old = [old for i in ids for old in (added.spelled[i - added.first] if i >= added.first else [i])]
-        assert before.decode(old) == text  # what is said to have spelled each new token does
+        assert before.decode(spelled_out(ids, added)) == text
 
 
 def test_a_sentencepiece_file_is_extended_too(tokenizers: dict[str, Path], tmp_path: Path) -> None:
@@ -102,10 +106,7 @@ def test_a_tiktoken_vocabulary(tmp_path: Path) -> None:
     for text in CHINESE:
         assert len(encode(after, text)) < len(encode(before, text))
         assert after.encode_documents([text]) == [encode(after, text)]
-        old = [
-            old for i in encode(after, text) for old in (added.spelled[i - added.first] if i >= added.first else [i])
-        ]
-        assert before.decode(old) == text
+        assert before.decode(spelled_out(encode(after, text), added)) == text
 
 
 def test_no_merge_is_learned_twice(tokenizers: dict[str, Path], tmp_path: Path) -> None:

@@ -164,9 +164,9 @@ def test_what_a_message_spells_is_text(each: Tokenizer) -> None:
 @pytest.mark.parametrize(
     "template",
     [
-        "{{ bos_token }}{% for m in messages %}{% for p in m['content'] %}{{ p['text'] }}{% endfor %}{% endfor %}",
-        "{{ bos_token }}{% for m in messages %}{% for p in m['content'] %}{{ p['text'] | lower }}{% endfor %}{% endfor %}",
-        "{{ bos_token }}{% for m in messages %}{{ m['content'] | map(attribute='text') | join }}{% endfor %}",
+        "{{ bos_token }}{% for p in messages[0]['content'] %}{{ p['text'] }}{% endfor %}",
+        "{{ bos_token }}{% for p in messages[0]['content'] %}{{ p['text'] | lower }}{% endfor %}",
+        "{{ bos_token }}{{ messages[0]['content'] | map(attribute='text') | join }}",
     ],
 )
 def test_parts_do_not_join_to_a_control_token(each: Tokenizer, template: str) -> None:
