@@ -11,8 +11,7 @@ from typing import Any, Literal
 
 from camelid.bench import pipeline, tokens
 from camelid.bench.race import Contestant, race, ratios
-from camelid.corpus.clean import plain_text
-from camelid.corpus.read import find_files, read
+from camelid.corpus.clean import texts_of
 from camelid.errors import InputError
 
 Only = Literal["corpus", "tokens"]
@@ -63,11 +62,11 @@ def _corpus(found: dict[str, Any], texts: Sequence[str], rounds: int, quiet: boo
 
 def _texts(data: str, limit_bytes: int) -> list[str]:
     texts, size = [], 0
-    for record in (r for found in find_files([data]) for r in read(found)):
-        text = "" if record.fault or record.skip else plain_text(record)
-        if text and size < limit_bytes:
-            size += len(text.encode())
-            texts.append(text)
+    for text in texts_of([data]):
+        texts.append(text)
+        size += len(text.encode())
+        if size >= limit_bytes:
+            break
     if not texts:
         raise InputError(f"{data} holds no text to race on")
     return texts

@@ -106,15 +106,11 @@ def _inspect(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _texts(paths: list[str]) -> list[str]:
-    from camelid.corpus.clean import plain_text
-    from camelid.corpus.read import find_files, read
+    from camelid.corpus.clean import texts_of
     from camelid.errors import InputError
     from camelid.tokenizer.inspect import SAMPLES
 
-    if not paths:
-        return list(SAMPLES.values())
-    records = (record for path in find_files(paths) for record in read(path))
-    texts = [text for r in records if not (r.fault or r.skip) and (text := plain_text(r))]
+    texts = list(texts_of(paths)) if paths else list(SAMPLES.values())
     if not texts:
         raise InputError(f"{', '.join(paths)}: there is no text to measure on")
     return texts

@@ -6,11 +6,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from camelid.corpus import c4, extract, filters, language, pii, wiki
 from camelid.corpus.account import Account
 from camelid.corpus.decontaminate import EvaluationSets
 from camelid.corpus.document import Document
+from camelid.corpus.read import find_files, read
 from camelid.corpus.repair import polish
 from camelid.corpus.statistics import measure
 from camelid.recipe import CorpusSection
@@ -99,6 +101,13 @@ def plain_text(record: Document, extractor: extract.Extractor = "trafilatura") -
     if record.kind == "html":
         return extract.main_text(record.text, extractor)
     return wiki.plain(record.text) if record.kind == "wiki" else record.text
+
+
+def texts_of(inputs: Sequence[str | Path]) -> Iterator[str]:
+    """The texts of files, folders and globs, without markup; what cannot be read is passed over."""
+    for record in (record for path in find_files(inputs) for record in read(path)):
+        if not (record.fault or record.skip) and (text := plain_text(record)):
+            yield text
 
 
 def batches(records: Iterable[Document]) -> Iterator[list[Document]]:

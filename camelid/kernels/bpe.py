@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,8 @@ from camelid.kernels.text import Packed, address, pack
 
 WHOLE, GPT2, DIGITS_GPT2, LLAMA3, LLAMA3_DIGITS = range(5)
 """How text is cut before merging: not at all, or by these regular expressions (native/split.hpp)."""
+
+GROUP = 256  # texts handed over at once
 
 _given = False
 
@@ -99,11 +102,13 @@ class PieceCounter:
         if hasattr(self, "_handle"):
             self._free(self._handle)
 
-    def add(self, texts: Sequence[str]) -> None:
-        packed = pack(texts)
-        self.skipped = _library().camelid_pieces_count(
-            self._handle, address(packed.data), address(packed.offsets), ctypes.c_int64(len(texts)), self.kind
-        )
+    def add(self, texts: Iterable[str]) -> None:
+        iterator = iter(texts)
+        while group := list(islice(iterator, GROUP)):
+            packed = pack(group)
+            self.skipped = _library().camelid_pieces_count(
+                self._handle, address(packed.data), address(packed.offsets), ctypes.c_int64(len(group)), self.kind
+            )
 
     def learn(
         self,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,8 +14,7 @@ from camelid.tokenizer.patterns import LLAMA3, byte_to_character
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
-
-GROUP = 256  # texts handed over at once
+    from tokenizers.models import Model
 
 
 def learn(texts: Iterable[str], vocab_size: int, specials: Sequence[str], threads: int | None = None) -> Backend:
@@ -37,9 +35,7 @@ def learn(texts: Iterable[str], vocab_size: int, specials: Sequence[str], thread
         tokens[number] = bytes([byte])
     base = bpe.NativeBpe(tokens, np.empty((0, 3), dtype=np.uint32), byte_ids, bpe.LLAMA3)
     counter = bpe.PieceCounter(bpe.LLAMA3, threads)
-    iterator = iter(texts)
-    while group := list(islice(iterator, GROUP)):
-        counter.add(group)
+    counter.add(texts)
     if counter.skipped:
         print(f"{counter.skipped:,} pieces of more than 4096 bytes were not learned from", file=sys.stderr)
     vocab = {token: i for i, token in enumerate([*specials, *alphabet])}
@@ -68,12 +64,12 @@ def learn_reference(texts: Iterable[str], vocab_size: int, specials: Sequence[st
     return backend
 
 
-def pipeline(model: object, specials: Iterable[str]) -> Backend:
+def pipeline(model: Model, specials: Iterable[str]) -> Backend:
     """The steps around a byte-level BPE model: Llama 3's cut, bytes as characters, and back."""
     from tokenizers import AddedToken, Regex, decoders, pre_tokenizers
     from tokenizers import Tokenizer as Backend
 
-    backend = Backend(model)  # type: ignore[arg-type]
+    backend = Backend(model)
     plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(LLAMA3), "isolated"), plain])
     backend.decoder = decoders.ByteLevel()

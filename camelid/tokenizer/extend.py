@@ -10,7 +10,6 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from camelid.tokenizer.load import from_folder, from_sentencepiece
 from camelid.tokenizer.native import classes, native_bpe, pipeline_of
 from camelid.tokenizer.tokenizer import Tokenizer
 
-GROUP = 256
 MIN_FREQUENCY = 2
 CHARACTER_SHARE = 0.5  # of the new tokens may be single characters
 
@@ -112,9 +110,7 @@ def _learn(description: dict[str, Any], texts: Iterable[str], pieces: int, whole
     base = native_bpe(description)
     assert base is not None  # extend looked
     counter = bpe.PieceCounter(bpe.GPT2 if whole else base.kind)
-    iterator = iter(texts)
-    while group := list(islice(iterator, GROUP)):
-        counter.add(group)
+    counter.add(texts)
     model, controls = description["model"], {t["id"]: t["content"] for t in description["added_tokens"]}
     names: dict[int, str] = {number: name for name, number in model["vocab"].items()} | controls
     fixed = set(controls) | {i for i, name in names.items() if whole and _is_byte(name)}

@@ -8,7 +8,7 @@ from typing import Any
 
 from camelid.errors import FormatError
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
 """{"role": "system" | "user" | "assistant", "content": text}."""
 
 MAX_RENDERED_CHARACTERS = 8 * 2**20

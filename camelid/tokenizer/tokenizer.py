@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camelid.errors import FormatError, InputError
-from camelid.kernels.bpe import NativeBpe
+from camelid.kernels.bpe import GROUP, NativeBpe
 from camelid.tokenizer.native import native_bpe
 from camelid.tokenizer.template import Guard, Message, render
 
@@ -84,6 +84,12 @@ class Tokenizer:
             return self._encode_batch_reference(texts)
         with _faults_told():
             return native.encode(texts)
+
+    def encode_stream(self, texts: Iterable[str]) -> Iterator[tuple[NDArray[np.uint32], NDArray[np.int64]]]:
+        """`encode_batch` of any number of texts, some hundreds at a time."""
+        iterator = iter(texts)
+        while group := list(itertools.islice(iterator, GROUP)):
+            yield self.encode_batch(group)
 
     def _encode_batch_reference(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         with self._lock, _faults_told():

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -156,9 +155,7 @@ def _lines(texts: Iterable[str]) -> Iterator[str]:
 def count(tokenizer: Tokenizer, texts: Iterable[str]) -> NDArray[np.int64]:
     """How often each id occurs in the texts: int64 [vocab_size]."""
     counts = np.zeros(len(tokenizer), dtype=np.int64)
-    iterator = iter(texts)
-    while group := list(islice(iterator, byte_level.GROUP)):
-        ids, _ = tokenizer.encode_batch(group)
+    for ids, _ in tokenizer.encode_stream(texts):
         counts += np.bincount(ids, minlength=len(counts))
     return counts
 

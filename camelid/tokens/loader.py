@@ -7,7 +7,7 @@ threads together read the same sequences in the same order.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from camelid.tokens.batch import Batch, Source
@@ -15,7 +15,7 @@ from camelid.tokens.batch import Batch, Source
 
 def batches(
     source: Source, position: int, rows: int, *, rank: int = 0, world: int = 1, workers: int = 0
-) -> Iterator[tuple[int, Batch]]:
+) -> Generator[tuple[int, Batch], None, None]:
     """(position after it, this rank's part) of every global batch of `rows` sequences from `position` on, without end.
 
     Raises ValueError when the ranks cannot share a batch evenly.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +48,7 @@ def _framed(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[NDArra
     """Groups of documents, each with BOS before and EOS after it, end to end; and the documents' lengths."""
     bos = tokenizer.bos_token_id
     before = 0 if bos is None else 1
-    iterator = iter(texts)
-    while group := list(islice(iterator, 256)):
-        ids, offsets = tokenizer.encode_batch(group)
+    for ids, offsets in tokenizer.encode_stream(texts):
         lengths = np.diff(offsets) + before + 1
         framed = np.full(int(lengths.sum()), tokenizer.eos_token_id, dtype=np.uint32)
         begins = np.cumsum(lengths) - lengths

@@ -175,7 +175,7 @@ def test_parts_do_not_join_to_a_control_token(each: Tokenizer, template: str) ->
         for cut in range(len(name) + 1):
             for spelled in (name, name.upper()):
                 parts = [{"type": "text", "text": t} for t in ("a" + spelled[:cut], spelled[cut:] + "b")]
-                ids = each.apply_chat_template([{"role": "user", "content": parts}])  # type: ignore[dict-item]
+                ids = each.apply_chat_template([{"role": "user", "content": parts}])
                 assert [i for i in ids if i in each.special_tokens] == [each.bos_token_id], (name, cut)
 
 

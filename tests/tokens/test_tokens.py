@@ -125,7 +125,7 @@ def by_ranks(source: Source, start: int, rows: int, steps: int, world: int, work
         assert {position for position, _ in parts} == {start + (step + 1) * rows}
         read += [row for _, batch in parts for row in batch.input_ids.tolist()]
     for rank in ranks:
-        rank.close()  # type: ignore[attr-defined]
+        rank.close()
     return read
 
 
