@@ -14,7 +14,17 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 ROOT = Path(__file__).parent
 TARGET = ROOT / "camelid" / "kernels" / "libcamelid.so"
 # -O3 for the baseline of the platform; loops that gain from wider registers choose theirs at load (target_clones).
-FLAGS = ["-O3", "-std=c++17", "-fPIC", "-shared", "-Wall", "-pthread", "-fno-semantic-interposition"]
+FLAGS = [
+    "-O3",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-std=c++17",
+    "-fPIC",
+    "-shared",
+    "-Wall",
+    "-pthread",
+    "-fno-semantic-interposition",
+]
 
 
 def compile_library() -> bool:

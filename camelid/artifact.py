@@ -1,8 +1,9 @@
 """Output folders: built aside and renamed into place, each with a manifest `camelid.json` written last.
 
-A folder without a manifest was never finished. The manifest names what made the folder, from which inputs (path
-and SHA-256), with which settings and versions, and the digest of every file in it; `lineage` follows the inputs
-back to the raw files.
+A folder without a manifest was never finished. Files reach the disk before the manifest does, the manifest before the
+folder's name, the name before anything older is removed: whenever the power fails, what has a manifest is whole. The
+manifest names what made the folder, from which inputs (path and SHA-256), with which settings and versions, and the
+digest of every file in it; `lineage` follows the inputs back to the raw files.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,14 +32,36 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def write_file(path: Path, parts: Iterable[bytes | memoryview]) -> str:
+    """Write `path` piece by piece, down to the disk. Returns the SHA-256 of what was written."""
+    digest = hashlib.sha256()
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        for part in parts:
+            digest.update(part)
+            left = memoryview(part).cast("B")
+            while left:
+                left = left[os.write(descriptor, left) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return digest.hexdigest()
+
+
 def write_atomic(path: Path, text: str) -> None:
     """Replace `path` by `text` (UTF-8) in one step: a reader sees the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_file(temporary, [text.encode()])
+    os.replace(temporary, path)
+
+
+def settle(path: Path) -> None:
+    """Bring a file's bytes, or the names in a folder, down to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -56,10 +79,13 @@ def new_folder(out: Path) -> Iterator[Path]:
     scratch.mkdir()
     try:
         yield scratch
+        for inner in (scratch, *(p for p in scratch.rglob("*") if p.is_dir())):
+            settle(inner)
         old = out.with_name(f".{out.name}.{os.getpid()}.old")
         if out.exists():
-            out.rename(old)
-        scratch.rename(out)
+            os.rename(out, old)
+        os.rename(scratch, out)
+        settle(out.parent)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -77,21 +103,57 @@ def versions() -> dict[str, str]:
 
 
 def write_manifest(
-    folder: Path, kind: str, inputs: Sequence[Path] = (), settings: Mapping[str, Any] | None = None, **facts: Any
+    folder: Path,
+    kind: str,
+    inputs: Sequence[Path] = (),
+    settings: Mapping[str, Any] | None = None,
+    known: Mapping[str, str] | None = None,
+    **facts: Any,
 ) -> dict[str, Any]:
-    """Write `camelid.json` into `folder`: call it last. `facts` (counts, digests, seed) are added as they are."""
+    """Write `camelid.json` into `folder`: call it last. `facts` (counts, digests, seed) are added as they are; `known`
+    are digests of files that `write_file` wrote, by name: they are neither read nor settled again."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
-    manifest = {
+    digests = dict(known or {})
+    for path in files:
+        name = str(path.relative_to(folder))
+        if name not in digests:
+            settle(path)
+            digests[name] = sha256_file(path)
+    manifest: dict[str, Any] = {
         "kind": kind,
         "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "inputs": [_describe(path) for path in inputs],
         "settings": dict(settings or {}),
         **facts,
-        "files": {str(p.relative_to(folder)): sha256_file(p) for p in files},
+        "files": dict(sorted(digests.items())),
         "versions": versions(),
     }
+    manifest = json.loads(json.dumps(manifest))  # as a reader will find it
+    manifest["seal"] = _seal(manifest)
     write_atomic(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
     return manifest
+
+
+def _seal(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of all that a manifest says, but for the seal itself."""
+    said = {key: value for key, value in manifest.items() if key != "seal"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a finished folder: no or a changed manifest, a file that is missing or has another digest.
+    None when every byte is as it was written. Reads the whole folder."""
+    try:
+        manifest = read_manifest(folder)
+    except InputError as error:
+        return str(error)
+    for name, digest in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            return f"{path} is missing"
+        if sha256_file(path) != digest:
+            return f"{path} is damaged: its SHA-256 is not the one in {MANIFEST}"
+    return None
 
 
 def _describe(path: Path) -> dict[str, Any]:
@@ -108,12 +170,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(manifest["kind"], str):
+        if not isinstance(manifest["kind"], str) or manifest.get("seal", _seal(manifest)) != _seal(manifest):
             raise TypeError
     except FileNotFoundError:
         raise InputError(f"{folder} has no {MANIFEST}: it is not a finished output of camelid") from None
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path} is damaged: it is not a manifest. Make the folder again") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f"{path} is damaged: it is not the manifest that was written. Make the folder again") from None
     return manifest
 
 

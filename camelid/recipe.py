@@ -70,26 +70,43 @@ class TrainSection(_Section):
     optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = Field(default=3e-4, gt=0)
     muon_learning_rate: float = Field(default=0.02, gt=0)
+    schedule: Literal["cosine", "linear", "wsd"] = "cosine"
     min_learning_rate_share: float = Field(default=0.1, ge=0, le=1)
+    decay_share: float = Field(default=0.2, gt=0, le=1)  # of a wsd run
     warmup_steps: int = Field(default=2000, ge=0)
     weight_decay: float = Field(default=0.1, ge=0)
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.95, ge=0, lt=1)
     eps: float = Field(default=1e-8, gt=0)
     clip: float = Field(default=1.0, gt=0)
+    z_loss: float = Field(default=0.0, ge=0)
+    skip_sigma: float = Field(default=6.0, ge=0)
+    max_skips: int = Field(default=8, ge=1)  # in a row, before the run goes back to its last checkpoint
+    max_rollbacks: int = Field(default=2, ge=0)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    activation_checkpointing: Literal["auto", "on", "off"] = "auto"
+    compile: bool = False
+    memory_gib: float | None = Field(default=None, gt=0)  # what the run may use; by default what the machine has free
     threads: int | None = Field(default=None, ge=1)
     seed: int = 0
 
 
+class ParallelSection(_Section):
+    """How the processes that torchrun started share the work: `tensor` of them split each layer's matrices, the rest
+    is data parallel (FSDP2)."""
+
+    tensor: int = Field(default=1, ge=1)
+
+
 class CheckpointSection(_Section):
     every: int | None = Field(default=None, ge=1)
-    keep: int = Field(default=2, ge=1)
+    keep: int = Field(default=2, ge=2)
+    background: bool = True
 
 
 class LogSection(_Section):
     out: str = "runs/run"
-    every: int = Field(default=10, ge=1)
+    tensorboard: bool = False
 
 
 class FinetuneSection(_Section):
@@ -138,6 +155,7 @@ class Recipe(_Section):
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
     train: TrainSection = TrainSection()
+    parallel: ParallelSection = ParallelSection()
     checkpoint: CheckpointSection = CheckpointSection()
     log: LogSection = LogSection()
     finetune: FinetuneSection | None = None

@@ -34,11 +34,11 @@ def extend(
         if has_weights:
             model: Llama = load(source)
             grow_embeddings(model, added.first, added.spelled)
-            hf.write_weights(model, target, open_model(source).generation)
+            hf.write_weights(model.config, dict(model.named_parameters()), target, open_model(source).generation)
         first = list(islice(texts(), MEASURED))
         size = sum(len(text.encode()) for text in first)
         rates = [size / max(1, len(t.encode_batch(first)[0])) for t in (tokenizer, extended)]
-        facts = {"added": len(added.names), "vocab_size": len(extended), "digest": extended.digest()}
+        facts: dict[str, Any] = {"added": len(added.names), "vocab_size": len(extended), "digest": extended.digest()}
         kind = "model" if has_weights else "tokenizer"
         write_manifest(target, kind, [resolve(source) if has_weights else folder, corpus], {"pieces": pieces}, **facts)
     return {**facts, "bytes_per_token": rates, "out": str(out)}

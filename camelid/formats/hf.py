@@ -7,7 +7,7 @@ executes nothing. Writing builds the folder aside and renames it into place.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from camelid.errors import FormatError, InputError
 from camelid.formats.checkpoint import Checkpoint
+from camelid.formats.safetensors_file import write_safetensors
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
 
@@ -114,39 +115,44 @@ def save(
     from camelid.artifact import new_folder, write_manifest
 
     with new_folder(Path(folder)) as out:
-        write_weights(model, out, generation, max_shard_bytes)
-        write_manifest(out, "model", parameters=model.num_parameters())
+        known = write_weights(model.config, dict(model.named_parameters()), out, generation, max_shard_bytes)
+        write_manifest(out, "model", known=known, parameters=model.num_parameters())
 
 
 def write_weights(
-    model: Llama, out: Path, generation: dict[str, Any] | None = None, max_shard_bytes: int = 5 * 10**9
-) -> None:
-    """config.json, generation_config.json and safetensors into the existing folder `out`."""
-    from safetensors.torch import save_file
-
+    config: LlamaConfig,
+    tensors: Mapping[str, Tensor],
+    out: Path,
+    generation: dict[str, Any] | None = None,
+    max_shard_bytes: int = 5 * 10**9,
+) -> dict[str, str]:
+    """config.json, generation_config.json and safetensors into the existing folder `out`. `tensors` go by the model's
+    own names, a tied lm_head once, as the embedding. Returns the SHA-256 of each weights file."""
     shards: list[dict[str, Tensor]] = [{}]
     filled = 0
-    for name, parameter in model.named_parameters():  # a tied lm_head is listed once, as the embedding
-        tensor = parameter.detach().cpu().contiguous()
+    for name, tensor in tensors.items():
         if shards[-1] and filled + tensor.nbytes > max_shard_bytes:
             shards.append({})
             filled = 0
         shards[-1][hf_name(name)] = tensor
         filled += tensor.nbytes
+    digests: dict[str, str] = {}
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = WEIGHTS if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        save_file(shard, out / file, metadata={"format": "pt"})
+        digests[file] = write_safetensors(out / file, shard, {"format": "pt"})
         weight_map |= dict.fromkeys(shard, file)
     if len(shards) > 1:
-        total = sum(p.numel() * p.element_size() for p in model.parameters())
+        total = sum(tensor.nbytes for tensor in tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (out / f"{WEIGHTS}.index.json").write_text(json.dumps(index, indent=1) + "\n")
-    config = model.config.to_dict() | {"dtype": str(model.dtype).removeprefix("torch.")}
-    (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    ids = {name: getattr(model.config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    dtype = next(iter(tensors.values())).dtype
+    described = config.to_dict() | {"dtype": str(dtype).removeprefix("torch.")}
+    (out / "config.json").write_text(json.dumps(described, indent=1) + "\n")
+    ids = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     settings = {name: value for name, value in ids.items() if value is not None} | (generation or {})
     (out / "generation_config.json").write_text(json.dumps(settings, indent=1) + "\n")
+    return digests
 
 
 def dtype_named(name: str) -> torch.dtype:

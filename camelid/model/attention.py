@@ -1,12 +1,12 @@
-"""Grouped-query attention, softmax(Q K^T / sqrt(d_k)) V, and the one function that computes it."""
+"""Grouped-query attention: the projections around `kernels.attention`."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from camelid.kernels.attention import Documents, attention
 from camelid.model.config import LlamaConfig
 from camelid.model.rope import Rotation, rotate
 
@@ -17,20 +17,6 @@ class LayerCache(Protocol):
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Add new keys and values [batch, kv_heads, new, head_dim]; return all of them so far."""
         ...
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """softmax(Q K^T / sqrt(d_k)) V over [batch, heads, seq, head_dim]; k and v may have fewer heads.
-
-    `mask` is bool, True where a query may look, broadcastable to [batch, heads, q_len, k_len]. None means causal:
-    with more keys than queries the queries are the last ones.
-    """
-    causal = mask is None and q.shape[2] > 1
-    if causal and q.shape[2] != k.shape[2]:
-        raise ValueError("a causal mask over cached keys must be given explicitly")
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
-    )
 
 
 class Attention(nn.Module):
@@ -50,7 +36,7 @@ class Attention(nn.Module):
         self,
         x: Tensor,
         turn: Rotation,
-        mask: Tensor | None = None,
+        mask: Tensor | Documents | None = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
         """`turn` rotates the new tokens; the cache holds earlier keys already rotated."""

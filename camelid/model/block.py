@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from camelid.kernels.attention import Documents
 from camelid.model.attention import Attention, LayerCache
 from camelid.model.config import LlamaConfig
 from camelid.model.rope import Rotation
@@ -55,7 +56,7 @@ class Block(nn.Module):
         self,
         x: Tensor,
         turn: Rotation,
-        mask: Tensor | None = None,
+        mask: Tensor | Documents | None = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), turn, mask, cache)

@@ -8,28 +8,33 @@ stream's variance does not grow with depth.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor
 
 if TYPE_CHECKING:
     from camelid.model.llama import Llama
 
 
 @torch.no_grad()
-def initialize(model: Llama, generator: torch.Generator | None = None) -> None:
-    """Draw every weight of `model`; a no-op on the meta device."""
+def initialize(
+    model: Llama, generator: torch.Generator | None = None, put: Callable[[Tensor, Tensor], object] = Tensor.copy_
+) -> None:
+    """Draw every weight of `model`; a no-op on the meta device. `put(parameter, whole tensor)` stores what was drawn,
+    one tensor at a time: how a model that is spread over processes gets the weights of one that is not."""
     if model.device.type == "meta":
         return
     std = model.config.initializer_range
     residual_std = std / math.sqrt(2 * model.config.num_hidden_layers)
     for name, parameter in model.named_parameters():
+        drawn = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
         if name.endswith("norm.weight"):
-            nn.init.ones_(parameter)
+            drawn.fill_(1)
         elif name.endswith("bias"):
-            nn.init.zeros_(parameter)
-        elif name.endswith(("o_proj.weight", "down_proj.weight")):
-            nn.init.normal_(parameter, std=residual_std, generator=generator)
+            drawn.zero_()
         else:
-            nn.init.normal_(parameter, std=std, generator=generator)
+            small = name.endswith(("o_proj.weight", "down_proj.weight"))
+            drawn.normal_(std=residual_std if small else std, generator=generator)
+        put(parameter, drawn)

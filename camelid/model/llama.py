@@ -8,7 +8,9 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from camelid.kernels.attention import Documents
 from camelid.model.attention import LayerCache
 from camelid.model.block import Block, RMSNorm
 from camelid.model.config import LlamaConfig
@@ -45,12 +47,14 @@ class Llama(nn.Module):
     """Embedding, num_hidden_layers blocks, a final RMSNorm, an output projection (tied to the embedding or not).
 
     Built on the current default device and dtype; under `torch.device("meta")` it costs nothing. Weights are
-    random (`model/init.py`) until `formats.load` fills them.
+    random (`model/init.py`) until `formats.load` fills them. With `activation_checkpointing` a layer keeps only its
+    input and is computed again in the backward pass: the same gradients, less memory, a third more work.
     """
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.config = config
+        self.activation_checkpointing = False
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -103,11 +107,11 @@ class Llama(nn.Module):
         seq = input_ids.shape[1]
         if positions is None:
             positions = cache.positions(seq, input_ids.device) if cache else torch.arange(seq, device=input_ids.device)
-        mask = cache.mask(seq, input_ids.device) if cache else None
+        mask: Tensor | Documents | None = cache.mask(seq, input_ids.device) if cache else None
         if document_ids is not None:
             if cache is not None:
                 raise ValueError("document_ids and cache cannot be combined")
-            mask = document_mask(document_ids)
+            mask = Documents(document_ids)
         # Only dynamic scaling needs the length. Past the trained context its frequencies change as the text grows;
         # like transformers, cached tokens keep the rotation they had when they were read.
         length = int(positions.max()) + 1 if self.config.rope_scaling.rope_type == "dynamic" else 0
@@ -116,14 +120,11 @@ class Llama(nn.Module):
         x: Tensor = self.embed_tokens(input_ids)
         caches: Sequence[LayerCache | None] = cache.layers() if cache else [None] * len(self.layers)
         for layer, layer_cache in zip(self.layers, caches, strict=True):
-            x = layer(x, turn, mask, layer_cache)
+            if self.activation_checkpointing and torch.is_grad_enabled() and cache is None:
+                x = checkpoint(layer, x, turn, mask, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = layer(x, turn, mask, layer_cache)
         if cache:
             cache.advance(seq)
         out: Tensor = self.norm(x)
         return out
-
-
-def document_mask(document_ids: Tensor) -> Tensor:
-    """Causal attention inside each document: ids [batch, seq] -> bool [batch, 1, seq, seq]."""
-    same = document_ids[:, :, None] == document_ids[:, None, :]
-    return same.tril()[:, None]

@@ -124,7 +124,7 @@ def _recipe(out: Path, minutes: float, length: int, rate: float, **sections: Any
         "min_learning_rate_share": 0.02,
         "seed": SEED,
     }
-    return parse({"train": train, "log": {"out": str(out)}, "checkpoint": {"keep": 1}, **sections})
+    return parse({"train": train, "log": {"out": str(out)}, "checkpoint": {"keep": 2}, **sections})
 
 
 def _pretrain(folder: Path, minutes: float, quiet: bool) -> dict[str, Any]:

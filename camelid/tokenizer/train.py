@@ -67,7 +67,7 @@ def train(
         write_vocabulary(tokenizer, counts, folder / "vocab.tsv")
         result = {"vocab_size": len(tokenizer), "kind": kind, "digest": tokenizer.digest()}
         settings = {"vocab_size": vocab_size, "kind": kind, "reserved": reserved, "max_bytes": max_bytes}
-        facts = {
+        facts: dict[str, Any] = {
             "vocab_size": len(tokenizer), "digest": tokenizer.digest(), "tokens_in_corpus": int(counts.sum()),
             "sample": sample.to_dict(),
         }  # fmt: skip

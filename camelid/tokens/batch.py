@@ -5,6 +5,7 @@ A row holds pieces of documents that cannot see each other; what is left of it i
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,24 @@ class Batch:
     def supervised(self) -> int:
         """How many positions have a label: the divisor of the loss."""
         return int((self.labels != IGNORE).sum())
+
+    def part(self, first: int, last: int) -> Batch:
+        """The rows from `first` up to `last`."""
+        part = slice(first, last)
+        return Batch(self.input_ids[part], self.labels[part], self.document_ids[part], self.one_document)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device."""
+        ids, labels, documents = (t.to(device) for t in (self.input_ids, self.labels, self.document_ids))
+        return Batch(ids, labels, documents, self.one_document)
+
+    def fingerprints(self) -> Tensor:
+        """A 63-bit hash of each row's ids and labels, int64 [rows]: what a run's chain of trained rows is made of."""
+        found = []
+        for ids, labels in zip(self.input_ids.cpu().numpy(), self.labels.cpu().numpy(), strict=True):
+            digest = hashlib.blake2b(ids.tobytes() + labels.tobytes(), digest_size=8).digest()
+            found.append(int.from_bytes(digest, "little") >> 1)
+        return torch.tensor(found)
 
 
 class Source(Protocol):

@@ -1,99 +1,45 @@
-"""The training loop: forward, loss, backward, update; log, checkpoint, resume.
+"""The training loop: take a batch, step, log, save; skip, roll back, stop and resume.
 
-Which data a step sees depends only on its number (`tokens/order.py`), so a resumed run takes up the very next
-sequence, and the same seed, threads and machine give the same weights bit for bit.
+Which data a step sees depends only on the position, one integer (`tokens/order.py`), and nothing here is drawn at
+random, so a resumed run takes up the very next sequence, and the same seed, threads and machine give the same weights
+bit for bit.
 """
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
-import math
-import resource
+import signal
 import sys
-import time
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from camelid.artifact import MANIFEST, sha256_file, write_atomic
 from camelid.errors import CamelidError, InputError
-from camelid.model.llama import Llama
-from camelid.recipe import Recipe, TrainSection
-from camelid.report.page import Curve, Page
-from camelid.report.progress import progress
-from camelid.tokenizer.tokenizer import Tokenizer
-from camelid.tokens.batch import Source
-from camelid.train import checkpoint
-from camelid.train.checkpoint import LoopState
-from camelid.train.loss import loss_sum
-from camelid.train.optimizer import learning_rate, optimizer_for
+from camelid.kernels.memory import kept_memory
+from camelid.report.progress import Advance, progress
+from camelid.tokens.batch import IGNORE, Batch
+from camelid.tokens.loader import batches
+from camelid.train import checkpoint, plan
+from camelid.train.checkpoint import LoopState, Saver
+from camelid.train.guard import WINDOW, Stop, stoppable
+from camelid.train.log import Log
+from camelid.train.optimizer import optimizer_for
+from camelid.train.parallel import Ranks, anywhere, rows_of_all, told
+from camelid.train.schedule import drawn, learning_rate
+from camelid.train.step import Job, Taken, rows_per_step, train_step
 
-MICRO_BATCH_TOKENS = 16384
-
-
-@dataclass
-class Job:
-    """What one run trains: a model on a source, under a recipe. `inputs` go into the manifests."""
-
-    model: Llama
-    tokenizer: Tokenizer
-    source: Source
-    recipe: Recipe
-    inputs: list[Path]
-    generation: dict[str, Any] = field(default_factory=dict)
-    quiet: bool = False
+# What may change when a run goes on; everything else decides what the run computes.
+FREE = ("log", "checkpoint", "parallel", "train.threads", "train.micro_batch_rows", "train.max_skips",
+        "train.max_rollbacks", "train.activation_checkpointing", "train.memory_gib")  # fmt: skip
 
 
-def autocast(device: torch.device, dtype: str) -> AbstractContextManager[Any]:
-    """bfloat16 arithmetic over float32 weights where the hardware has it, or as told."""
-    if dtype == "auto":
-        native = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
-        dtype = "bfloat16" if native else "float32"
-    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
-
-
-def rows_per_step(settings: TrainSection) -> int:
-    """Sequences in a global batch. Raises InputError when not one fits."""
-    rows = settings.global_batch_tokens // settings.sequence_length
-    if rows < 1:
-        raise InputError(
-            f"train.global_batch_tokens ({settings.global_batch_tokens}) is below train.sequence_length "
-            f"({settings.sequence_length}): raise it to at least one sequence"
-        )
-    return rows
-
-
-def train_step(job: Job, optimizer: torch.optim.Optimizer, position: int, rate: float) -> tuple[float, float]:
-    """One update on the sequences from `position` on. Returns the mean loss per supervised token and gradient norm."""
-    settings = job.recipe.train
-    rows = rows_per_step(settings)
-    micro = settings.micro_batch_rows or max(1, MICRO_BATCH_TOKENS // settings.sequence_length)
-    batches = [job.source.batch(position + at, min(micro, rows - at)) for at in range(0, rows, micro)]
-    supervised = sum(b.supervised() for b in batches)
-    if not supervised:
-        raise CamelidError(f"no token of the batch at sequence {position} is supervised: check the data's labels")
-    total = 0.0
-    for batch in batches:
-        with autocast(job.model.device, settings.dtype):
-            loss = loss_sum(job.model, batch) / supervised
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += loss.item()
-    norm = float(torch.nn.utils.clip_grad_norm_(job.model.parameters(), settings.clip))
-    if not math.isfinite(total) or not math.isfinite(norm):
-        raise CamelidError(
-            f"the loss is {total}, the gradient norm {norm} at sequence {position}: the last checkpoint is intact. "
-            "Lower train.learning_rate, or look at the data there"
-        )
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return total, norm
-
-
-def planned_steps(job: Job) -> int:
+def planned_steps(job: Job, who: Ranks, stop: Stop) -> int:
     """How many updates the recipe asks for: `steps`, or `epochs`, or `minutes` at the measured speed."""
     settings, rows = job.recipe.train, rows_per_step(job.recipe.train)
     if settings.steps:
@@ -101,94 +47,204 @@ def planned_steps(job: Job) -> int:
     if settings.epochs:
         return max(1, round(settings.epochs * len(job.source) / rows))
     if settings.minutes:
-        optimizer = optimizer_for(job.model, settings)  # at rate 0: times the work without changing a weight
-        seconds = []
-        for step in range(6):  # the first ones also warm caches and allocators up
-            started = time.monotonic()
-            train_step(job, optimizer, step * rows, 0.0)
-            seconds.append(time.monotonic() - started)
-        return max(1, round(settings.minutes * 60 / min(seconds[1:])))
+        seconds = plan.seconds_per_step(job, who, stop)
+        return anywhere(who, max(1, round(settings.minutes * 60 / seconds)))
     raise InputError("the recipe does not say how long to train: set train.steps, train.epochs or train.minutes")
 
 
-def run(job: Job, resume: bool = False) -> dict[str, Any]:
-    """Train to the end of the recipe. Returns steps, loss, tokens, tokens_per_second, checkpoint, digest, and memory
-    and speed planned and measured."""
-    recipe, settings, out = job.recipe, job.recipe.train, Path(job.recipe.log.out)
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    optimizer, state = optimizer_for(job.model, settings), LoopState()
-    last = checkpoint.newest(out)
-    if resume and last:
-        state = checkpoint.restore(last, job.model, optimizer)
-    elif last:
-        raise InputError(f"{out} already holds a run: continue it with --resume, or choose another log.out")
-    job.model.train()
-    state.steps = state.steps or planned_steps(job)
-    out.mkdir(parents=True, exist_ok=True)
-    records = _records(out / "metrics.jsonl", before=state.step)
-    rows, started, first_tokens = rows_per_step(settings), time.monotonic(), state.tokens
-    with (out / "metrics.jsonl").open("w") as metrics, progress(out.name, state.steps, job.quiet) as advance:
-        metrics.writelines(json.dumps(record) + "\n" for record in records)
+def run(job: Job, resume: bool = False, who: Ranks | None = None) -> dict[str, Any]:
+    """Train to the end of the recipe. Returns steps, loss, tokens, tokens_per_second, checkpoint, digest, memory and
+    speed planned and measured, and what stopped the run early, if anything did."""
+    who = who or Ranks()
+    if job.recipe.train.threads:
+        torch.set_num_threads(job.recipe.train.threads)
+    out = Path(job.recipe.log.out)
+    with kept_memory(), stoppable() as stop, _alone(out, who):
+        return _Run(job, out, who, stop).go(resume)
+
+
+class _Run:
+    """One run's moving parts."""
+
+    def __init__(self, job: Job, out: Path, who: Ranks, stop: Stop) -> None:
+        self.job, self.out, self.who, self.stop = job, out, who, stop
+        self.rows = rows_per_step(job.recipe.train, who.data_world)
+        self.state = LoopState()
+        self.saver = Saver(out, job.recipe.checkpoint.keep)
+
+    def go(self, resume: bool) -> dict[str, Any]:
+        job, out, recipe = self.job, self.out, self.job.recipe
+        last = checkpoint.newest_good(out) if resume else next(iter(checkpoint.finished(out)), None)
+        if last and not resume:
+            raise InputError(f"{out} already holds a run: continue it with --resume, or choose another log.out")
+        if last:
+            same_run(last, job)
+        self.planned = plan.memory(job, self.who)
+        plan.fit(job, self.planned, self.who)
+        self.optimizer = optimizer_for(job.model, recipe.train)
+        if self.who.rank == 0:
+            checkpoint.sweep(out)
+            checkpoint.preflight(out, self.planned["checkpoint"], recipe.checkpoint.keep)
+        if last:
+            self.state = checkpoint.restore(last, job.model, self.optimizer)
+        job.model.train()
+        if not last:
+            self.state.steps = planned_steps(job, self.who, self.stop)
+        quiet = job.quiet or self.who.rank > 0
+        if not quiet:
+            print(f"learning rate {drawn(self.state.steps, recipe.train)}", file=sys.stderr)
+        with Log(out, recipe, job.model, self.who, self.state) as log:
+            with progress(out.name, self.state.steps, quiet) as advance:
+                try:
+                    self._train(log, advance)
+                finally:
+                    self.saver.wait()
+            return self._summary(log)
+
+    def _train(self, log: Log, advance: Advance) -> None:
+        state, every = self.state, self.job.recipe.checkpoint.every
+        incoming = self._incoming()
         while state.step < state.steps:
-            rate = learning_rate(state.step, state.steps, settings)
-            loss, norm = train_step(job, optimizer, state.position, rate)
-            state.step += 1
-            state.position += rows
-            state.tokens += rows * settings.sequence_length
-            speed = (state.tokens - first_tokens) / (time.monotonic() - started)
-            record = {"step": state.step, "loss": loss, "gradient_norm": norm, "learning_rate": rate,
-                      "tokens": state.tokens, "tokens_per_second": round(speed, 1)}  # fmt: skip
-            records.append(record)
-            print(json.dumps(record), file=metrics, flush=True)
-            advance(state.step, f"loss {loss:.3f}  {speed:,.0f} tokens/s")
-            every = recipe.checkpoint.every
-            if state.step == state.steps or (every and state.step % every == 0):
-                _save(job, out, optimizer, state)
-    _report(out, records, recipe)
-    return _summary(job, out, state, records)
+            with told(self.who, state.step + 1):
+                state.position, batch = next(incoming)
+                rate = learning_rate(state.step, state.steps, self.job.recipe.train)
+                taken = train_step(self.job, self.optimizer, batch, rate, self.who, state.recent)
+                self._count(batch, taken)
+                advance(state.step, log.step(state, taken, rate))
+                if taken.skipped:
+                    self._dump(batch, taken)
+                    if state.in_a_row >= self.job.recipe.train.max_skips:
+                        self._roll_back(taken, log)
+                        incoming = self._incoming()
+                asked = anywhere(self.who, self.stop.signal)
+                if state.step == state.steps or asked or (every and state.step % every == 0):
+                    self._save()
+                if asked:
+                    log.stopped = signal.Signals(asked).name
+                    return
+
+    def _incoming(self) -> Iterator[tuple[int, Batch]]:
+        workers = 2 if self.who.device.type == "cuda" else 0
+        return batches(self.job.source, self.state.position, self.rows, rank=self.who.data_rank,
+                       world=self.who.data_world, workers=workers)  # fmt: skip
+
+    def _count(self, batch: Batch, taken: Taken) -> None:
+        state = self.state
+        state.step += 1
+        state.tokens += taken.supervised
+        rows = rows_of_all(self.who, batch.fingerprints().to(self.who.device)).cpu().numpy().tobytes()
+        state.chain = hashlib.blake2b(state.chain.encode() + rows, digest_size=8).hexdigest()
+        if taken.skipped:
+            state.skipped += 1
+            state.in_a_row += 1
+        else:
+            state.in_a_row = 0
+            state.recent = [*state.recent, taken.loss][-WINDOW:]
+
+    def _dump(self, batch: Batch, taken: Taken) -> None:
+        """The offending rows as text, each rank its own, for a person to look at."""
+        name = f"step-{self.state.step:08}" + (f"-rank-{self.who.rank}" if self.who.world > 1 else "")
+        (self.out / "skipped").mkdir(parents=True, exist_ok=True)
+        texts = [f"step {self.state.step} was not applied: {taken.skipped}"]
+        for ids, labels in zip(batch.input_ids.tolist(), batch.labels.tolist(), strict=True):
+            supervised = sum(label != IGNORE for label in labels)
+            texts.append(f"--- {supervised} supervised tokens\n{self.job.tokenizer.decode(ids)}")
+        write_atomic(self.out / "skipped" / f"{name}.txt", "\n".join(texts) + "\n")
+        if self.who.rank == 0:
+            where = self.out / "skipped" / f"{name}.txt"
+            print(f"camelid: step {self.state.step} skipped: {taken.skipped}; its text is in {where}", file=sys.stderr)
+
+    def _roll_back(self, taken: Taken, log: Log) -> None:
+        """Back to the last checkpoint's weights; the data goes on after the bad stretch."""
+        state, settings = self.state, self.job.recipe.train
+        self.saver.wait()
+        last = checkpoint.newest_good(self.out)
+        if last is None or state.rollbacks >= settings.max_rollbacks:
+            tried = (
+                f"after {state.rollbacks} returns to a checkpoint" if state.rollbacks else "no checkpoint to return to"
+            )
+            raise CamelidError(
+                f"{state.in_a_row} steps in a row were bad ({taken.skipped}; {tried}). "
+                f"Lower train.learning_rate, or look at the texts in {self.out / 'skipped'}"
+            )
+        before = checkpoint.restore(last, self.job.model, self.optimizer)
+        before.position, before.tokens, before.chain = state.position, state.tokens, state.chain
+        before.skipped, before.rollbacks = state.skipped, state.rollbacks + 1
+        self.state.__dict__.update(before.__dict__)
+        log.rolled_back(self.state)
+
+    def _save(self) -> None:
+        background = self.job.recipe.checkpoint.background and self.state.step < self.state.steps
+        first = self.who.rank == 0
+        taken = checkpoint.snapshot(self.job.model, self.optimizer, self.state, keep=first, copy=background)
+        if first:
+            self.saver.save(taken, background, tokenizer=self.job.tokenizer, inputs=self.job.inputs,
+                            settings=self.job.recipe.settings(), generation=self.job.generation)  # fmt: skip
+
+    def _summary(self, log: Log) -> dict[str, Any]:
+        folder = next(iter(checkpoint.finished(self.out)), None)
+        if folder is None:
+            raise CamelidError(f"{self.out} has no finished checkpoint")
+        figures = log.figures()
+        return {
+            "steps": self.state.step,
+            **figures,
+            "tokens": self.state.tokens,
+            "checkpoint": str(folder),
+            "digest": checkpoint.weights_digest(folder),
+            "skipped_steps": self.state.skipped,
+            "planned": {"memory_bytes": self.planned["peak"]},
+            "measured": {"memory_bytes": plan.peak_memory(self.who), "tokens_per_second": figures["tokens_per_second"]},
+        }
 
 
-def _records(path: Path, before: int) -> list[dict[str, Any]]:
-    """Records of an earlier part of the run, up to the step it resumes from."""
-    if not before or not path.exists():
-        return []
-    records = [json.loads(line) for line in path.read_text().splitlines()]
-    return [r for r in records if r["step"] <= before]
+def same_run(last: Path, job: Job) -> None:
+    """Raises InputError naming the setting or the data that is not what the checkpoint was trained with."""
+    manifest = json.loads((last / MANIFEST).read_text())
+    then, now = _flat(manifest["settings"]), _flat(json.loads(json.dumps(job.recipe.settings())))
+    for key in sorted(then.keys() | now.keys()):
+        if then.get(key) != now.get(key) and not key.startswith(FREE):
+            raise InputError(
+                f"--resume: {key} was {then.get(key)!r} and is now {now.get(key)!r}: a resumed run goes on as it "
+                "began. Put it back, or begin a new run with another log.out"
+            )
+    known = {entry["path"]: entry.get("sha256") for entry in manifest["inputs"]}
+    for path in job.inputs:
+        file = path.resolve() / MANIFEST if path.is_dir() else path.resolve()
+        if file.is_file() and known.get(str(path.resolve())) not in (None, sha256_file(file)):
+            raise InputError(
+                f"--resume: {path} is not the data that this run began with: its hash changed. "
+                "Restore it, or begin a new run with another log.out"
+            )
 
 
-def _save(job: Job, out: Path, optimizer: torch.optim.Optimizer, state: LoopState) -> None:
-    folder = out / "checkpoints" / f"step-{state.step:08}"
-    checkpoint.write(folder, job.model, job.tokenizer, optimizer, state, inputs=job.inputs,
-                     settings=job.recipe.settings(), generation=job.generation)  # fmt: skip
-    checkpoint.prune(out, job.recipe.checkpoint.keep)
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
-def _report(out: Path, records: list[dict[str, Any]], recipe: Recipe) -> None:
-    page = Page(f"Run {out.name}")
-    steps = [float(r["step"]) for r in records]
-    page.plot("Training loss, nats per token", [Curve("loss", steps, [r["loss"] for r in records])], x="step")
-    page.plot("Learning rate", [Curve("rate", steps, [r["learning_rate"] for r in records])], x="step")
-    page.pre(json.dumps(recipe.settings(), indent=1))
-    page.write(out / "report.html")
-
-
-def _summary(job: Job, out: Path, state: LoopState, records: list[dict[str, Any]]) -> dict[str, Any]:
-    folder = checkpoint.newest(out)
-    if folder is None:
-        raise CamelidError(f"{out} has no finished checkpoint")
-    weights = job.model.num_parameters()
-    # Peak resident size: kilobytes on Linux, bytes on macOS.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    speed = records[-1]["tokens_per_second"] if records else 0.0
-    return {
-        "steps": state.step,
-        "loss": records[-1]["loss"] if records else None,
-        "tokens": state.tokens,
-        "tokens_per_second": speed,
-        "checkpoint": str(folder),
-        "digest": checkpoint.weights_digest(folder),
-        # float32 weights, gradients and two moments; activations are not predicted in this version
-        "planned": {"memory_bytes": 16 * weights},
-        "measured": {"memory_bytes": peak, "tokens_per_second": speed},
-    }
+@contextmanager
+def _alone(out: Path, who: Ranks) -> Iterator[None]:
+    """Only one run at a time writes into a run folder. Raises InputError when another one does."""
+    if who.rank:
+        with nullcontext():
+            yield
+        return
+    fresh = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    lock = out / ".lock"
+    try:
+        with lock.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise InputError(f"{out}: another process is training into it: choose another log.out") from None
+            yield
+            lock.unlink(missing_ok=True)
+    except BaseException:
+        if fresh and not any(p.name != ".lock" for p in out.iterdir()):  # nothing came of it
+            lock.unlink(missing_ok=True)
+            out.rmdir()
+        raise

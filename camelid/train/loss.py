@@ -6,18 +6,18 @@ issue 34191); a test holds accumulation equal to one big batch.
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
+from camelid.kernels.cross_entropy import linear_cross_entropy
 from camelid.model.llama import Llama
 from camelid.tokens.batch import IGNORE, Batch
 
 
-def loss_sum(model: Llama, batch: Batch) -> Tensor:
+def loss_sum(model: Llama, batch: Batch, z_loss: float = 0.0) -> Tensor:
     """Sum over supervised positions of -log p(label), float32 scalar. Only those positions meet the vocabulary."""
     hidden = model.hidden(batch.input_ids, document_ids=None if batch.one_document else batch.document_ids)
     labels, states = batch.labels.flatten(), hidden.flatten(0, 1)
     kept = labels != IGNORE
     if not bool(kept.all()):
         labels, states = labels[kept], states[kept]
-    return F.cross_entropy(model.lm_head(states).float(), labels, reduction="sum")
+    return linear_cross_entropy(states, model.lm_head.weight, labels, z_loss)

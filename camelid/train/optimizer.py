@@ -1,5 +1,4 @@
-"""AdamW (arXiv:1711.05101) over two groups, matrices decay, norms and biases do not; Muon for the blocks' matrices;
-and the learning rate."""
+"""AdamW (arXiv:1711.05101) over two groups, matrices decay, norms and biases do not; Muon for the blocks' matrices."""
 
 from __future__ import annotations
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from camelid.model.llama import Llama
 from camelid.recipe import TrainSection
+from camelid.train.parallel import full, spread
 
 
 def optimizer_for(model: Llama, settings: TrainSection) -> torch.optim.AdamW:
@@ -35,7 +35,8 @@ class Muon(torch.optim.AdamW):
     """Muon (Jordan et al. 2024) on the groups that have a `muon_ratio`, AdamW on the others.
 
     A matrix moves along the orthogonalised Nesterov momentum of its gradient, at muon_ratio times the group's rate.
-    Its state is one `momentum` of the matrix's shape. Every matrix must be whole on its device.
+    Its state is one `momentum` of the matrix's shape. Of a matrix that is spread over ranks, each orthogonalises the
+    whole and keeps its part: the result does not depend on their number.
     """
 
     MOMENTUM = 0.95
@@ -59,7 +60,7 @@ class Muon(torch.optim.AdamW):
             return
         momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
         momentum.lerp_(parameter.grad, 1 - self.MOMENTUM)
-        direction = orthogonalized(parameter.grad.lerp(momentum, self.MOMENTUM))
+        direction = spread(orthogonalized(full(parameter.grad.lerp(momentum, self.MOMENTUM))), parameter)
         rows, columns = parameter.shape
         parameter.mul_(1 - decay).add_(direction, alpha=-rate * math.sqrt(max(1.0, rows / columns)))
 
@@ -76,13 +77,3 @@ def orthogonalized(matrix: Tensor, steps: int = 5) -> Tensor:
         gram = x @ x.T
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * (gram @ gram)) @ x
     return x.T if tall else x
-
-
-def learning_rate(step: int, steps: int, settings: TrainSection) -> float:
-    """The rate of update `step` (0-based) of `steps`: linear warm-up, then a cosine down to the floor share."""
-    peak, floor = settings.learning_rate, settings.min_learning_rate_share
-    warmup = min(settings.warmup_steps, max(1, steps // 10))
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    done = (step - warmup) / max(1, steps - warmup)
-    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))

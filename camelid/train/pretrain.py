@@ -11,12 +11,15 @@ import torch
 from camelid.errors import InputError, RecipeError
 from camelid.formats.load import load_tokenizer
 from camelid.model.config import LlamaConfig
+from camelid.model.init import initialize
 from camelid.model.llama import Llama
 from camelid.recipe import Recipe
 from camelid.tokenizer.tokenizer import Tokenizer
 from camelid.tokens.batch import PackedTokens, Source
 from camelid.tokens.mixture import Mixture
-from camelid.train.loop import Job, run
+from camelid.train.loop import run
+from camelid.train.parallel import Ranks, ranks, shard, spread
+from camelid.train.step import Job
 
 
 def model_config(recipe: Recipe, tokenizer: Tokenizer) -> LlamaConfig:
@@ -47,11 +50,26 @@ def pretrain(recipe: Recipe, resume: bool = False, quiet: bool = False) -> dict[
         raise RecipeError("the recipe lacks data.tokens, a folder from `camelid tokens build`")
     named = recipe.data.tokens
     folders = [Path(name) for name in ([named] if isinstance(named, str) else named)]
+    with ranks(recipe.parallel) as who:
+        return run(pretraining(recipe, folders, who, quiet), resume, who)
+
+
+def pretraining(recipe: Recipe, folders: Sequence[Path], who: Ranks, quiet: bool = False) -> Job:
+    """A fresh model, spread over the ranks, on the rows of `folders`."""
     source = token_source(folders, recipe.data.weights, recipe.train.sequence_length, recipe.train.seed)
     tokenizer = load_tokenizer(folders[0] / "tokenizer")
+    config = model_config(recipe, tokenizer)
     torch.manual_seed(recipe.train.seed)
-    model = Llama(model_config(recipe, tokenizer))
-    return run(Job(model, tokenizer, source, recipe, folders, quiet=quiet), resume)
+    if who.world == 1:
+        model = Llama(config).to(who.device)
+    else:  # drawn tensor by tensor: the weights are those of one process, and no rank ever holds them all
+        with torch.device("meta"):
+            model = Llama(config)
+        shard(model, who)
+        model.to_empty(device=who.device)
+        model.tie()
+        initialize(model, put=lambda parameter, whole: parameter.copy_(spread(whole, parameter)))
+    return Job(model, tokenizer, source, recipe, list(folders), quiet=quiet)
 
 
 def token_source(folders: Sequence[Path], weights: Sequence[float], sequence_length: int, seed: int) -> Source:

@@ -23,7 +23,9 @@ from camelid.tokenizer.template import Message
 from camelid.tokenizer.tokenizer import Tokenizer
 from camelid.tokens.batch import IGNORE, Batch
 from camelid.tokens.order import item_at
-from camelid.train.loop import Job, run
+from camelid.train.loop import run
+from camelid.train.parallel import Ranks, ranks, shard
+from camelid.train.step import Job
 
 
 @dataclass(frozen=True)
@@ -143,14 +145,23 @@ def finetune(recipe: Recipe, resume: bool = False, quiet: bool = False) -> dict[
         raise RecipeError('the recipe lacks model.from, the model to fine-tune: [model] from = "path"')
     if not recipe.data.files:
         raise RecipeError('the recipe lacks data.files, the conversations: [data] files = ["chats.jsonl"]')
+    with ranks(recipe.parallel) as who:
+        job, left_out, examples = _tuning(recipe, who, quiet)
+        return run(job, resume, who) | {"examples": examples, "left_out_too_long": left_out}
+
+
+def _tuning(recipe: Recipe, who: Ranks, quiet: bool) -> tuple[Job, int, int]:
+    """The job, how many conversations are too long for it, and how many there are."""
+    assert recipe.model.from_ is not None
     base = resolve(recipe.model.from_)
     tokenizer = load_tokenizer(base)
     paths = [Path(name) for name in recipe.data.files]
     examples = [encode_conversation(c, tokenizer) for path in paths for c in read_conversations(path)]
-    model: Llama = load(base, dtype=torch.float32)
+    model: Llama = load(base, dtype=torch.float32, device=who.device)
+    shard(model, who)
     settings = recipe.train
     source = PackedConversations(examples, settings.sequence_length, settings.seed, tokenizer.pad_token_id or 0)
     stops = {*model.config.stop_ids, end_of_turn(examples[0], tokenizer)} - {None}
     generation = {"eos_token_id": sorted(i for i in stops if i is not None)}
-    result = run(Job(model, tokenizer, source, recipe, [base, *paths], generation, quiet), resume)
-    return result | {"examples": len(examples), "left_out_too_long": source.left_out}
+    job = Job(model, tokenizer, source, recipe, [base, *paths], generation, quiet)
+    return job, source.left_out, len(examples)

@@ -1,0 +1,121 @@
+"""softmax(Q K^T / sqrt(d_k)) V over packed documents: the torch reference, and the native kernel for training on a CPU.
+
+The native kernel skips what a query may not see, the later tokens and the other documents; torch's computes the whole
+square when there is a mask.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from camelid.kernels.library import library
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Which tokens of packed rows may see each other: `ids` int64 [batch, seq], earlier tokens of the same id."""
+
+    ids: Tensor
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """bool [batch, 1, seq, seq], True where a query (row) may look."""
+        same = self.ids[:, :, None] == self.ids[:, None, :]
+        return same.tril()[:, None]
+
+    @cached_property
+    def firsts(self) -> Tensor | None:
+        """The position of each token's document's first token, int32 [batch, seq]; None when an id comes back after
+        another one, so that its document is not one stretch."""
+        positions = torch.arange(self.ids.shape[1], device=self.ids.device).expand_as(self.ids)
+        starts = torch.ones_like(self.ids, dtype=torch.bool)
+        starts[:, 1:] = self.ids[:, 1:] != self.ids[:, :-1]
+        for row, begins in zip(self.ids, starts, strict=True):
+            if len(row[begins].unique()) < int(begins.sum()):
+                return None
+        return torch.where(starts, positions, 0).cummax(1).values.int()
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Documents | None) -> Tensor:
+    """softmax(Q K^T / sqrt(d_k)) V over [batch, heads, seq, head_dim]; k and v may have fewer heads.
+
+    `mask` is bool, True where a query may look, broadcastable to [batch, heads, q_len, k_len], or Documents. None
+    means causal: with more keys than queries the queries are the last ones.
+    """
+    causal = mask is None and q.shape[2] > 1
+    if causal and q.shape[2] != k.shape[2]:
+        raise ValueError("a causal mask over cached keys must be given explicitly")
+    if not isinstance(mask, Tensor) and _native_takes(q, k, v) and torch.is_grad_enabled() and q.requires_grad:
+        firsts = _from_zero(q) if mask is None else mask.firsts
+        if firsts is not None:
+            out: Tensor = _NativeAttention.apply(q, k, v, firsts)  # type: ignore[no-untyped-call]
+            return out
+    if isinstance(mask, Documents):
+        mask = mask.mask
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
+    )
+
+
+def _from_zero(q: Tensor) -> Tensor:
+    return torch.zeros(q.shape[0], q.shape[2], dtype=torch.int32)
+
+
+def _native_takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    kinds = {q.dtype, k.dtype, v.dtype}
+    return (
+        not torch.compiler.is_compiling()  # the compiler sees through torch's own attention only
+        and q.device.type == "cpu"
+        and len(kinds) == 1
+        and q.dtype in (torch.float32, torch.bfloat16)
+        and q.shape[3] % 16 == 0
+        and q.shape[2] > 1
+        and library() is not None
+    )
+
+
+class _NativeAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, firsts: Tensor) -> Tensor:
+        batch, heads, length, size = q.shape
+        out = torch.empty(batch, length, heads, size, dtype=q.dtype, device=q.device).transpose(1, 2)
+        log_sums = torch.empty(batch, heads, length, dtype=torch.float32, device=q.device)
+        _call(q, k, firsts, log_sums, [q, k, v, out], backward=False)
+        ctx.save_for_backward(q, k, v, out, log_sums, firsts)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, k, v, out, log_sums, firsts = ctx.saved_tensors
+        slopes = [torch.empty_like(t) for t in (q, k, v)]
+        _call(q, k, firsts, log_sums, [q, k, v, out, d_out, *slopes], backward=True)
+        return slopes[0], slopes[1], slopes[2], None
+
+
+def _call(q: Tensor, k: Tensor, firsts: Tensor, log_sums: Tensor, tensors: list[Tensor], backward: bool) -> None:
+    """Outputs among `tensors` must have a contiguous last dimension already; inputs are made so."""
+    if isinstance(q, FakeTensor):  # a plan asks what would be kept; there is nothing to compute
+        return
+    native = library()
+    assert native is not None
+    kept = [t if t.stride(3) == 1 else t.contiguous() for t in tensors]
+    described = [x for t in kept for x in (t.data_ptr(), *t.stride()[:3], int(t.dtype == torch.bfloat16))]
+    batch, heads, length, size = q.shape
+    shape = (ctypes.c_int64 * 5)(batch, heads, k.shape[1], length, size)
+    native.camelid_attention(
+        shape,
+        ctypes.c_float(size**-0.5),
+        (ctypes.c_int64 * len(described))(*described),
+        ctypes.c_void_p(firsts.contiguous().data_ptr()),
+        ctypes.c_void_p(log_sums.data_ptr()),
+        ctypes.c_int(backward),
+        ctypes.c_int(torch.get_num_threads()),
+    )

@@ -1,0 +1,86 @@
+"""The output projection and cross-entropy in one, by chunks: there is never a [tokens, vocab] tensor.
+
+The gradient is made in the forward pass, while a chunk's logits are at hand: softmax(logits) - onehot(label), times the
+states and times the weight. The backward pass only scales it. With z-loss (PaLM, arXiv:2204.02311, section 5) each
+token also costs z * logsumexp^2, which keeps logits from drifting.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from camelid.kernels import elementwise
+
+CHUNK_BYTES = 1 << 26  # of a chunk's logits: they are read three times, and one product must be worth its start
+
+
+def linear_cross_entropy(states: Tensor, weight: Tensor, labels: Tensor, z_loss: float = 0.0) -> Tensor:
+    """Sum over tokens of -log softmax(states @ weight.T)[label], plus the z-loss: a scalar, float32 (float64 for
+    float64 states).
+
+    states [tokens, hidden], weight [vocab, hidden], labels int64 [tokens], all supervised. Under autocast products are
+    in its dtype; softmax and sums are float32. Gradients have the dtypes of states and weight.
+    """
+    kind = states.device.type
+    product = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
+    if not torch.is_grad_enabled() or not (states.requires_grad or weight.requires_grad):
+        return _forward(states, weight, labels, z_loss, product, None, None)
+    loss: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        states, weight, labels, z_loss, product
+    )
+    return loss
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, states: Tensor, weight: Tensor, labels: Tensor, z_loss: float, product: torch.dtype
+    ) -> Tensor:
+        d_states = torch.empty_like(states) if states.requires_grad else None
+        d_weight = torch.zeros_like(weight) if weight.requires_grad else None
+        loss = _forward(states, weight, labels, z_loss, product, d_states, d_weight)
+        ctx.save_for_backward(d_states, d_weight)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        d_states, d_weight = (None if g is None else g.mul_(scale.to(g.dtype)) for g in ctx.saved_tensors)
+        return d_states, d_weight, None, None, None
+
+
+def _forward(
+    states: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    z_loss: float,
+    product: torch.dtype,
+    d_states: Tensor | None,
+    d_weight: Tensor | None,
+) -> Tensor:
+    """The loss; fills `d_states`, adds to `d_weight` where they are given."""
+    vocab = weight.shape[0]
+    wide = torch.float64 if states.dtype == torch.float64 else torch.float32
+    rows = max(1, CHUNK_BYTES // (vocab * product.itemsize))
+    gradient = d_states is not None or d_weight is not None
+    total = torch.zeros((), dtype=wide, device=states.device)
+    with torch.autocast(states.device.type, enabled=False):
+        cast = weight.to(product)
+        for at in range(0, len(states), rows):
+            chunk = states[at : at + rows].to(product)
+            logits = chunk @ cast.T
+            wanted = labels[at : at + rows]
+            chosen = logits.gather(1, wanted[:, None]).squeeze(1).to(wide)
+            log_sum = elementwise.softmax_gradient_(logits, wanted, z_loss, gradient)
+            total += (log_sum - chosen + z_loss * log_sum.square()).sum()
+            if d_states is not None:
+                d_states[at : at + rows] = logits @ cast
+            if d_weight is None:
+                continue
+            if product == d_weight.dtype:
+                d_weight.addmm_(logits.T, chunk)
+            else:
+                d_weight += logits.T @ chunk
+    return total

@@ -1,0 +1,48 @@
+"""Passes over large tensors that are worth a fused loop: torch reference, and the native library on a CPU."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from camelid.kernels.library import library
+
+
+def softmax_gradient_(logits: Tensor, labels: Tensor, z_loss: float = 0.0, gradient: bool = True) -> Tensor:
+    """log-sum-exp of each row [tokens], float32 (float64 for float64). With `gradient`, logits [tokens, vocab] become
+    the derivative of sum(log_sum - logits[label] + z_loss * log_sum^2) by them, in their own dtype."""
+    native = library()
+    if native is not None and logits.device.type == "cpu" and logits.dtype in (torch.float32, torch.bfloat16):
+        return _native_softmax_gradient(native, logits, labels, z_loss, gradient)
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    log_sum = wide.logsumexp(1)
+    if gradient:
+        scale = 1 + 2 * z_loss * log_sum
+        slope = (wide - log_sum[:, None]).exp_().mul_(scale[:, None])
+        slope.scatter_add_(1, labels[:, None], torch.full_like(log_sum, -1.0)[:, None])
+        logits.copy_(slope)
+    return log_sum
+
+
+def _native_softmax_gradient(
+    native: ctypes.CDLL, logits: Tensor, labels: Tensor, z_loss: float, gradient: bool
+) -> Tensor:
+    logits_kept, labels_kept = logits.contiguous(), labels.contiguous()
+    rows, vocab = logits.shape
+    log_sum = torch.empty(rows, dtype=torch.float32)
+    native.camelid_softmax_gradient(
+        ctypes.c_void_p(logits_kept.data_ptr()),
+        ctypes.c_int(logits.dtype == torch.bfloat16),
+        ctypes.c_void_p(labels_kept.data_ptr()),
+        ctypes.c_void_p(log_sum.data_ptr()),
+        ctypes.c_int64(rows),
+        ctypes.c_int64(vocab),
+        ctypes.c_float(z_loss),
+        ctypes.c_int(gradient),
+        ctypes.c_int(torch.get_num_threads()),
+    )
+    if gradient and logits_kept is not logits:
+        logits.copy_(logits_kept)
+    return log_sum

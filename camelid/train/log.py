@@ -1,0 +1,176 @@
+"""What a run tells: a line a step in metrics.jsonl, live figures, a report to look at, TensorBoard if asked."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any, Self, TextIO
+
+import torch
+
+from camelid.artifact import write_atomic
+from camelid.errors import MissingExtra
+from camelid.model.config import LlamaConfig
+from camelid.model.llama import Llama
+from camelid.recipe import Recipe
+from camelid.report.page import Curve, Page
+from camelid.train.checkpoint import LoopState
+from camelid.train.parallel import Ranks
+from camelid.train.schedule import drawn
+from camelid.train.step import Taken, rows_per_step
+
+METRICS = "metrics.jsonl"
+# Dense bfloat16 peaks of the makers' data sheets, FLOP/s.
+GPU_PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
+
+
+def flops_per_token(config: LlamaConfig, sequence_length: int) -> float:
+    """Of one training step: 6 for each weight that is multiplied (the embedding's lookup is not), and causal attention,
+    6 * layers * sequence * heads * head_dim (half of the PaLM paper's appendix B, which counts the masked half too)."""
+    multiplied = config.num_parameters() - (0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size)
+    width = config.num_attention_heads * config.head_size
+    return 6.0 * multiplied + 6.0 * config.num_hidden_layers * sequence_length * width
+
+
+def peak_flops(device: torch.device) -> tuple[float, str]:
+    """FLOP/s that utilisation is measured against, and what it is: a GPU's data sheet, or a product timed here."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        for known, peak in GPU_PEAKS.items():
+            if known in name:
+                return peak, f"{known} bf16 dense peak, {peak / 1e12:.0f} TFLOP/s"
+    dtype = torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() or device.type == "cuda" else torch.float32
+    a = torch.ones(1024, 1024, dtype=dtype, device=device)
+    best = math.inf
+    for _ in range(4):
+        started = time.perf_counter()
+        a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - started)
+    peak = 2 * 1024**3 / best
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    return peak, f"torch.mm {str(dtype)[6:]} 1024^3 here{threads}, {peak / 1e9:.0f} GFLOP/s"
+
+
+class Log:
+    """The records of a run, written as it goes; rank 0 writes, the others only count."""
+
+    def __init__(self, out: Path, recipe: Recipe, model: Llama, who: Ranks, state: LoopState) -> None:
+        self.out, self.recipe, self.who = out, recipe, who
+        self.stopped: str | None = None
+        self.records = _earlier(out / METRICS, state.step)
+        self.started, self.first_tokens, self.first_step = time.monotonic(), state.tokens, state.step
+        self._flops = flops_per_token(model.config, recipe.train.sequence_length)
+        self._steps = state.steps
+        self._width = rows_per_step(recipe.train) * recipe.train.sequence_length
+        self.peak, self.denominator = peak_flops(who.device)
+        self._file: TextIO | None = None
+        self._board: Any = None
+
+    def __enter__(self) -> Self:
+        if self.who.rank == 0:
+            write_atomic(self.out / METRICS, "".join(json.dumps(record) + "\n" for record in self.records))
+            self._file = (self.out / METRICS).open("a")
+            if self.recipe.log.tensorboard:
+                self._board = _board(self.out)
+        self.started = time.monotonic()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file:
+            self._file.close()
+            self._report()
+        if self._board:
+            self._board.close()
+
+    def step(self, state: LoopState, taken: Taken, rate: float) -> str:
+        """Record a step; returns what a progress line says about it."""
+        seconds = time.monotonic() - self.started
+        speed = (state.tokens - self.first_tokens) / seconds
+        # The hardware multiplies padding too: utilisation counts all positions.
+        used = (state.step - self.first_step) * self._width / seconds * self._flops / (self.peak * self.who.world)
+        finite = math.isfinite(taken.loss) and math.isfinite(taken.norm)
+        record: dict[str, Any] = {
+            "step": state.step, "loss": taken.loss if finite else None, "gradient_norm": taken.norm if finite else None,
+            "learning_rate": rate, "tokens": state.tokens, "tokens_per_second": round(speed, 1),
+            "utilization": round(used, 4), "rows": state.chain,
+        }  # fmt: skip
+        if taken.skipped:
+            record["skipped"] = taken.skipped
+        self._write(record)
+        loss = f"loss {taken.loss:.3f}" if finite else "skipped"
+        return f"{loss}  {speed:,.0f} tokens/s  MFU {used:.0%}"
+
+    def rolled_back(self, state: LoopState) -> None:
+        """Record a return to a checkpoint: the steps after it count no more."""
+        self.records = [r for r in self.records if r["step"] <= state.step]
+        self._write({"step": state.step, "rolled_back": state.rollbacks, "rows": state.chain})
+
+    def _write(self, record: dict[str, Any]) -> None:
+        self.records.append(record)
+        if self._file:
+            print(json.dumps(record), file=self._file, flush=True)
+        if self._board:
+            for name in ("loss", "gradient_norm", "learning_rate", "tokens_per_second"):
+                if record.get(name) is not None:
+                    self._board.add_scalar(name, record[name], record["step"])
+
+    def figures(self) -> dict[str, Any]:
+        """The last loss and speed, utilisation with its denominator, and the signal that ended the run early."""
+        steps = [r for r in self.records if "loss" in r]
+        good = [r for r in steps if r["loss"] is not None]
+        last = steps[-1] if steps else {}
+        found = {
+            "loss": good[-1]["loss"] if good else None,
+            "tokens_per_second": last.get("tokens_per_second", 0.0),
+            "utilization": {"value": last.get("utilization", 0.0), "of": self.denominator},
+        }
+        return found | ({"stopped_by": self.stopped} if self.stopped else {})
+
+    def _report(self) -> None:
+        page = Page(f"Run {self.out.name}")
+        steps = [r for r in self.records if r.get("loss") is not None]
+        x = [float(r["step"]) for r in steps]
+        if steps:
+            page.text(
+                f"{steps[-1]['step']:,} of {self._steps:,} steps, {steps[-1]['tokens']:,} supervised tokens, "
+                f"loss {steps[-1]['loss']:.4f}, {steps[-1]['tokens_per_second']:,.0f} tokens/s; "
+                f"{steps[-1]['utilization']:.1%} of {self.denominator}"
+            )
+        page.plot("Training loss, nats per token", [Curve("loss", x, [r["loss"] for r in steps])], x="step")
+        page.plot("Gradient norm before clipping", [Curve("norm", x, [r["gradient_norm"] for r in steps])], x="step")
+        page.plot("Learning rate", [Curve("rate", x, [r["learning_rate"] for r in steps])], x="step")
+        page.pre(drawn(self._steps, self.recipe.train))
+        if skipped := [(r["step"], r["skipped"]) for r in self.records if "skipped" in r]:
+            page.heading("Steps that were not applied")
+            page.table(["step", "why"], skipped)
+        page.pre(json.dumps(self.recipe.settings(), indent=1))
+        page.write(self.out / "report.html")
+
+
+def _earlier(path: Path, step: int) -> list[dict[str, Any]]:
+    """Records of an earlier part of the run, up to the step it goes on from; half a line at the end is no record."""
+    found: list[dict[str, Any]] = []
+    if not step or not path.exists():
+        return found
+    for line in path.read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if "rolled_back" in record:
+            found = [r for r in found if r["step"] <= record["step"]]
+        if record["step"] <= step:
+            found.append(record)
+    return found
+
+
+def _board(out: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise MissingExtra("tensorboard", "tensorboard", "log.tensorboard") from None
+    return SummaryWriter(str(out / "tensorboard"))

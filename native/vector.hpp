@@ -1,0 +1,101 @@
+// Arithmetic that several kernels share, written so that the compiler widens it to the registers it may use.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#define INLINE inline __attribute__((always_inline))
+#if defined(__x86_64__) && defined(__GNUC__)
+#define CAMELID_X86
+#endif
+#if defined(CAMELID_X86) && !defined(__clang__)
+#define WIDE __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define WIDE
+#endif
+
+namespace {
+
+typedef float vector4 __attribute__((vector_size(16)));
+typedef float vector8 __attribute__((vector_size(32)));
+typedef float vector16 __attribute__((vector_size(64)));
+
+// A kind of CPU for products: its register, and how many rows of 16 columns it can keep in registers.
+template <typename V, int R>
+struct Kind {
+    using Vector = V;
+    static constexpr int lanes = sizeof(V) / 4, across = 16 / lanes, rows = R;
+};
+using Sse = Kind<vector4, 2>;
+using Avx2 = Kind<vector8, 6>;
+using Avx512 = Kind<vector16, 12>;
+
+// e^x for x <= 0: 2^n p(r) with a polynomial of degree 6 on |r| <= ln(2)/2, relative error below 3e-7; 0 below -87.
+INLINE float exp_negative(float x) {
+    const float y = x < -87.0f ? -87.0f : x;
+    const float shifted = y * 1.44269504f + 12582912.0f;  // adding 1.5 * 2^23 rounds to a whole number
+    const float n = shifted - 12582912.0f;
+    const float r = y - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = 1.0f / 720.0f;
+    p = p * r + 1.0f / 120.0f;
+    p = p * r + 1.0f / 24.0f;
+    p = p * r + 1.0f / 6.0f;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    const std::int32_t bits = (static_cast<std::int32_t>(n) + 127) * (1 << 23);
+    float scale;
+    std::memcpy(&scale, &bits, 4);
+    return x < -87.0f ? 0.0f : p * scale;
+}
+
+INLINE float widened(float value) { return value; }
+INLINE float widened(std::uint16_t value) {
+    const std::uint32_t bits = static_cast<std::uint32_t>(value) << 16;
+    float wide;
+    std::memcpy(&wide, &bits, 4);
+    return wide;
+}
+
+INLINE void narrow(float value, float* out) { *out = value; }
+INLINE void narrow(float value, std::uint16_t* out) {  // round to nearest, ties to even; no NaN comes here
+    std::uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    *out = static_cast<std::uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+}
+
+// R rows of C [R, 16] = or += A [R, k] B [k, 16], row-major with the given row lengths.
+template <typename K, int R>
+INLINE void tile(std::int64_t k, const float* a, std::int64_t a_row, const float* b, std::int64_t b_row, float* c,
+                 std::int64_t c_row, bool add) {
+    using V = typename K::Vector;
+    V sum[R][K::across];
+    for (int r = 0; r < R; ++r)
+        for (int x = 0; x < K::across; ++x)
+            if (add)
+                std::memcpy(&sum[r][x], c + r * c_row + x * K::lanes, sizeof(V));  // may be unaligned
+            else
+                sum[r][x] = V{};
+    for (std::int64_t i = 0; i < k; ++i) {
+        V line[K::across];
+        for (int x = 0; x < K::across; ++x) std::memcpy(&line[x], b + i * b_row + x * K::lanes, sizeof(V));
+        for (int r = 0; r < R; ++r)
+            for (int x = 0; x < K::across; ++x) sum[r][x] += a[r * a_row + i] * line[x];
+    }
+    for (int r = 0; r < R; ++r)
+        for (int x = 0; x < K::across; ++x) std::memcpy(c + r * c_row + x * K::lanes, &sum[r][x], sizeof(V));
+}
+
+// C [m, n] = or += A [m, k] B [k, n]; n is a multiple of 16.
+template <typename K>
+INLINE void product(std::int64_t m, std::int64_t n, std::int64_t k, const float* a, std::int64_t a_row, const float* b,
+                    std::int64_t b_row, float* c, std::int64_t c_row, bool add) {
+    for (std::int64_t j = 0; j < n; j += 16) {
+        std::int64_t i = 0;
+        for (; i + K::rows <= m; i += K::rows)
+            tile<K, K::rows>(k, a + i * a_row, a_row, b + j, b_row, c + i * c_row + j, c_row, add);
+        for (; i + 2 <= m; i += 2) tile<K, 2>(k, a + i * a_row, a_row, b + j, b_row, c + i * c_row + j, c_row, add);
+        for (; i < m; ++i) tile<K, 1>(k, a + i * a_row, a_row, b + j, b_row, c + i * c_row + j, c_row, add);
+    }
+}
+
+}  // namespace
