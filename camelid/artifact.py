@@ -23,6 +23,7 @@ from typing import Any
 from camelid.errors import InputError
 
 MANIFEST = "camelid.json"
+SEAL = ',\n "seal": "'
 _PACKAGES = ("camelid", "torch", "tokenizers", "safetensors", "numpy")
 
 
@@ -128,16 +129,20 @@ def write_manifest(
         "files": dict(sorted(digests.items())),
         "versions": versions(),
     }
-    manifest = json.loads(json.dumps(manifest))  # as a reader will find it
-    manifest["seal"] = _seal(manifest)
-    write_atomic(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    write_atomic(folder / MANIFEST, _sealed(json.dumps(manifest, indent=1, ensure_ascii=False)))
     return manifest
 
 
-def _seal(manifest: Mapping[str, Any]) -> str:
-    """SHA-256 of all that a manifest says, but for the seal itself."""
-    said = {key: value for key, value in manifest.items() if key != "seal"}
-    return hashlib.sha256(json.dumps(said, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+def _sealed(text: str) -> str:
+    """A JSON object's text with a last field, the SHA-256 of all that stands before it."""
+    body = text.removesuffix("\n}")
+    return f'{body}{SEAL}{hashlib.sha256(body.encode()).hexdigest()}"\n}}\n'
+
+
+def _unbroken(text: str) -> bool:
+    """Whether a manifest's text is as it was sealed; one from before there were seals passes."""
+    body, seal, _ = text.rpartition(SEAL)
+    return not seal or text == _sealed(body + "\n}")
 
 
 def damage(folder: Path) -> str | None:
@@ -147,6 +152,8 @@ def damage(folder: Path) -> str | None:
         manifest = read_manifest(folder)
     except InputError as error:
         return str(error)
+    if "seal" not in manifest:
+        return f"{folder / MANIFEST} is damaged: its seal is missing"
     for name, digest in manifest["files"].items():
         path = folder / name
         if not path.is_file():
@@ -169,8 +176,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of `folder`. Raises InputError when it is missing or damaged."""
     path = folder / MANIFEST
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(manifest["kind"], str) or manifest.get("seal", _seal(manifest)) != _seal(manifest):
+        text = path.read_text(encoding="utf-8")
+        manifest: dict[str, Any] = json.loads(text)
+        if not isinstance(manifest["kind"], str) or not _unbroken(text):
             raise TypeError
     except FileNotFoundError:
         raise InputError(f"{folder} has no {MANIFEST}: it is not a finished output of camelid") from None

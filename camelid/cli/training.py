@@ -21,9 +21,18 @@ def run(options: argparse.Namespace, train: Callable[..., dict[str, Any]]) -> di
     from camelid.recipe import load
 
     result = train(load(options.recipe, options.settings), resume=options.resume, quiet=options.json)
+    loss = "no loss" if result["loss"] is None else f"loss {result['loss']:.4f}"
+    used = result["utilization"]
     print(
-        f"{result['steps']} steps, loss {result['loss']:.4f}, {result['tokens_per_second']:,.0f} tokens/s "
-        f"-> {result['checkpoint']}",
+        f"{result['steps']} steps, {loss}, {result['tokens_per_second']:,.0f} tokens/s "
+        f"({used['value']:.0%} of {used['of']}), memory {result['measured']['memory_bytes'] / 2**20:,.0f} MiB "
+        f"(planned {result['planned']['memory_bytes'] / 2**20:,.0f}) -> {result['checkpoint']}",
         file=sys.stderr,
     )
+    if result["skipped_steps"]:
+        print(f"{result['skipped_steps']} steps were skipped: see metrics.jsonl", file=sys.stderr)
+    if stopped := result.get("stopped_by"):
+        print(f"stopped by {stopped} after saving: go on with --resume", file=sys.stderr)
+        if stopped == "SIGINT":
+            raise KeyboardInterrupt
     return result

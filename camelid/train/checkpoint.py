@@ -159,7 +159,10 @@ class Saver:
                 "; make room or mend the disk, then go on with --resume"
             ) from None
         for old in finished(self.run)[self.keep :]:
-            remove(old)
+            try:
+                remove(old)
+            except OSError as error:  # the run is not at risk; the next start sweeps
+                print(f"camelid: {old} could not be removed: {error.strerror}", file=sys.stderr)
 
 
 def folder_of(run: Path, step: int) -> Path:
