@@ -96,16 +96,17 @@ def shard(model: Llama, who: Ranks) -> None:
         return
     if who.tensor > 1:
         _tensor_parallel(model, who)
-    if who.data_world > 1:
-        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-        for layer in model.layers:
-            fully_shard(layer, mesh=who.mesh["data"])
-        fully_shard(model, mesh=who.mesh["data"])
-        register_fsdp_forward_method(model, "hidden")
-        for module in (model, *model.layers):
-            # The loss is already divided by the whole batch's tokens: gradients add up, they are not averaged.
-            module.set_gradient_divide_factor(1.0)
+    # With one data rank there is nothing to spread, but every weight becomes of one kind, as optimizers want.
+    for layer in model.layers:
+        fully_shard(layer, mesh=who.mesh["data"])
+    fully_shard(model, mesh=who.mesh["data"])
+    register_fsdp_forward_method(model, "hidden")
+    for module in (model, *model.layers):
+        # The loss is already divided by the whole batch's tokens: gradients add up, they are not averaged.
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sum
 
 
 def _tensor_parallel(model: Llama, who: Ranks) -> None:
@@ -128,7 +129,7 @@ def _tensor_parallel(model: Llama, who: Ranks) -> None:
 
 def sync_gradients(model: Llama, who: Ranks, now: bool) -> None:
     """Whether the next backward pass adds gradients up over the data ranks: only the last micro-batch's does."""
-    if who.data_world > 1:
+    if who.world > 1:
         for module in (model, *model.layers):
             module.set_requires_gradient_sync(now)
 
@@ -180,6 +181,12 @@ def rows_of_all(who: Ranks, mine: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def local_gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
+    """This rank's part of every gradient."""
+    gradients: list[Any] = [p.grad for p in parameters if p.grad is not None]
+    return [g.to_local() if hasattr(g, "placements") else g for g in gradients]
+
+
 def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
     """The Euclidean norm of all gradients together, the same on every rank."""
     gradients: list[Any] = [p.grad for p in parameters if p.grad is not None]
@@ -195,7 +202,7 @@ def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
 
         square = torch.stack([m.square().sum() for m in members]).sum()
         for dimension, placement in enumerate(placements):
-            if placement.is_shard():
+            if not placement.is_replicate():
                 distributed.all_reduce(square, group=mesh.get_group(dimension))
         squares.append(square)
     return torch.stack(squares).sum().sqrt()

@@ -18,7 +18,7 @@ from camelid.tokenizer.tokenizer import Tokenizer
 from camelid.tokens.batch import Batch, Source
 from camelid.train.guard import objection
 from camelid.train.loss import loss_sum
-from camelid.train.parallel import Ranks, gradient_norm, sync_gradients, total
+from camelid.train.parallel import Ranks, gradient_norm, local_gradients, sync_gradients, total
 
 MICRO_BATCH_TOKENS = 16384
 
@@ -107,8 +107,7 @@ def train_step(
     skipped = objection(float(loss), norm, recent, settings)
     if skipped is None:
         if norm > settings.clip:
-            gradients = [p.grad for p in model.parameters() if p.grad is not None]
-            torch._foreach_mul_(gradients, settings.clip / (norm + 1e-6))
+            torch._foreach_mul_(local_gradients(model.parameters()), settings.clip / (norm + 1e-6))
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
