@@ -18,6 +18,7 @@ VERBS = {
     "corpus": "files to clean documents",
     "tokenizer": "documents to a vocabulary; encode and inspect",
     "tokens": "documents to packed token shards",
+    "plan": "what a recipe will need: memory, speed, hours, money",
     "pretrain": "train a new model from a recipe",
     "finetune": "teach a model from conversations",
     "evaluate": "perplexity, BLEU, ROUGE, with their protocol",

@@ -9,10 +9,18 @@ from camelid.cli import training
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--budget", metavar="TIME", help='choose shape, tokens and rate for "2h", "45m", …')
+    parser.add_argument("--depth", type=int, metavar="N", help="choose shape, tokens and rate for N layers")
     training.arguments(parser, "camelid pretrain recipes/small.toml train.steps=400 log.out=runs/b")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     from camelid.train import pretrain
+    from camelid.train.budget import choose
 
-    return training.run(options, pretrain)
+    def chosen(recipe: Any, **more: Any) -> dict[str, Any]:
+        if options.budget or options.depth:
+            recipe = choose(recipe, options.budget, options.depth, options.json)
+        return pretrain(recipe, **more)
+
+    return training.run(options, chosen)

@@ -46,10 +46,9 @@ def model_config(recipe: Recipe, tokenizer: Tokenizer) -> LlamaConfig:
 
 def pretrain(recipe: Recipe, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
     """Train a new model on `data.tokens`. Returns the run's summary (see `loop.run`)."""
-    if recipe.data.tokens is None:
+    folders = token_folders(recipe)
+    if not folders:
         raise RecipeError("the recipe lacks data.tokens, a folder from `camelid tokens build`")
-    named = recipe.data.tokens
-    folders = [Path(name) for name in ([named] if isinstance(named, str) else named)]
     with ranks(recipe.parallel) as who:
         return run(pretraining(recipe, folders, who, quiet), resume, who)
 
@@ -70,6 +69,12 @@ def pretraining(recipe: Recipe, folders: Sequence[Path], who: Ranks, quiet: bool
         model.tie()
         initialize(model, put=lambda parameter, whole: parameter.copy_(spread(whole, parameter)))
     return Job(model, tokenizer, source, recipe, list(folders), quiet=quiet)
+
+
+def token_folders(recipe: Recipe) -> list[Path]:
+    """The folders that `data.tokens` names."""
+    named = recipe.data.tokens
+    return [Path(name) for name in ([named] if isinstance(named, str) else named or [])]
 
 
 def token_source(folders: Sequence[Path], weights: Sequence[float], sequence_length: int, seed: int) -> Source:

@@ -141,18 +141,17 @@ def end_of_turn(example: Example, tokenizer: Tokenizer) -> int | None:
 
 def finetune(recipe: Recipe, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
     """Fine-tune `model.from` on the conversations of `data.files`. Returns the run's summary (see `loop.run`)."""
+    with ranks(recipe.parallel) as who:
+        job, left_out, examples = tuning(recipe, who, quiet)
+        return run(job, resume, who) | {"examples": examples, "left_out_too_long": left_out}
+
+
+def tuning(recipe: Recipe, who: Ranks, quiet: bool) -> tuple[Job, int, int]:
+    """The job of a fine-tuning, how many conversations are too long for it, and how many there are."""
     if recipe.model.from_ is None:
         raise RecipeError('the recipe lacks model.from, the model to fine-tune: [model] from = "path"')
     if not recipe.data.files:
         raise RecipeError('the recipe lacks data.files, the conversations: [data] files = ["chats.jsonl"]')
-    with ranks(recipe.parallel) as who:
-        job, left_out, examples = _tuning(recipe, who, quiet)
-        return run(job, resume, who) | {"examples": examples, "left_out_too_long": left_out}
-
-
-def _tuning(recipe: Recipe, who: Ranks, quiet: bool) -> tuple[Job, int, int]:
-    """The job, how many conversations are too long for it, and how many there are."""
-    assert recipe.model.from_ is not None
     base = resolve(recipe.model.from_)
     tokenizer = load_tokenizer(base)
     paths = [Path(name) for name in recipe.data.files]

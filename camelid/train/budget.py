@@ -1,0 +1,87 @@
+"""From one wish to a recipe: a time on this machine, or a depth, gives shape, tokens, batch and learning rate.
+
+The rule is plain and stated, not tuned for each case: 64 of width for each layer (nanochat's ratio), 20 tokens for each
+weight (Chinchilla, arXiv:2203.15556), about a thousand steps or more, and a rate that falls as 1 / width (muP,
+arXiv:2203.03466, for AdamW; Muon's does not depend on the width).
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import Any
+
+import torch
+
+from camelid.errors import InputError, RecipeError
+from camelid.formats.load import load_tokenizer
+from camelid.model.config import LlamaConfig
+from camelid.recipe import Recipe, parse
+from camelid.train.log import flops_per_token, peak_flops
+from camelid.train.pretrain import token_folders
+
+TOKENS_PER_WEIGHT, EFFICIENCY = 20, 0.5  # the share of a matrix product's speed that whole steps reach
+DEEPEST = 40
+
+
+def seconds(text: str) -> float:
+    """ "2h", "45m", "1h30m", "90s" in seconds. Raises InputError for anything else."""
+    parts = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text.strip())
+    if not parts or not text.strip():
+        raise InputError(f"--budget {text!r} is not a time: write 2h, 45m or 1h30m")
+    return sum(float(value or 0) * unit for value, unit in zip(parts.groups(), (3600, 60, 1), strict=True))
+
+
+def shape(depth: int) -> dict[str, Any]:
+    """A LLaMA of `depth` layers: width 64 * depth, heads of 64, SwiGLU of 8/3 the width."""
+    width = 64 * depth
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": depth,
+        "num_attention_heads": depth,
+        "num_key_value_heads": depth,
+        "intermediate_size": -(-8 * width // 3 // 64) * 64,
+        "tie_word_embeddings": depth < 24,
+    }
+
+
+def choose(recipe: Recipe, budget: str | None, depth: int | None, quiet: bool = False) -> Recipe:
+    """`recipe` with model, batch, length of training and rate set. With both, the depth is kept and the time bounds the
+    training."""
+    folders = token_folders(recipe)
+    if not folders:
+        raise RecipeError("the recipe lacks data.tokens, a folder from `camelid tokens build`")
+    if depth is not None and not 1 <= depth <= DEEPEST:
+        raise InputError(f"--depth {depth} is not between 1 and {DEEPEST}")
+    vocab, length = len(load_tokenizer(folders[0] / "tokenizer")), recipe.train.sequence_length
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    speed, named = peak_flops(device)
+    work = seconds(budget) * speed * EFFICIENCY if budget else None
+
+    def cost(layers: int) -> tuple[int, float]:
+        config = LlamaConfig(vocab_size=vocab, **shape(layers))
+        tokens = TOKENS_PER_WEIGHT * config.num_parameters()
+        return tokens, tokens * flops_per_token(config, length)
+
+    if depth is None:
+        assert work is not None
+        depth = max((d for d in range(1, DEEPEST + 1) if cost(d)[1] <= work), default=1)
+    tokens, _ = cost(depth)
+    batch = max(length, min(524_288, 1 << (tokens // 1000).bit_length() - 1) // length * length)
+    rate = min(6e-3, 3e-3 * 256 / (64 * depth))
+    train = recipe.train.model_dump(exclude_none=True) | {
+        "global_batch_tokens": batch, "learning_rate": rate, "optimizer": "muon",
+        "warmup_steps": max(1, tokens // batch // 50),
+    }  # fmt: skip
+    for key in ("steps", "epochs", "minutes"):
+        train.pop(key, None)
+    train |= {"minutes": seconds(budget) / 60} if budget else {"steps": max(1, tokens // batch)}
+    raw = recipe.settings() | {"model": shape(depth), "train": train}
+    if not quiet:
+        wished = f"{budget} at half of {named}" if budget else f"{tokens:,} tokens, 20 a weight"
+        print(
+            f"{depth} layers of width {64 * depth} for {wished}: batches of {batch:,} tokens, rate {rate:.2g} "
+            f"(Muon {recipe.train.muon_learning_rate:g})",
+            file=sys.stderr,
+        )
+    return parse(raw)

@@ -1,0 +1,58 @@
+"""`camelid plan`: memory by part, speed, hours and money of a recipe, from its shape and a few steps on trial."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from camelid.errors import RecipeError
+from camelid.kernels.memory import kept_memory
+from camelid.recipe import Recipe
+from camelid.train import plan
+from camelid.train.parallel import ranks
+from camelid.train.pretrain import pretraining, token_folders
+from camelid.train.schedule import drawn
+from camelid.train.sft import tuning
+from camelid.train.step import Job, rows_per_step
+
+
+def estimate(recipe: Recipe, price: float = 0.0, probe: bool = True) -> dict[str, Any]:
+    """`parameters`, `memory_bytes` by part, `tokens_per_second` (supervised ones), `steps`, `hours`, `cost` (at `price`
+    an hour), the schedule drawn, and all of it `said` in a line. Without `probe`, or without data, no speed."""
+    if recipe.train.threads:
+        torch.set_num_threads(recipe.train.threads)
+    with ranks(recipe.parallel) as who, kept_memory():
+        job = _job(recipe, who)
+        parts = plan.memory(job, who)
+        plan.fit(job, parts, who)
+        job.model.train()
+        rows = rows_per_step(recipe.train, who.data_world)
+        found: dict[str, Any] = {"parameters": job.model.num_parameters(), "memory_bytes": parts}
+        said = f"peak {parts['peak'] / 2**30:.2f} GiB"
+        if job.model.activation_checkpointing:
+            said += " with activation checkpointing"
+        settings = recipe.train
+        seconds = plan.seconds_per_step(job, who) if probe else None
+        steps = settings.steps or (settings.epochs and max(1, round(settings.epochs * len(job.source) / rows)))
+        if seconds and settings.minutes and not steps:
+            steps = max(1, round(settings.minutes * 60 / seconds))
+        if seconds and steps:
+            supervised = sum(job.source.batch(n * rows, rows).supervised() for n in range(4)) / 4
+            hours = steps * seconds / 3600
+            found |= {"tokens_per_second": supervised / seconds, "hours": hours, "cost": price * hours}
+            said += f", {supervised / seconds:,.0f} tokens/s, {hours:.2f} hours"
+            said += f", {price * hours:,.2f} at {price:g} an hour" if price else ""
+        if steps:
+            found |= {"steps": steps, "schedule": drawn(int(steps), settings)}
+        return found | {"said": said}
+
+
+def _job(recipe: Recipe, who: Any) -> Job:
+    if recipe.finetune or recipe.model.from_:
+        return tuning(recipe, who, quiet=True)[0]
+    folders: list[Path] = token_folders(recipe)
+    if not folders:
+        raise RecipeError("the recipe names no data: set data.tokens, or model.from and data.files")
+    return pretraining(recipe, folders, who, quiet=True)
