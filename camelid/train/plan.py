@@ -1,7 +1,7 @@
 """What a run will need, before it: memory by part, and the time of a step.
 
-Sizes of weights, gradients, moments and checkpoints follow from the shape. What a layer keeps for the backward pass is
-not guessed but listed by autograd, on a layer without storage. Speed is measured by a few steps that change nothing.
+Sizes of weights, moments and checkpoints follow from the shape. What a step holds is not guessed but rehearsed
+(`rehearse.py`). Speed is measured by a few steps that change nothing.
 """
 
 from __future__ import annotations
@@ -11,70 +11,51 @@ import sys
 import time
 
 import torch
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from camelid.errors import RecipeError
-from camelid.kernels.cross_entropy import CHUNK_BYTES
-from camelid.model.block import Block
 from camelid.model.config import LlamaConfig
-from camelid.model.rope import Rotation, rotation
 from camelid.recipe import TrainSection
 from camelid.tokens.loader import batches
 from camelid.train.guard import Stop
 from camelid.train.optimizer import optimizer_for
 from camelid.train.parallel import Ranks
-from camelid.train.step import Job, autocast, micro_rows, rows_per_step, train_step
+from camelid.train.rehearse import step_memory
+from camelid.train.step import Job, micro_rows, rows_per_step, train_step
 
 PROBE_STEPS = 6
-
-
-def saved_by_layer(config: LlamaConfig, rows: int, length: int, settings: TrainSection, device: torch.device) -> int:
-    """Bytes that one layer keeps for its backward pass, as autograd lists them."""
-    table = rotation(config, torch.arange(length))
-    with FakeTensorMode(allow_non_fake_inputs=True), device:
-        block = Block(config)
-        x = torch.empty(rows, length, config.hidden_size, requires_grad=True) * 1.0
-        turn = Rotation(torch.empty_like(table.cos), torch.empty_like(table.sin))
-        own = {t.untyped_storage()._cdata for t in (turn.cos, turn.sin, *block.parameters())}
-        kept: list[Tensor] = []  # held, so that no two have one address
-
-        def pack(tensor: Tensor) -> Tensor:
-            kept.append(tensor)
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), autocast(device, settings.dtype):
-            block(x, turn, None)
-    sizes = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in kept}
-    return sum(size for place, size in sizes.items() if place not in own)
+WRITTEN_AT_ONCE = 256 << 20  # bytes: a smaller copy is on the disk before the next step needs its memory
+LIBRARIES = 64 << 20  # what the libraries take when they first multiply, write and draw
 
 
 def memory(job: Job, who: Ranks | None = None) -> dict[str, int]:
-    """Bytes by part, on this rank, with the micro-batch and the checkpointing that `fit` will choose or has chosen.
+    """Bytes by part, on this rank, with the micro-batch and the checkpointing that are chosen now.
 
-    `weights`, `gradients`, `optimizer`, `activations`, `loss` (a chunk of logits and the head's gradient), `copy` (what
-    a checkpoint is written from), `process` (what is there without training), `peak`; and `checkpoint`, on the disk.
+    `weights`, `optimizer`, `step` (gradients, activations and a chunk of logits at their worst moment), `copy` (what a
+    checkpoint is written from while training goes on), `process` (what is there without training), `peak`, their sum;
+    and `checkpoint`, on the disk.
     """
     who = who or Ranks()
     settings, config = job.recipe.train, job.model.config
-    number, share = config.num_parameters(), who.world
+    number = config.num_parameters()
     moved = config.num_hidden_layers * _matrices(config) if settings.optimizer == "muon" else 0
-    rows, length = min(micro_rows(settings), _own_rows(settings, who)), settings.sequence_length
+    moments = 8 * number - 4 * moved
+    own = _own_rows(settings, who)
+    rows = min(micro_rows(settings), own)
+    step = step_memory(config, rows, settings.sequence_length, -(-own // rows), job.model.activation_checkpointing,
+                       settings, who.device)  # fmt: skip
+    gradients = 4 * number
     parts = {
-        "weights": 4 * number // share,
-        "gradients": 4 * number // share,
-        "optimizer": (8 * number - 4 * moved) // share,
-        "activations": _activations(job, rows, length, who.device),
-        "loss": _loss(config, rows * length, settings, who.device),
+        "weights": 4 * number // who.world,
+        "optimizer": moments // who.world,
+        # Between steps the gradients of all ranks are shared out; at the worst moment one layer's are whole.
+        "step": max(step - gradients, 0) + gradients // who.world,
     }
-    checkpoint = 4 * number + 8 * number - 4 * moved
+    checkpoint = 4 * number + moments
     every, background = job.recipe.checkpoint.every, job.recipe.checkpoint.background
-    parts["copy"] = checkpoint if background and every and who.rank == 0 else 0
-    accumulated = _own_rows(settings, who) > rows
-    forward = parts["activations"] + parts["loss"] + (parts["gradients"] if accumulated else 0)
-    kept = parts["weights"] + parts["optimizer"]
-    parts["process"] = 0 if who.device.type == "cuda" else max(0, _resident() - parts["weights"])
-    parts["peak"] = parts["process"] + kept + max(forward, parts["gradients"] + _spare(config)) + parts["copy"]
+    lasting = checkpoint > WRITTEN_AT_ONCE and who.rank == 0
+    parts["copy"] = checkpoint if background and every and lasting else 0
+    parts["process"] = 0 if who.device.type == "cuda" else max(0, _resident() - parts["weights"]) + LIBRARIES
+    parts["peak"] = sum(parts.values())
     parts["checkpoint"] = checkpoint
     return parts
 
@@ -88,33 +69,6 @@ def _matrices(config: LlamaConfig) -> int:
     embeddings = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
     layers = config.num_hidden_layers
     return (config.num_parameters() - embeddings - config.hidden_size) // layers - 2 * config.hidden_size
-
-
-def _activations(job: Job, rows: int, length: int, device: torch.device) -> int:
-    config = job.model.config
-    layer = saved_by_layer(config, rows, length, job.recipe.train, device)
-    state = 4 * rows * length * config.hidden_size
-    if job.model.activation_checkpointing:
-        return config.num_hidden_layers * state + layer + 4 * state
-    return config.num_hidden_layers * layer + 4 * state  # the embedding's output, the last norm's three
-
-
-def _loss(config: LlamaConfig, tokens: int, settings: TrainSection, device: torch.device) -> int:
-    narrow = torch.bfloat16 if _bfloat16(settings, device) else torch.float32
-    row = config.vocab_size * narrow.itemsize
-    chunk = min(tokens, max(1, CHUNK_BYTES // row)) * row
-    head = config.vocab_size * config.hidden_size
-    return chunk + 4 * head + (2 * head if narrow == torch.bfloat16 else 0) + 4 * tokens * config.hidden_size
-
-
-def _bfloat16(settings: TrainSection, device: torch.device) -> bool:
-    with autocast(device, settings.dtype):
-        return torch.is_autocast_enabled(device.type)
-
-
-def _spare(config: LlamaConfig) -> int:
-    """A tied embedding has two gradients for a moment: the head's and the lookup's."""
-    return 4 * config.vocab_size * config.hidden_size if config.tie_word_embeddings else 0
 
 
 def fit(job: Job, parts: dict[str, int], who: Ranks) -> None:

@@ -1,0 +1,68 @@
+"""How much memory a step takes, by taking it without memory: the real forward and backward on tensors that have shapes
+and no bytes, while every allocation is counted."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from camelid.kernels.cross_entropy import linear_cross_entropy
+from camelid.model.config import LlamaConfig
+from camelid.model.llama import Llama
+from camelid.recipe import TrainSection
+from camelid.train.step import autocast
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of all tensors that operators return, while they live. `peak` is the most at one time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: dict[int, int] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self._seen, out)
+        return out
+
+    def _seen(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        place = storage._cdata
+        if place in self._known:
+            return
+        self._known[place] = storage.nbytes()
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._gone, place)
+
+    def _gone(self, place: int) -> None:
+        self.now -= self._known.pop(place)
+
+
+def step_memory(
+    config: LlamaConfig, rows: int, length: int, micro_batches: int, checkpointing: bool, settings: TrainSection,
+    device: torch.device,
+) -> int:  # fmt: skip
+    """The most bytes that forward and backward hold at one time, gradients included, weights not."""
+    with FakeTensorMode(), device:
+        model = Llama(config)
+        model.activation_checkpointing = checkpointing
+        with Live() as live:
+            for _ in range(min(micro_batches, 2)):  # the second meets the first one's gradients
+                ids = torch.zeros(rows, length, dtype=torch.int64)
+                with autocast(device, settings.dtype):
+                    states = model.hidden(ids).flatten(0, 1)
+                    loss = linear_cross_entropy(states, model.lm_head.weight, ids.flatten(), settings.z_loss)
+                loss.backward()  # type: ignore[no-untyped-call]
+                del states, loss
+        return live.peak
