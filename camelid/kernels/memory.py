@@ -1,6 +1,7 @@
-"""Memory that is kept: glibc gives large blocks back to the kernel at every free, and training asks for them again at
-every step; each page is then zeroed anew. Keeping them doubled the speed of small models on some machines
-(docs/decisions.md)."""
+"""What the C library does with large freed blocks. By its default they go back to the kernel, and every page is zeroed
+again at the next step; kept, a step is faster, and the gaps between blocks cost up to a third more memory. Under
+activation checkpointing, where memory is what matters, each block has pages of its own and there are no gaps
+(docs/decisions.md has the figures)."""
 
 from __future__ import annotations
 
@@ -10,18 +11,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, MMAP_MAX = -1, -2, -3, -4  # malloc.h
-DEFAULTS = {MMAP_MAX: 65536, TRIM_THRESHOLD: 128 << 10, TOP_PAD: 128 << 10}
+KEPT = {MMAP_MAX: 0, TRIM_THRESHOLD: 2**31 - 1, TOP_PAD: 64 << 20}
+GIVEN_BACK = {MMAP_MAX: 65536, MMAP_THRESHOLD: 1 << 20}
+DEFAULTS = {MMAP_MAX: 65536, MMAP_THRESHOLD: 128 << 10, TRIM_THRESHOLD: 128 << 10, TOP_PAD: 128 << 10}
 
 
 @contextmanager
-def kept_memory() -> Iterator[bool]:
-    """While the block runs, freed memory stays with the process. False where the C library is not glibc."""
+def large_blocks(kept: bool) -> Iterator[bool]:
+    """While the block runs, freed blocks of a megabyte and more stay with the process, or leave it at once. False where
+    the C library is not glibc and does as it does."""
     if platform.libc_ver()[0] != "glibc":
         yield False
         return
     libc = ctypes.CDLL(None)
-    kept = {MMAP_MAX: 0, TRIM_THRESHOLD: 2**31 - 1, TOP_PAD: 64 << 20}
-    answers = [libc.mallopt(name, value) for name, value in kept.items()]
+    answers = [libc.mallopt(name, value) for name, value in (KEPT if kept else GIVEN_BACK).items()]
     try:
         yield all(answers)
     finally:

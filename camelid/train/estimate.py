@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from camelid.errors import RecipeError
-from camelid.kernels.memory import kept_memory
+from camelid.kernels.memory import large_blocks
 from camelid.recipe import Recipe
 from camelid.train import plan
 from camelid.train.parallel import ranks
@@ -23,7 +23,7 @@ def estimate(recipe: Recipe, price: float = 0.0, probe: bool = True) -> dict[str
     an hour), the schedule drawn, and all of it `said` in a line. Without `probe`, or without data, no speed."""
     if recipe.train.threads:
         torch.set_num_threads(recipe.train.threads)
-    with ranks(recipe.parallel) as who, kept_memory():
+    with ranks(recipe.parallel) as who:
         job = _job(recipe, who)
         parts = plan.memory(job, who)
         plan.fit(job, parts, who)
@@ -34,7 +34,8 @@ def estimate(recipe: Recipe, price: float = 0.0, probe: bool = True) -> dict[str
         if job.model.activation_checkpointing:
             said += " with activation checkpointing"
         settings = recipe.train
-        seconds = plan.seconds_per_step(job, who) if probe else None
+        with large_blocks(kept=not job.model.activation_checkpointing):
+            seconds = plan.seconds_per_step(job, who) if probe else None
         steps = settings.steps or (settings.epochs and max(1, round(settings.epochs * len(job.source) / rows)))
         if seconds and settings.minutes and not steps:
             steps = max(1, round(settings.minutes * 60 / seconds))

@@ -21,7 +21,7 @@ import torch
 
 from camelid.artifact import MANIFEST, sha256_file, write_atomic
 from camelid.errors import CamelidError, InputError
-from camelid.kernels.memory import kept_memory
+from camelid.kernels.memory import large_blocks
 from camelid.report.progress import Advance, progress
 from camelid.tokens.batch import IGNORE, Batch
 from camelid.tokens.loader import batches
@@ -59,7 +59,7 @@ def run(job: Job, resume: bool = False, who: Ranks | None = None) -> dict[str, A
     if job.recipe.train.threads:
         torch.set_num_threads(job.recipe.train.threads)
     out = Path(job.recipe.log.out)
-    with kept_memory(), stoppable() as stop, _alone(out, who):
+    with stoppable() as stop, _alone(out, who):
         return _Run(job, out, who, stop).go(resume)
 
 
@@ -81,6 +81,12 @@ class _Run:
             same_run(last, job)
         self.planned = plan.memory(job, self.who)
         plan.fit(job, self.planned, self.who)
+        with large_blocks(kept=not job.model.activation_checkpointing):
+            return self._from(last)
+
+    def _from(self, last: Path | None) -> dict[str, Any]:
+        """Train from a checkpoint, or from the start."""
+        job, out, recipe = self.job, self.out, self.job.recipe
         self.optimizer = optimizer_for(job.model, recipe.train)
         if self.who.rank == 0:
             checkpoint.sweep(out)
@@ -88,6 +94,9 @@ class _Run:
         if last:
             self.state = checkpoint.restore(last, job.model, self.optimizer)
         job.model.train()
+        if recipe.train.compile:
+            for layer in job.model.layers:
+                layer.compile()
         if not last:
             self.state.steps = planned_steps(job, self.who, self.stop)
         quiet = job.quiet or self.who.rank > 0

@@ -20,11 +20,11 @@ from camelid.recipe import TrainSection
 from camelid.train.step import autocast
 
 
-class Live(TorchDispatchMode):
+class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of all tensors that operators return, while they live. `peak` is the most at one time."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._known: dict[int, int] = {}
 
@@ -65,4 +65,4 @@ def step_memory(
                     loss = linear_cross_entropy(states, model.lm_head.weight, ids.flatten(), settings.z_loss)
                 loss.backward()  # type: ignore[no-untyped-call]
                 del states, loss
-        return live.peak
+        return int(live.peak)

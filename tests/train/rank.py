@@ -1,4 +1,4 @@
-"""One rank of a small float64 training, started by test_parallel.py: rank.py OUT TENSOR STEPS OPTIMIZER [CHECKPOINT]."""
+"""One rank of a small float64 training, for test_parallel.py: rank.py OUT TENSOR STEPS OPTIMIZER [CHECKPOINT]."""
 
 from __future__ import annotations
 
@@ -44,10 +44,14 @@ def main() -> None:
     out, tensor, steps, kind = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
-    config = LlamaConfig(vocab_size=96, hidden_size=20, intermediate_size=36, num_hidden_layers=2, num_attention_heads=4,
-                         num_key_value_heads=2, head_dim=6, tie_word_embeddings=kind == "adamw")  # fmt: skip
-    train = {"sequence_length": LENGTH, "global_batch_tokens": ROWS * LENGTH, "micro_batch_rows": 2, "steps": max(steps, 1),
-             "optimizer": kind, "dtype": "float32", "learning_rate": 1e-2, "clip": 0.5}  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=96, hidden_size=20, intermediate_size=36, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=6, tie_word_embeddings=kind == "adamw",
+    )  # fmt: skip
+    train = {
+        "sequence_length": LENGTH, "global_batch_tokens": ROWS * LENGTH, "micro_batch_rows": 2,
+        "steps": max(steps, 1), "optimizer": kind, "dtype": "float32", "learning_rate": 1e-2, "clip": 0.5,
+    }  # fmt: skip
     recipe = parse({"train": train, "parallel": {"tensor": tensor}})
     with ranks(recipe.parallel) as who:
         with torch.device("meta"):
@@ -63,19 +67,18 @@ def main() -> None:
             state = checkpoint.restore(Path(sys.argv[5]), model, optimizer)
         incoming = batches(Ragged(), state.position, ROWS, rank=who.data_rank, world=who.data_world)
         job = Job(model, None, Ragged(), recipe, [])  # type: ignore[arg-type]
-        losses, norms, gradients = [], [], {}
+        losses, norms = [], []
+        gradients: dict[str, torch.Tensor] = {}
+        plain = optimizer.zero_grad
+
+        def keep_first(set_to_none: bool = True) -> None:
+            if not gradients:
+                gradients.update({n: full(p.grad).clone() for n, p in model.named_parameters() if p.grad is not None})
+            plain(set_to_none)
+
+        optimizer.zero_grad = keep_first  # type: ignore[method-assign]
         for _ in range(steps):
             state.position, batch = next(incoming)
-            if not losses:
-                real = optimizer.zero_grad
-
-                def keep(set_to_none: bool = True) -> None:
-                    for name, p in model.named_parameters():
-                        gradients[name] = full(p.grad).clone()  # type: ignore[arg-type]
-                    optimizer.zero_grad = real  # type: ignore[method-assign]
-                    real(set_to_none)
-
-                optimizer.zero_grad = keep  # type: ignore[method-assign]
             taken = train_step(job, optimizer, batch, 1e-2, who)
             losses.append(taken.loss)
             norms.append(taken.norm)

@@ -131,12 +131,6 @@ def run_of(tokens: Path, out: Path) -> list[str]:
     ]
 
 
-@pytest.fixture
-def tokens(tokenizer: Tokenizer, tmp_path: Path) -> Path:
-    build(TEXT, tokenizer, tmp_path / "tokens", [])
-    return tmp_path / "tokens"
-
-
 def test_killed_at_random_moments_it_resumes_to_the_same_bits(tokens: Path, tmp_path: Path) -> None:
     """A process that is killed again and again, each time a little later, until it gets through."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"

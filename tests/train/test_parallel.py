@@ -20,7 +20,7 @@ from camelid.recipe import parse
 from camelid.train.parallel import Ranks, shard
 from camelid.train.step import rows_per_step
 
-from .test_crashes import run_of, tokens  # noqa: F401
+from .test_crashes import run_of
 
 SCRIPT = Path(__file__).parent / "rank.py"
 
@@ -116,7 +116,7 @@ def test_batches_and_heads_that_do_not_divide() -> None:
 def test_a_lost_rank_ends_all_and_a_signal_to_one_saves_on_all(
     tokens: Path,
     tmp_path: Path,
-    number: signal.Signals,  # noqa: F811
+    number: signal.Signals,
 ) -> None:
     out = tmp_path / "run"
     ranks = start([*run_of(tokens, out), "train.steps=4000", "checkpoint.every=5"], 2)

@@ -1,0 +1,140 @@
+"""The native passes and the chunked loss against torch's own arithmetic."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from camelid.kernels import attention as attending
+from camelid.kernels import elementwise
+from camelid.kernels.attention import Documents, attention
+from camelid.kernels.cross_entropy import linear_cross_entropy
+from camelid.kernels.library import library
+
+native = pytest.mark.skipif(library() is None, reason="the native library is not built here")
+
+
+@pytest.mark.parametrize("z_loss", [0.0, 1e-2])
+def test_chunked_loss_and_gradients(z_loss: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("camelid.kernels.cross_entropy.CHUNK_BYTES", 7 * 50 * 8)  # several chunks, the last one short
+    torch.manual_seed(0)
+    states, weight = torch.randn(40, 12).double(), torch.randn(50, 12).double()
+    labels = torch.randint(0, 50, (40,))
+    found = []
+    for chunked in (True, False):
+        s, w = states.clone().requires_grad_(), weight.clone().requires_grad_()
+        if chunked:
+            loss = linear_cross_entropy(s, w, labels, z_loss)
+        else:
+            logits = s @ w.T
+            loss = F.cross_entropy(logits, labels, reduction="sum") + z_loss * logits.logsumexp(1).square().sum()
+        (loss / 3).backward()
+        found.append((loss.detach(), s.grad, w.grad))
+    for a, b in zip(*found, strict=True):
+        assert (a - b).abs().max() < 1e-12
+
+
+def test_no_token_is_a_loss_of_zero() -> None:
+    states, weight = torch.zeros(0, 4, requires_grad=True), torch.zeros(9, 4, requires_grad=True)
+    loss = linear_cross_entropy(states, weight, torch.zeros(0, dtype=torch.int64))
+    loss.backward()
+    assert (float(loss), weight.grad is not None and float(weight.grad.abs().sum())) == (0.0, 0.0)
+
+
+@native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("vocab", [1, 15, 16, 1000, 32003])
+def test_softmax_gradient(dtype: torch.dtype, vocab: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    logits = (5 * torch.randn(9, vocab)).to(dtype)
+    labels = torch.randint(0, vocab, (9,))
+    ours, reference = logits.clone(), logits.clone()
+    sums = elementwise.softmax_gradient_(ours, labels, 1e-3)
+    monkeypatch.setattr(elementwise, "library", lambda: None)
+    wanted = elementwise.softmax_gradient_(reference, labels, 1e-3)
+    assert (sums - wanted).abs().max() < 1e-5
+    assert (ours.float() - reference.float()).abs().max() < (2e-6 if dtype == torch.float32 else 5e-3)
+
+
+@native
+def test_softmax_gradient_hands_on_what_is_not_finite() -> None:
+    for bad in (float("nan"), float("inf")):
+        logits = torch.zeros(2, 40)
+        logits[1, 7] = bad
+        sums = elementwise.softmax_gradient_(logits, torch.tensor([3, 3]))
+        assert torch.isfinite(sums[0])
+        assert not torch.isfinite(sums[1])
+
+
+def packed(batch: int, length: int) -> torch.Tensor:
+    return torch.stack([torch.randint(0, 5, (length,)).sort().values for _ in range(batch)])
+
+
+@native
+@pytest.mark.parametrize("shape", [(2, 4, 2, 256, 48), (1, 2, 2, 100, 16), (2, 3, 1, 33, 64), (1, 4, 4, 2, 16),
+                                   (1, 2, 1, 513, 128), (1, 1, 1, 64, 16), (3, 2, 2, 65, 32)])  # fmt: skip
+@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_and_its_gradients(
+    shape: tuple[int, int, int, int, int], documents: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch, heads, kv_heads, length, size = shape
+    torch.manual_seed(0)
+    inputs = [torch.randn(batch, length, n, size).to(dtype).transpose(1, 2) for n in (heads, kv_heads, kv_heads)]
+    slope = torch.randn(batch, heads, length, size).to(dtype)
+    mask = Documents(packed(batch, length)) if documents else None
+    found = []
+    for library_there in (True, False):
+        if not library_there:
+            monkeypatch.setattr(attending, "library", lambda: None)
+        q, k, v = (x.clone().requires_grad_() for x in inputs)
+        out = attention(q, k, v, mask)
+        assert ("_NativeAttention" in type(out.grad_fn).__name__) == library_there
+        out.backward(slope)
+        found.append([out.detach(), q.grad, k.grad, v.grad])
+    for ours, theirs in zip(*found, strict=True):
+        assert (ours - theirs).abs().max() < (2e-5 if dtype == torch.float32 else 0.1)
+
+
+@native
+@pytest.mark.parametrize("there", [True, False])
+def test_a_neighbour_in_the_row_changes_no_bit(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two documents in one row: whatever the first holds, the second's outputs and gradients have the same bits."""
+    if not there:
+        monkeypatch.setattr(attending, "library", lambda: None)
+    torch.manual_seed(0)
+    ids = torch.tensor([[0] * 70 + [1] * 60])
+    first = torch.randn(1, 2, 130, 32)
+    second = first.clone()
+    second[:, :, :70] = torch.randn(1, 2, 70, 32)
+    found = []
+    for values in (first, second):
+        q, k, v = (values.clone().requires_grad_() for _ in range(3))
+        out = attention(q, k, v, Documents(ids))
+        out[:, :, 70:].square().sum().backward()
+        found.append([t[:, :, 70:] for t in (out.detach(), q.grad, k.grad, v.grad) if t is not None])
+        assert all(t.grad is not None and not t.grad[:, :, :70].any() for t in (q, k, v))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@native
+def test_threads_change_no_bit() -> None:
+    torch.manual_seed(0)
+    q = torch.randn(3, 4, 90, 32, requires_grad=True)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            out = attention(q, q, q, None)
+            found.append((out.detach(), torch.autograd.grad(out.sum(), q)[0]))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
+def test_a_document_in_pieces_goes_by_the_mask() -> None:
+    assert Documents(torch.tensor([[0, 0, 1, 0]])).firsts is None
+    firsts = Documents(torch.tensor([[4, 4, 1, 1, -1]])).firsts
+    assert firsts is not None
+    assert firsts.tolist() == [[0, 0, 2, 2, 4]]

@@ -1,0 +1,132 @@
+"""Bad steps never reach the weights; a bad stretch is rolled back, then given up; schedules are what they say."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from camelid.errors import CamelidError
+from camelid.recipe import TrainSection
+from camelid.tokens.batch import Batch, PackedTokens
+from camelid.train import checkpoint
+from camelid.train.guard import objection
+from camelid.train.loop import run
+from camelid.train.parallel import Ranks
+from camelid.train.pretrain import pretraining
+from camelid.train.schedule import drawn, learning_rate
+from camelid.train.step import Job
+
+from .test_train import recipe
+
+
+def test_objections() -> None:
+    settings = TrainSection()
+    steady = [2.0 + 0.01 * (n % 7) for n in range(64)]
+    assert objection(2.1, 1.0, steady[:10], settings) is None  # too few to judge
+    assert objection(2.03, 1.0, steady, settings) is None
+    assert "spike" in str(objection(3.0, 1.0, steady, settings))
+    assert objection(3.0, 1.0, steady, TrainSection(skip_sigma=0)) is None
+    for loss, norm in ((math.nan, 1.0), (1.0, math.inf), (math.inf, math.nan)):
+        assert objection(loss, norm, [], TrainSection(skip_sigma=0)) is not None
+
+
+class Poisoned:
+    """A source whose rows at some positions have a label that makes the loss what it should not be."""
+
+    def __init__(self, source: PackedTokens, bad: range) -> None:
+        self.source, self.bad = source, bad
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def batch(self, position: int, rows: int) -> Batch:
+        found = self.source.batch(position, rows)
+        self.now = position in self.bad
+        return found
+
+
+def poisoned(folder: Path, out: Path, bad: range, **train: Any) -> Job:
+    chosen = recipe(folder, out, steps=24, **train)
+    job = pretraining(chosen, [folder], Ranks(), quiet=True)
+    assert isinstance(job.source, PackedTokens)
+    source = job.source = Poisoned(job.source, bad)  # type: ignore[assignment]
+    plain = job.loss
+
+    def loss(model: Any, batch: Batch, z_loss: float) -> torch.Tensor:
+        found = plain(model, batch, z_loss)
+        return found * math.nan if source.now else found
+
+    job.loss = loss
+    return job
+
+
+def test_a_bad_step_is_skipped_and_its_text_kept(tokens: Path, tmp_path: Path) -> None:
+    job = poisoned(tokens, tmp_path / "run", range(20, 21))  # the sixth step of four rows
+    result = run(job)
+    assert (result["steps"], result["skipped_steps"]) == (24, 1)
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records if "skipped" in r] == [6]
+    assert records[5]["loss"] is None
+    text = (tmp_path / "run" / "skipped" / "step-00000006.txt").read_text()
+    assert "the loss is nan" in text
+    assert "learn" in text or "骆驼" in text or "Numbers" in text or "def" in text
+    assert all(torch.isfinite(p).all() for p in job.model.parameters())
+    assert "were not applied" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_bad_stretch_is_rolled_back_and_passed(tokens: Path, tmp_path: Path) -> None:
+    """Steps 7 to 9 (positions 24 to 35) are bad: back to step 4, and on with the data after them."""
+    job = poisoned(tokens, tmp_path / "run", range(24, 36), max_skips=3)
+    result = run(job)
+    assert result["skipped_steps"] == 3
+    last = checkpoint.finished(tmp_path / "run")[0]
+    state = json.loads((last / "state" / "loop.json").read_text())
+    assert (state["step"], state["rollbacks"], state["position"]) == (24, 1, 36 + 4 * 16)  # step 8 was saved too
+    assert all(torch.isfinite(p).all() for p in job.model.parameters())
+
+
+def test_it_gives_up_when_nothing_helps(tokens: Path, tmp_path: Path) -> None:
+    job = poisoned(tokens, tmp_path / "run", range(20, 10**9), max_skips=3, max_rollbacks=2)
+    with pytest.raises(CamelidError, match=r"3 steps in a row were bad .* after 2 returns"):
+        run(job)
+    good = checkpoint.newest_good(tmp_path / "run")
+    assert good is not None
+    from camelid.formats import load
+
+    assert all(torch.isfinite(p).all() for p in load(good).parameters())
+
+
+def test_schedules() -> None:
+    settings = {"learning_rate": 1.0, "warmup_steps": 10, "min_learning_rate_share": 0.1}
+    linear = TrainSection(schedule="linear", **settings)  # type: ignore[arg-type]
+    assert abs(learning_rate(105, 200, linear) - (0.1 + 0.9 * 0.5)) < 1e-9
+    wsd = TrainSection(schedule="wsd", decay_share=0.25, **settings)  # type: ignore[arg-type]
+    rates = [learning_rate(s, 200, wsd) for s in range(201)]
+    assert set(rates[9:151]) == {1.0}
+    assert rates[150:] == sorted(rates[150:], reverse=True)
+    assert abs(rates[200] - 0.1) < 1e-9
+    assert "200 steps" in drawn(200, wsd)
+    assert "not the recipe's 2,000" in drawn(200, TrainSection())
+
+
+@pytest.mark.nightly  # most of a minute of compiling
+def test_compiled_layers_learn_the_same(tokens: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch._inductor")
+    losses = []
+    for compiled in (False, True):
+        chosen = recipe(tokens, tmp_path / str(compiled), steps=3, compile=compiled)
+        losses.append(run(pretraining(chosen, [tokens], Ranks(), quiet=True))["loss"])
+    assert abs(losses[0] - losses[1]) < 1e-4
+
+
+def test_activation_checkpointing_changes_no_bit(tokens: Path, tmp_path: Path) -> None:
+    digests = set()
+    for choice in ("on", "off"):
+        chosen = recipe(tokens, tmp_path / choice, steps=3, activation_checkpointing=choice)
+        digests.add(run(pretraining(chosen, [tokens], Ranks(), quiet=True))["digest"])
+    assert len(digests) == 1
