@@ -39,7 +39,7 @@ def interpreter(contestant: Contestant) -> Path | None:
     """The Python that runs a contestant; None when its packages cannot be installed."""
     if not contestant.packages:
         return Path(sys.executable)
-    folder = cache_folder() / contestant.name
+    folder = cache_folder() / contestant.packages[0].partition("==")[0]
     python = folder / "bin" / "python"
     if (folder / "ready").exists():
         return python
@@ -98,13 +98,13 @@ def _row(contestant: Contestant, found: list[dict[str, Any]]) -> dict[str, Any]:
     )
 
 
-def ratios(rows: list[dict[str, Any]], ours: str = "camelid") -> dict[str, float]:
-    """Ours over each peer at the same task: above 1 we are faster."""
-    own = {(r["task"], r["threads"]): r["value"] for r in rows if r["implementation"] == ours and "value" in r}
+def ratios(rows: list[dict[str, Any]], ours: str = "camelid", key: str = "value") -> dict[str, float]:
+    """Ours over each peer at the same task: of speeds, above 1 we are faster."""
+    own = {(r["task"], r["threads"]): r[key] for r in rows if r["implementation"] == ours and key in r}
     found = {}
     for r in rows:
-        key = r["task"], r["threads"]
-        if r["implementation"] != ours and "value" in r and key in own:
+        place = r["task"], r["threads"]
+        if r["implementation"] != ours and key in r and place in own:
             threads = f", {r['threads']} threads" if r["threads"] > 1 else ""
-            found[f"{r['task']}{threads}: {ours} / {r['implementation']}"] = round(own[key] / r["value"], 3)
+            found[f"{r['task']}{threads}: {ours} / {r['implementation']}"] = round(own[place] / r[key], 3)
     return found

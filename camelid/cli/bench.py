@@ -9,7 +9,7 @@ from camelid.cli import settings
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(required=True, metavar="{data}")
+    actions = parser.add_subparsers(required=True, metavar="{data,train}")
     data = actions.add_parser("data", help="filters, MinHash, tokenizers, the pipeline")
     data.add_argument("--data", required=True, help="documents to race on: files or a folder that the corpus reads")
     data.add_argument("--rounds", type=int, default=3)
@@ -17,7 +17,21 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--pipeline", type=_sizes, default=[], metavar="MB,MB", help="build corpora of these sizes too")
     data.add_argument("--workers", type=int, default=1, help="processes of the pipeline")
     data.add_argument("--only", choices=("corpus", "tokens"), help="half of it: filters and MinHash, or tokenizers")
+    data.set_defaults(action="data")
     settings.example(data, "camelid bench data --data texts/ --pipeline 100,1000 --workers 2")
+
+    train = actions.add_parser("train", help="a training step beside transformers")
+    train.add_argument("--config", choices=("S", "M"), action="append", help="15 M or 110 M weights; by default both")
+    train.add_argument("--rounds", type=int, default=3)
+    train.add_argument("--steps", type=int, default=4, help="of each run; the first one is not counted")
+    train.add_argument("--threads", type=_numbers, default=[1, 2], metavar="N,N")
+    train.add_argument("--ablate", action="store_true", help="also without each technique, one at a time")
+    settings.example(train, "camelid bench train --config S --threads 1 --ablate")
+    train.set_defaults(action="train")
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
 
 
 def _sizes(text: str) -> list[float]:
@@ -25,9 +39,23 @@ def _sizes(text: str) -> list[float]:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
+    if options.action == "train":
+        from camelid.bench import train
+
+        result = train.run(
+            options.config or ["S", "M"], options.rounds, options.threads, options.steps, options.ablate, options.json
+        )
+    else:
+        result = _data(options)
+    if not options.json:
+        _show(result)
+    return result
+
+
+def _data(options: argparse.Namespace) -> dict[str, Any]:
     from camelid.bench import data
 
-    result = data.run(
+    return data.run(
         options.data,
         options.rounds,
         int(options.megabytes * 1e6),
@@ -36,19 +64,22 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         options.json,
         options.only,
     )
-    if not options.json:
-        for row in result["rows"]:
-            figure = f"{row['value']:8.2f} {row['unit']}" if "value" in row else f"missing: {row['error']}"
-            memory = f", {row['peak_bytes'] / 2**20:.0f} MiB at most" if row.get("peak_bytes") else ""
-            name = f"{row['task']:<16} {row['implementation']:<10} {row.get('version', ''):<18}"
-            print(f"{name} {row['threads']} threads {figure}{memory}")
-        for name, ratio in result["ratios"].items():
-            print(f"{name} = {ratio:.2f}")
-        if same := result.get("same_ids"):
-            others = [name for name, equal in same.items() if not equal]
-            print("all encoders gave the same ids" if not others else f"other ids than camelid's: {', '.join(others)}")
-        if unlike := result["differences"].get("unlike"):
-            print(f"decided differently: {len(unlike)} of {result['differences']['documents']} documents")
-            for number, ours, theirs in unlike[:20]:
-                print(f"  document {number}: camelid {ours or 'kept'}, datatrove {theirs or 'kept'}")
-    return result
+
+
+def _show(result: dict[str, Any]) -> None:
+    for row in result["rows"]:
+        figure = f"{row['value']:8.2f} {row['unit']}" if "value" in row else f"missing: {row['error']}"
+        memory = f", {row['peak_bytes'] / 2**20:.0f} MiB at most" if row.get("peak_bytes") else ""
+        name = f"{row['task']:<16} {row['implementation']:<10} {row.get('version', ''):<18}"
+        print(f"{name} {row['threads']} threads {figure}{memory}")
+    for name, ratio in result["ratios"].items():
+        print(f"{name} = {ratio:.2f}")
+    if same := result.get("same_ids"):
+        others = [name for name, equal in same.items() if not equal]
+        print("all encoders gave the same ids" if not others else f"other ids than camelid's: {', '.join(others)}")
+    if unlike := result.get("differences", {}).get("unlike"):
+        print(f"decided differently: {len(unlike)} of {result['differences']['documents']} documents")
+        for number, ours, theirs in unlike[:20]:
+            print(f"  document {number}: camelid {ours or 'kept'}, datatrove {theirs or 'kept'}")
+    for name, limit in result.get("limits", {}).items():
+        print(f"{name}: {limit}")

@@ -73,7 +73,7 @@ class _Run:
         self.saver = Saver(out, job.recipe.checkpoint.keep)
 
     def go(self, resume: bool) -> dict[str, Any]:
-        job, out, recipe = self.job, self.out, self.job.recipe
+        job, out = self.job, self.out
         last = checkpoint.newest_good(out) if resume else next(iter(checkpoint.finished(out)), None)
         if last and not resume:
             raise InputError(f"{out} already holds a run: continue it with --resume, or choose another log.out")

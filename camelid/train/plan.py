@@ -24,7 +24,7 @@ from camelid.train.step import Job, micro_rows, rows_per_step, train_step
 
 PROBE_STEPS = 6
 WRITTEN_AT_ONCE = 256 << 20  # bytes: a smaller copy is on the disk before the next step needs its memory
-LIBRARIES = 64 << 20  # what the libraries take when they first multiply, write and draw
+GAPS = 64 << 20  # between blocks that are kept, and what the libraries take at their first product
 
 
 def memory(job: Job, who: Ranks | None = None) -> dict[str, int]:
@@ -54,7 +54,9 @@ def memory(job: Job, who: Ranks | None = None) -> dict[str, int]:
     every, background = job.recipe.checkpoint.every, job.recipe.checkpoint.background
     lasting = checkpoint > WRITTEN_AT_ONCE and who.rank == 0
     parts["copy"] = checkpoint if background and every and lasting else 0
-    parts["process"] = 0 if who.device.type == "cuda" else max(0, _resident() - parts["weights"]) + LIBRARIES
+    parts["process"] = 0 if who.device.type == "cuda" else max(0, _resident() - parts["weights"])
+    if who.device.type == "cpu" and not job.model.activation_checkpointing:
+        parts["process"] += GAPS
     parts["peak"] = sum(parts.values())
     parts["checkpoint"] = checkpoint
     return parts

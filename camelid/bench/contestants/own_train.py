@@ -1,0 +1,59 @@
+"""camelid's side of the training race: own_train.py {S,M} FOLDER. BENCH_WITHOUT switches one technique off."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+
+from camelid import __version__
+from camelid.formats.load import load
+from camelid.kernels import cross_entropy, library
+from camelid.kernels.memory import large_blocks
+from camelid.model.llama import Llama
+from camelid.recipe import parse
+from camelid.tokens.batch import Batch
+from camelid.train.optimizer import optimizer_for
+from camelid.train.step import Job, train_step
+
+
+def main() -> None:
+    folder, without = Path(sys.argv[2]), os.environ.get("BENCH_WITHOUT", "")
+    torch.set_num_threads(int(os.environ["BENCH_THREADS"]))
+    if without == "native":
+        library.PATH = Path("none")
+    if without == "chunks":
+        cross_entropy.CHUNK_BYTES = 1 << 40
+    model: Llama = load(folder / "model", dtype=torch.float32)
+    if without == "compile":
+        for layer in model.layers:
+            layer.compile()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    tokens = torch.from_numpy(np.load(folder / "tokens.npy"))
+    rows, length = tokens.shape[1], tokens.shape[2] - 1
+    train = {"sequence_length": length, "global_batch_tokens": rows * length, "micro_batch_rows": rows, "steps": 99,
+             "skip_sigma": 0.0}  # fmt: skip
+    job = Job(model.train(), None, None, parse({"train": train}), [])  # type: ignore[arg-type]
+    optimizer = optimizer_for(model, job.recipe.train)
+    seconds, losses = [], []
+    with nullcontext() if without == "memory" else large_blocks(kept=True):
+        for step in tokens:
+            started = time.perf_counter()
+            batch = Batch(step[:, :-1], step[:, 1:].contiguous(), torch.zeros(rows, length, dtype=torch.int64), True)
+            losses.append(train_step(job, optimizer, batch, 3e-4).loss)
+            seconds.append(time.perf_counter() - started)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"value": rows * length / median(seconds[1:]), "unit": "tokens/s", "version": __version__,
+                      "first_step_seconds": seconds[0], "losses": losses, "peak_bytes": peak,
+                      "peak_of_training": peak - before}))  # fmt: skip
+
+
+main()

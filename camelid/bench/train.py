@@ -1,0 +1,101 @@
+"""A training step beside transformers', from the same weights, on the same tokens, with the same AdamW; and each of our
+techniques switched off.
+
+The peer runs twice: as its documentation shows it, and at its best (compiled, memory kept). Both sides compute in
+bfloat16 where the processor has it, else in float32. No speed is given when the losses disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from camelid.bench.race import Contestant, race, ratios
+from camelid.errors import CamelidError
+
+# Name: size, rows, sequence length.
+CONFIGS = {"S": ("15m", 16, 256), "M": ("110m", 4, 512)}
+PEER = ("transformers==5.23.0", "torch==2.13.0", "numpy")
+TECHNIQUES = ("native", "memory", "chunks")
+AGREE = 1e-2  # of the first losses, bfloat16; float32 is two hundred times closer
+
+
+def contestants(config: str, threads: Sequence[int], ablate: bool) -> list[Contestant]:
+    """Ours and the peer twice, on each number of threads; with `ablate` also ours without each technique."""
+    found = []
+    for count in threads:
+        found.append(Contestant("camelid", "own_train.py", config, threads=count))
+        found.append(Contestant("transformers", "peer_train.py", config, PEER, count))
+        best = (("BEST", "1"),)
+        found.append(Contestant("transformers at its best", "peer_train.py", config, PEER, count, best))
+    if ablate:
+        for technique in TECHNIQUES:
+            off = (("WITHOUT", technique),)
+            found.append(Contestant(f"camelid without {technique}", "own_train.py", config, (), threads[0], off))
+    return found
+
+
+def run(
+    configs: Sequence[str], rounds: int, threads: Sequence[int] = (1, 2), steps: int = 4, ablate: bool = False,
+    quiet: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Rows, ratios of speed and memory, and the limit that utilisation is measured against."""
+    rows: list[dict[str, Any]] = []
+    for config in configs:
+        with TemporaryDirectory() as scratch:
+            prepare(Path(scratch), config, steps)
+            found = race(contestants(config, threads, ablate), Path(scratch), rounds, quiet)
+        agree(found)
+        rows += found
+    speeds = ratios(rows)
+    memory = {
+        name.replace("camelid", "memory of camelid"): value for name, value in ratios(rows, key="peak_bytes").items()
+    }
+    return {"rows": rows, "ratios": speeds | memory, "limits": limits(rows, threads)}
+
+
+def prepare(folder: Path, config: str, steps: int) -> None:
+    """Random weights (seed 0) and random tokens, int64 [steps, rows, length + 1]."""
+    import numpy as np
+    import torch
+
+    from camelid.formats.hf import save
+    from camelid.model.config import LlamaConfig
+    from camelid.model.llama import Llama
+
+    size, rows, length = CONFIGS[config]
+    torch.manual_seed(0)
+    model = Llama(LlamaConfig.named(size))
+    save(model, folder / "model")
+    shape = (steps, rows, length + 1)
+    np.save(folder / "tokens.npy", np.random.default_rng(0).integers(0, model.config.vocab_size, shape))
+
+
+def agree(rows: Sequence[dict[str, Any]]) -> None:
+    """Raises CamelidError when two contestants' first losses differ: then one of them computes something else."""
+    firsts = {row["implementation"]: row["losses"][0] for row in rows if "losses" in row}
+    if firsts and max(firsts.values()) - min(firsts.values()) > AGREE:
+        raise CamelidError(f"the losses of the first step differ, so no speed is given: {firsts}")
+
+
+def limits(rows: Sequence[dict[str, Any]], threads: Sequence[int]) -> dict[str, Any]:
+    """What the machine's matrix product reaches, and which share of it each of our rows uses."""
+    import torch
+
+    from camelid.model.config import LlamaConfig
+    from camelid.train.log import flops_per_token, peak_flops
+
+    found: dict[str, Any] = {}
+    before = torch.get_num_threads()
+    for count in threads:
+        torch.set_num_threads(count)
+        peak, named = peak_flops(torch.device("cpu"))
+        for row in rows:
+            if row["implementation"] == "camelid" and row["threads"] == count and "value" in row:
+                size, _, length = CONFIGS[row["task"]]
+                used = row["value"] * flops_per_token(LlamaConfig.named(size), length) / peak
+                found[f"{row['task']}, {count} threads"] = f"{used:.0%} of {named}"
+    torch.set_num_threads(before)
+    return found

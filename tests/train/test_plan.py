@@ -1,0 +1,114 @@
+"""What is said before a run is what the run finds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from camelid.errors import InputError, RecipeError
+from camelid.model.config import LlamaConfig
+from camelid.model.llama import Llama
+from camelid.recipe import TrainSection, parse
+from camelid.tokenizer.tokenizer import Tokenizer
+from camelid.train import pretrain
+from camelid.train.budget import choose, seconds, shape
+from camelid.train.estimate import estimate
+from camelid.train.log import flops_per_token
+from camelid.train.parallel import Ranks
+from camelid.train.rehearse import Live, step_memory
+
+from .test_train import recipe
+
+CPU = torch.device("cpu")
+
+
+def test_a_rehearsal_counts_what_a_step_allocates() -> None:
+    """The same count over a real step, with and without activation checkpointing."""
+    config = LlamaConfig.named("1m", vocab_size=500)
+    settings = TrainSection(dtype="float32")
+    sizes = []
+    for checkpointing in (False, True):
+        from camelid.kernels.cross_entropy import linear_cross_entropy
+
+        model = Llama(config)
+        model.activation_checkpointing = checkpointing
+        ids = torch.zeros(4, 64, dtype=torch.int64)
+        with Live() as live:
+            states = model.hidden(ids).flatten(0, 1)
+            linear_cross_entropy(states, model.lm_head.weight, ids.flatten()).backward()  # type: ignore[no-untyped-call]
+        sizes.append(step_memory(config, 4, 64, 1, checkpointing, settings, CPU))
+        assert abs(sizes[-1] / live.peak - 1) < 0.03
+    assert sizes[1] < sizes[0]
+
+
+def test_a_large_model_is_rehearsed_without_its_memory() -> None:
+    config = LlamaConfig.named("7b", num_hidden_layers=2)
+    found = step_memory(config, 1, 2048, 1, False, TrainSection(dtype="bfloat16"), CPU)
+    assert found > 4 * config.num_parameters()  # its gradients alone
+
+
+def test_an_estimate_and_the_run(tokens: Path, tmp_path: Path) -> None:
+    chosen = recipe(tokens, tmp_path / "run", steps=6)
+    said = estimate(chosen, price=3.0)
+    result = pretrain(chosen, quiet=True)
+    assert json.loads((Path(result["checkpoint"]) / "camelid.json").read_text())["parameters"] == said["parameters"]
+    assert said["memory_bytes"]["peak"] == sum(
+        size for name, size in said["memory_bytes"].items() if name not in ("peak", "checkpoint")
+    )
+    assert said["steps"] == 6
+    assert said["cost"] == pytest.approx(3.0 * said["hours"])
+    weights = next((tmp_path / "run" / "checkpoints").glob("*/model.safetensors"))
+    moments = weights.parent / "state" / "optimizer.safetensors"
+    written = weights.stat().st_size + moments.stat().st_size
+    assert said["memory_bytes"]["checkpoint"] == pytest.approx(written, rel=0.05)
+
+
+def test_what_does_not_fit_is_refused_or_checkpointed(tokens: Path, tmp_path: Path) -> None:
+    chosen = recipe(tokens, tmp_path / "run", sequence_length=64, global_batch_tokens=64 * 256)
+    whole = estimate(chosen, probe=False)["memory_bytes"]
+    tight = recipe(tokens, tmp_path / "run", sequence_length=64, global_batch_tokens=64 * 256,
+                   memory_gib=(whole["peak"] - 50 * 2**20) / 2**30)  # fmt: skip
+    assert "activation checkpointing" in estimate(tight, probe=False)["said"]
+    hopeless = recipe(tokens, tmp_path / "run", memory_gib=0.01)
+    with pytest.raises(RecipeError, match=r"the run needs .* GiB and may use 0\.0 GiB"):
+        pretrain(hopeless, quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_budget_and_depth(tokens: Path, tokenizer: Tokenizer) -> None:
+    assert [seconds(t) for t in ("2h", "45m", "1h30m", "90s")] == [7200, 2700, 5400, 90]
+    for wrong in ("", "soon", "2 hours", "h"):
+        with pytest.raises(InputError, match="--budget"):
+            seconds(wrong)
+    base = parse({"data": {"tokens": str(tokens)}, "train": {"sequence_length": 64}})
+    deep = choose(base, None, 3, quiet=True)
+    config = LlamaConfig(vocab_size=len(tokenizer), **shape(3))
+    assert deep.model.num_hidden_layers == 3
+    assert deep.train.steps is not None
+    assert deep.train.steps * deep.train.global_batch_tokens == pytest.approx(20 * config.num_parameters(), rel=0.05)
+    short, long = (choose(base, t, None, quiet=True) for t in ("1m", "5h"))
+    assert (short.train.minutes, long.train.minutes) == (1, 300)
+    assert (short.model.num_hidden_layers or 0) < (long.model.num_hidden_layers or 0)
+
+
+def test_flops_are_those_of_the_products() -> None:
+    """6 for each weight of a matrix; attention by hand for one layer."""
+    config = LlamaConfig(vocab_size=100, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+                         num_attention_heads=2, num_key_value_heads=1)  # fmt: skip
+    matrices = 16 * 16 * 2 + 2 * 16 * 8 + 3 * 16 * 32 + 100 * 16
+    norms = 3 * 16
+    assert flops_per_token(config, 64) == 6 * (matrices + norms) + 6 * 64 * 16
+
+
+def test_ranks_share_what_is_spread(tokens: Path, tmp_path: Path) -> None:
+    from camelid.train import plan
+    from camelid.train.pretrain import pretraining
+
+    job = pretraining(recipe(tokens, tmp_path / "run"), [tokens], Ranks(), quiet=True)
+    one, four = plan.memory(job), plan.memory(job, Ranks(world=4))
+    assert four["weights"] == one["weights"] // 4
+    assert four["optimizer"] == one["optimizer"] // 4
+    assert json.dumps(four)
