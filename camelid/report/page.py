@@ -1,4 +1,5 @@
-"""One self-contained HTML page: headings, tables, plots as inline SVG. No script, no outside file, light and dark."""
+"""One self-contained HTML page: headings, tables, plots as inline SVG that a drag enlarges. No outside file, light and
+dark; without scripts everything is there but the enlarging."""
 
 from __future__ import annotations
 
@@ -22,8 +23,36 @@ th,td{text-align:left;padding:.35rem .6rem;border-bottom:1px solid #8884;vertica
 td.n,th.n{text-align:right}tr.best td{font-weight:600}
 pre{background:#8881;padding:.8rem;border-radius:6px;overflow-x:auto;font-size:.85rem;white-space:pre-wrap}
 td.bar{width:60%}td.bar div{background:#2b6cb0;height:.8rem;border-radius:2px;min-width:1px}
-svg{width:100%;height:auto}svg text{font-size:12px;fill:currentColor}p.note{color:#888;font-size:.9rem}
+svg[role]{width:100%;height:auto}svg text{font-size:12px;fill:currentColor}
+svg[data-x]{cursor:crosshair;touch-action:pan-y;user-select:none}rect.band{fill:#2b6cb033}
+polyline{vector-effect:non-scaling-stroke}p.note{color:#888;font-size:.9rem}
 """ + "".join(f"span.t{i}{{background:{tint}44}}" for i, tint in enumerate(TINTS))
+
+# Drag over a plot: its lines fill the width with that stretch, and the scale below follows. Double-click: all of it.
+ZOOM = """
+document.querySelectorAll("svg[data-x]").forEach(svg => {
+  const [left, right, low, high] = svg.dataset.x.split(" ").map(Number), lines = svg.querySelector("g.lines")
+  const marks = [...svg.querySelectorAll("text.x")], band = svg.querySelector("rect.band")
+  let from = low, to = high, start = null
+  const at = e => Math.min(right, Math.max(left, (e.clientX - svg.getBoundingClientRect().left)
+    * svg.viewBox.baseVal.width / svg.getBoundingClientRect().width))
+  const value = x => from + (x - left) / (right - left) * (to - from)
+  const show = (a, b) => {
+    from = a; to = b
+    const k = (high - low) / (b - a)
+    const edge = left + (a - low) / (high - low) * (right - left)
+    lines.setAttribute("transform", `translate(${left - k * edge} 0) scale(${k} 1)`)
+    marks.forEach((m, i) => m.textContent = Math.round(a + (b - a) * i / (marks.length - 1)).toLocaleString("en"))
+  }
+  svg.onpointerdown = e => { start = at(e); e.preventDefault() }
+  svg.onpointermove = e => { if (start !== null) {
+    band.setAttribute("x", Math.min(start, at(e))); band.setAttribute("width", Math.abs(at(e) - start)) } }
+  window.addEventListener("pointerup", e => { if (start === null) return
+    const [a, b] = [start, at(e)].sort((p, q) => p - q); start = null; band.setAttribute("width", 0)
+    if (b - a > 8) show(value(a), value(b)) })
+  svg.ondblclick = () => show(low, high)
+})
+"""
 
 
 @dataclass(frozen=True)
@@ -100,7 +129,8 @@ class Page:
             f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(self.title)}'
         )
         page = f"<!doctype html><html lang=en><head>{head}</title><style>{STYLE}</style></head><body>"
-        write_atomic(path, page + "\n".join(self.parts) + "</body></html>\n")
+        script = f"<script>{ZOOM}</script>" if any("data-x=" in part for part in self.parts) else ""
+        write_atomic(path, page + "\n".join(self.parts) + script + "</body></html>\n")
 
 
 def _shown(cell: object) -> str:
@@ -143,7 +173,8 @@ def _svg(curves: Sequence[Curve], x_name: str) -> str:
         up = (y - y_low) / ((y_high - y_low) or 1)
         return LEFT + across * (WIDTH - LEFT - 12), (HEIGHT - BOTTOM) - up * (HEIGHT - BOTTOM - 24)
 
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">']
+    inside = f"{LEFT} {WIDTH - 12} {x_low} {x_high}"
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" data-x="{inside}">']
     for i in range(5):
         value = y_low + (y_high - y_low) * i / 4
         _, at = place(x_low, value)
@@ -151,14 +182,19 @@ def _svg(curves: Sequence[Curve], x_name: str) -> str:
         parts.append(f'<text x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{value:.3g}</text>')
         across = x_low + (x_high - x_low) * i / 4
         at, _ = place(across, y_low)
-        parts.append(f'<text x="{at:.1f}" y="{HEIGHT - 14}" text-anchor="middle">{across:,.0f}</text>')
+        parts.append(f'<text class=x x="{at:.1f}" y="{HEIGHT - 14}" text-anchor="middle">{across:,.0f}</text>')
     parts.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - 1}" text-anchor="middle">{html.escape(x_name)}</text>')
+    lines: list[str] = []
     for number, curve in enumerate(curves):
         colour = COLOURS[number % len(COLOURS)]
         line = [place(x, y) for x, y in zip(curve.x, curve.y, strict=True) if math.isfinite(y)]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in line)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
+        lines.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
         parts.append(
             f'<text x="{LEFT + 10 + 150 * number}" y="14" style="fill:{colour}">{html.escape(curve.name)}</text>'
         )
-    return "".join([*parts, "</svg>"])
+    # An inner svg, so that what is enlarged past the axes is cut off there.
+    across = WIDTH - 12 - LEFT
+    frame = f'<svg x="{LEFT}" width="{across}" height="{HEIGHT}" viewBox="{LEFT} 0 {across} {HEIGHT}">'
+    band = f'<rect class=band y="20" height="{HEIGHT - BOTTOM - 20}" width="0"/>'
+    return "".join([*parts, frame, "<g class=lines>", *lines, "</g></svg>", band, "</svg>"])

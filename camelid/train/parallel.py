@@ -66,13 +66,16 @@ def ranks(settings: ParallelSection) -> Iterator[Ranks]:
     from torch import distributed
     from torch.distributed.device_mesh import init_device_mesh
 
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    joined = distributed.is_initialized()  # Ray Train's workers are a group already
+    if not joined:
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         shape = (world // settings.tensor, settings.tensor)
         mesh = init_device_mesh(device.type, shape, mesh_dim_names=("data", "tensor"))
         yield Ranks(rank, world, settings.tensor, mesh, device)
     finally:
-        distributed.destroy_process_group()
+        if not joined:
+            distributed.destroy_process_group()
 
 
 @contextmanager
