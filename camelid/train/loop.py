@@ -167,6 +167,7 @@ class _Run:
         """Back to the last checkpoint's weights; the data goes on after the bad stretch."""
         state, settings = self.state, self.job.recipe.train
         self.saver.wait()
+        anywhere(self.who, 0)  # all ranks look once the first one's writing is done
         last = checkpoint.newest_good(self.out)
         if last is None or state.rollbacks >= settings.max_rollbacks:
             tried = (

@@ -18,7 +18,7 @@ from camelid.recipe import TrainSection
 from camelid.tokens.loader import batches
 from camelid.train.guard import Stop
 from camelid.train.optimizer import optimizer_for
-from camelid.train.parallel import Ranks
+from camelid.train.parallel import Ranks, anywhere
 from camelid.train.rehearse import step_memory
 from camelid.train.step import Job, micro_rows, rows_per_step, train_step
 
@@ -80,14 +80,13 @@ def fit(job: Job, parts: dict[str, int], who: Ranks) -> None:
     job.model.activation_checkpointing = settings.activation_checkpointing == "on"
     limit = int(settings.memory_gib * 2**30) if settings.memory_gib else available(who)
     parts.update(memory(job, who))
-    if parts["peak"] > limit and settings.activation_checkpointing == "auto":
+    if settings.activation_checkpointing == "auto" and anywhere(who, int(parts["peak"] > limit)):
         job.model.activation_checkpointing = True
         parts.update(memory(job, who))
-    if parts["peak"] > limit:
+    if anywhere(who, int(parts["peak"] > limit)):
         largest = max((n for n in parts if n not in ("peak", "checkpoint")), key=lambda n: parts[n])
-        cure = (
-            "train.micro_batch_rows=1" if largest in ("activations", "loss") else "a smaller model, or more processes"
-        )
+        fewer = "train.micro_batch_rows=1" if micro_rows(settings) > 1 else "a shorter train.sequence_length"
+        cure = fewer if largest == "step" else "a smaller model, or more processes"
         raise RecipeError(
             f"the run needs {parts['peak'] / 2**30:.1f} GiB and may use {limit / 2**30:.1f} GiB; most is {largest}, "
             f"{parts[largest] / 2**30:.1f} GiB: try {cure}, or raise train.memory_gib"
@@ -134,6 +133,6 @@ def seconds_per_step(job: Job, who: Ranks | None = None, stop: Stop | None = Non
         started = time.monotonic()
         train_step(job, optimizer, next(incoming)[1], 0.0, who)
         seconds.append(time.monotonic() - started)
-        if number and (sum(seconds) > 60 or (stop and stop.signal)):
+        if number and anywhere(who, int(sum(seconds) > 60 or bool(stop and stop.signal))):
             break
     return min(seconds[1:] or seconds)
