@@ -11,7 +11,7 @@ from camelid.errors import RecipeError
 from camelid.kernels.memory import large_blocks
 from camelid.recipe import Recipe
 from camelid.train import plan
-from camelid.train.parallel import ranks
+from camelid.train.parallel import Ranks, ranks
 from camelid.train.pretrain import pretraining, token_folders
 from camelid.train.schedule import drawn
 from camelid.train.sft import tuning
@@ -20,17 +20,23 @@ from camelid.train.step import Job, rows_per_step
 
 def estimate(recipe: Recipe, price: float = 0.0, probe: bool = True) -> dict[str, Any]:
     """`parameters`, `memory_bytes` by part, `tokens_per_second` (supervised ones), `steps`, `hours`, `cost` (at `price`
-    an hour), the schedule drawn, and all of it `said` in a line. Without `probe`, or without data, no speed."""
+    an hour), the schedule drawn, whether it `fits`, and all of it `said` in a line. Without `probe` no weight is made and
+    no speed measured: a 65B model is planned on a laptop."""
     if recipe.train.threads:
         torch.set_num_threads(recipe.train.threads)
     with ranks(recipe.parallel) as who:
-        job = _job(recipe, who)
+        job = _job(recipe, who, probe)
         parts = plan.memory(job, who)
-        plan.fit(job, parts, who)
+        refused = None
+        try:
+            plan.fit(job, parts, who)
+        except RecipeError as error:
+            refused = str(error)
+        probe = probe and not refused
         job.model.train()
         rows = rows_per_step(recipe.train, who.data_world)
-        found: dict[str, Any] = {"parameters": job.model.num_parameters(), "memory_bytes": parts}
-        said = f"peak {parts['peak'] / 2**30:.2f} GiB"
+        found: dict[str, Any] = {"parameters": job.model.num_parameters(), "memory_bytes": parts, "fits": not refused}
+        said = refused or f"peak {parts['peak'] / 2**30:.2f} GiB"
         if job.model.activation_checkpointing:
             said += " with activation checkpointing"
         settings = recipe.train
@@ -50,10 +56,10 @@ def estimate(recipe: Recipe, price: float = 0.0, probe: bool = True) -> dict[str
         return found | {"said": said}
 
 
-def _job(recipe: Recipe, who: Any) -> Job:
+def _job(recipe: Recipe, who: Ranks, weights: bool) -> Job:
     if recipe.finetune or recipe.model.from_:
         return tuning(recipe, who, quiet=True)[0]
     folders: list[Path] = token_folders(recipe)
     if not folders:
         raise RecipeError("the recipe names no data: set data.tokens, or model.from and data.files")
-    return pretraining(recipe, folders, who, quiet=True)
+    return pretraining(recipe, folders, who, quiet=True, weights=weights)

@@ -54,7 +54,11 @@ def memory(job: Job, who: Ranks | None = None) -> dict[str, int]:
     every, background = job.recipe.checkpoint.every, job.recipe.checkpoint.background
     lasting = checkpoint > WRITTEN_AT_ONCE and who.rank == 0
     parts["copy"] = checkpoint if background and every and lasting else 0
-    parts["process"] = 0 if who.device.type == "cuda" else max(0, _resident() - parts["weights"])
+    parts["process"] = (
+        0
+        if who.device.type == "cuda"
+        else max(0, _resident() - (0 if job.model.device.type == "meta" else parts["weights"]))
+    )
     if who.device.type == "cpu" and not job.model.activation_checkpointing:
         parts["process"] += GAPS
     parts["peak"] = sum(parts.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +54,16 @@ def pretrain(recipe: Recipe, resume: bool = False, quiet: bool = False) -> dict[
         return run(pretraining(recipe, folders, who, quiet), resume, who)
 
 
-def pretraining(recipe: Recipe, folders: Sequence[Path], who: Ranks, quiet: bool = False) -> Job:
-    """A fresh model, spread over the ranks, on the rows of `folders`."""
+def pretraining(recipe: Recipe, folders: Sequence[Path], who: Ranks, quiet: bool = False, weights: bool = True) -> Job:
+    """A fresh model, spread over the ranks, on the rows of `folders`; without `weights` it has its shape only."""
     source = token_source(folders, recipe.data.weights, recipe.train.sequence_length, recipe.train.seed)
     tokenizer = load_tokenizer(folders[0] / "tokenizer")
     config = model_config(recipe, tokenizer)
     torch.manual_seed(recipe.train.seed)
-    if who.world == 1:
-        model = Llama(config).to(who.device)
+    if who.world == 1 or not weights:
+        with nullcontext() if weights else torch.device("meta"):
+            model = Llama(config)
+        model = model.to(who.device) if weights else model
     else:  # drawn tensor by tensor: the weights are those of one process, and no rank ever holds them all
         with torch.device("meta"):
             model = Llama(config)
