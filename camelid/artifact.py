@@ -158,7 +158,11 @@ def damage(folder: Path) -> str | None:
         path = folder / name
         if not path.is_file():
             return f"{path} is missing"
-        if sha256_file(path) != digest:
+        try:
+            same = sha256_file(path) == digest
+        except OSError as error:
+            return f"{path} cannot be read: {error.strerror}"
+        if not same:
             return f"{path} is damaged: its SHA-256 is not the one in {MANIFEST}"
     return None
 

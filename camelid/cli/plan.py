@@ -24,12 +24,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from camelid.train.estimate import estimate
 
     recipe = load(options.recipe, options.settings)
-    if options.budget or options.depth:
+    if options.budget is not None or options.depth is not None:
         recipe = choose(recipe, options.budget, options.depth, quiet=options.json)
     found = estimate(recipe, price=options.price, probe=not options.no_probe)
     if not options.json:
         for name, size in found["memory_bytes"].items():
             print(f"{name:<12} {size / 2**20:10,.0f} MiB")
         print(f"{found['parameters']:,} weights; {found['said']}")
-        print(found["schedule"])
+        if "schedule" in found:
+            print(found["schedule"])
     return found

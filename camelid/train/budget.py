@@ -7,16 +7,20 @@ arXiv:2203.03466, for AdamW; Muon's does not depend on the width).
 
 from __future__ import annotations
 
+import os
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from camelid.artifact import read_manifest
 from camelid.errors import InputError, RecipeError
 from camelid.formats.load import load_tokenizer
 from camelid.model.config import LlamaConfig
 from camelid.recipe import Recipe, parse
+from camelid.train.checkpoint import finished
 from camelid.train.log import flops_per_token, peak_flops
 from camelid.train.pretrain import token_folders
 
@@ -45,12 +49,25 @@ def shape(depth: int) -> dict[str, Any]:
     }
 
 
+def as_begun(recipe: Recipe) -> Recipe | None:
+    """`recipe` with what was chosen when its run began; None when there is no checkpoint yet."""
+    folder = next(iter(finished(Path(recipe.log.out))), None)
+    if folder is None:
+        return None
+    then = read_manifest(folder)["settings"]
+    return parse(recipe.settings() | {key: then[key] for key in ("model", "train")})
+
+
 def choose(recipe: Recipe, budget: str | None, depth: int | None, quiet: bool = False) -> Recipe:
     """`recipe` with model, batch, length of training and rate set. With both, the depth is kept and the time bounds the
     training."""
     folders = token_folders(recipe)
     if not folders:
         raise RecipeError("the recipe lacks data.tokens, a folder from `camelid tokens build`")
+    if budget is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("--budget times one process; choose with `camelid plan --budget`, then set model and train")
+    if recipe.train.threads:
+        torch.set_num_threads(recipe.train.threads)
     if depth is not None and not 1 <= depth <= DEEPEST:
         raise InputError(f"--depth {depth} is not between 1 and {DEEPEST}")
     vocab, length = len(load_tokenizer(folders[0] / "tokenizer")), recipe.train.sequence_length

@@ -158,7 +158,8 @@ class Saver:
                 f"{f'The last finished checkpoint, {newest.name}, is intact' if newest else 'No checkpoint exists yet'}"
                 "; make room or mend the disk, then go on with --resume"
             ) from None
-        for old in finished(self.run)[self.keep :]:
+        # Newer folders than this one are damaged, or the run would not have begun before them: they do not count.
+        for old in [p for p in finished(self.run) if p.name <= out.name][self.keep :]:
             try:
                 remove(old)
             except OSError as error:  # the run is not at risk; the next start sweeps
@@ -208,7 +209,7 @@ def preflight(run: Path, needed: int, keep: int) -> None:
     free, wanted = shutil.disk_usage(place).free + already, needed * (keep + 1)
     if free < wanted:
         raise InputError(
-            f"log.out {run}: {keep + 1} checkpoints of {needed / 2**20:,.0f} MiB do not fit into the "
+            f"log.out {run}: {keep + 1} checkpoint(s) of {needed / 2**20:,.0f} MiB do not fit into the "
             f"{free / 2**20:,.0f} MiB that are free: make room, choose another log.out, or lower checkpoint.keep"
         )
 
@@ -230,7 +231,9 @@ def restore(folder: Path, model: Llama, optimizer: torch.optim.Optimizer) -> Loo
     optimizer.state.clear()
     for name, value in load_file(folder / MOMENTS).items():
         parameter = parameters[name.rpartition("/")[0]]
-        like = value if value.shape != parameter.shape else spread(value, parameter)
+        # A copy, for the file may be pruned; a counter of steps belongs on the weight's device too.
+        like = spread(value, parameter) if value.shape == parameter.shape else value.to(parameter.device)
+        like = like.clone()
         optimizer.state[parameter][name.rpartition("/")[2]] = like
     torch.set_rng_state(load_file(folder / RANDOM)["cpu"])
     return LoopState(**json.loads((folder / LOOP).read_text()))

@@ -20,8 +20,8 @@ from camelid.train.step import Job, rows_per_step
 
 def estimate(recipe: Recipe, price: float = 0.0, probe: bool = True) -> dict[str, Any]:
     """`parameters`, `memory_bytes` by part, `tokens_per_second` (supervised ones), `steps`, `hours`, `cost` (at `price`
-    an hour), the schedule drawn, whether it `fits`, and all of it `said` in a line. Without `probe` no weight is made and
-    no speed measured: a 65B model is planned on a laptop."""
+    an hour), the schedule drawn, whether it `fits`, and all of it `said` in a line. Without `probe` no weight is
+    made and no speed measured: a 65B model is planned on a laptop."""
     if recipe.train.threads:
         torch.set_num_threads(recipe.train.threads)
     with ranks(recipe.parallel) as who:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, Self, TextIO
 
@@ -79,12 +80,14 @@ class Log:
         self.started = time.monotonic()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._file:
-            self._file.close()
-            self._report()
-        if self._board:
-            self._board.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        # On a full disk the first error is the one to hear of.
+        with suppress(OSError) if kind else nullcontext():
+            if self._file:
+                self._file.close()
+                self._report()
+            if self._board:
+                self._board.close()
 
     def step(self, state: LoopState, taken: Taken, rate: float) -> str:
         """Record a step; returns what a progress line says about it."""

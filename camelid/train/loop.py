@@ -30,7 +30,7 @@ from camelid.train.checkpoint import LoopState, Saver
 from camelid.train.guard import WINDOW, Stop, stoppable
 from camelid.train.log import Log
 from camelid.train.optimizer import optimizer_for
-from camelid.train.parallel import Ranks, anywhere, rows_of_all, told
+from camelid.train.parallel import Ranks, anywhere, rows_of_all, together, told
 from camelid.train.schedule import drawn, learning_rate
 from camelid.train.step import Job, Taken, rows_per_step, train_step
 
@@ -59,7 +59,7 @@ def run(job: Job, resume: bool = False, who: Ranks | None = None) -> dict[str, A
     if job.recipe.train.threads:
         torch.set_num_threads(job.recipe.train.threads)
     out = Path(job.recipe.log.out)
-    with stoppable() as stop, _alone(out, who):
+    with stoppable() as stop, _alone(out, who), told(who, 0):
         return _Run(job, out, who, stop).go(resume)
 
 
@@ -74,9 +74,11 @@ class _Run:
 
     def go(self, resume: bool) -> dict[str, Any]:
         job, out = self.job, self.out
-        last = checkpoint.newest_good(out) if resume else next(iter(checkpoint.finished(out)), None)
-        if last and not resume:
+        if checkpoint.finished(out) and not resume:
             raise InputError(f"{out} already holds a run: continue it with --resume, or choose another log.out")
+        last = self._newest() if resume else None
+        if resume and not last and checkpoint.finished(out):
+            raise InputError(f"{out}: no checkpoint is whole, there is nothing to go on from. Choose another log.out")
         if last:
             same_run(last, job)
         self.planned = plan.memory(job, self.who)
@@ -90,7 +92,8 @@ class _Run:
         self.optimizer = optimizer_for(job.model, recipe.train)
         if self.who.rank == 0:
             checkpoint.sweep(out)
-            checkpoint.preflight(out, self.planned["checkpoint"], recipe.checkpoint.keep)
+            kept = recipe.checkpoint.keep if recipe.checkpoint.every else 0
+            checkpoint.preflight(out, self.planned["checkpoint"], kept)
         if last:
             self.state = checkpoint.restore(last, job.model, self.optimizer)
         job.model.train()
@@ -108,6 +111,8 @@ class _Run:
                     self._train(log, advance)
                 finally:
                     self.saver.wait()
+            with told(self.who, self.state.step):
+                together(self.who)
             return self._summary(log)
 
     def _train(self, log: Log, advance: Advance) -> None:
@@ -122,11 +127,14 @@ class _Run:
                 advance(state.step, log.step(state, taken, rate))
                 if taken.skipped:
                     self._dump(batch, taken)
-                    if state.in_a_row >= self.job.recipe.train.max_skips:
-                        self._roll_back(taken, log)
-                        incoming = self._incoming()
+                if state.in_a_row >= self.job.recipe.train.max_skips:
+                    self._roll_back(taken, log)
+                    incoming = self._incoming()
+                    continue
                 asked = anywhere(self.who, self.stop.signal)
-                if state.step == state.steps or asked or (every and state.step % every == 0):
+                # Amid a bad stretch nothing is saved: going back there would be going nowhere.
+                due = bool(every) and state.step % (every or 1) == 0 and not state.in_a_row
+                if state.step == state.steps or asked or due:
                     self._save()
                 if asked:
                     log.stopped = signal.Signals(asked).name
@@ -166,9 +174,7 @@ class _Run:
     def _roll_back(self, taken: Taken, log: Log) -> None:
         """Back to the last checkpoint's weights; the data goes on after the bad stretch."""
         state, settings = self.state, self.job.recipe.train
-        self.saver.wait()
-        anywhere(self.who, 0)  # all ranks look once the first one's writing is done
-        last = checkpoint.newest_good(self.out)
+        last = self._newest()
         if last is None or state.rollbacks >= settings.max_rollbacks:
             tried = (
                 f"after {state.rollbacks} returns to a checkpoint" if state.rollbacks else "no checkpoint to return to"
@@ -179,11 +185,21 @@ class _Run:
             )
         before = checkpoint.restore(last, self.job.model, self.optimizer)
         before.position, before.tokens, before.chain = state.position, state.tokens, state.chain
-        before.skipped, before.rollbacks = state.skipped, state.rollbacks + 1
+        before.skipped, before.rollbacks, before.in_a_row = state.skipped, state.rollbacks + 1, 0
         self.state.__dict__.update(before.__dict__)
         log.rolled_back(self.state)
 
+    def _newest(self) -> Path | None:
+        """The newest whole checkpoint, the first rank's choice once nothing is being written."""
+        self.saver.wait()
+        together(self.who)
+        found = checkpoint.newest_good(self.out) if self.who.rank == 0 else None
+        step = anywhere(self.who, int(found.name.removeprefix("step-")) if found else -1)
+        return checkpoint.folder_of(self.out, step) if step >= 0 else None
+
     def _save(self) -> None:
+        self.saver.wait()
+        together(self.who)
         background = self.job.recipe.checkpoint.background and self.state.step < self.state.steps
         first = self.who.rank == 0
         taken = checkpoint.snapshot(self.job.model, self.optimizer, self.state, keep=first, copy=background)
@@ -192,16 +208,14 @@ class _Run:
                             settings=self.job.recipe.settings(), generation=self.job.generation)  # fmt: skip
 
     def _summary(self, log: Log) -> dict[str, Any]:
-        folder = next(iter(checkpoint.finished(self.out)), None)
-        if folder is None:
-            raise CamelidError(f"{self.out} has no finished checkpoint")
+        folder = checkpoint.folder_of(self.out, self.state.step)
         figures = log.figures()
         return {
             "steps": self.state.step,
             **figures,
             "tokens": self.state.tokens,
             "checkpoint": str(folder),
-            "digest": checkpoint.weights_digest(folder),
+            "digest": checkpoint.weights_digest(folder) if self.who.rank == 0 else None,
             "skipped_steps": self.state.skipped,
             "planned": {"memory_bytes": self.planned["peak"]},
             "measured": {"memory_bytes": plan.peak_memory(self.who), "tokens_per_second": figures["tokens_per_second"]},

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 TIMEOUT = timedelta(seconds=60)  # how long a rank waits for another before it gives up
+PATIENCE = timedelta(minutes=30)  # and how long for the one that writes a checkpoint
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Ranks:
     world: int = 1
     tensor: int = 1
     mesh: DeviceMesh | None = None
+    patient: Any = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
@@ -72,7 +74,8 @@ def ranks(settings: ParallelSection) -> Iterator[Ranks]:
     try:
         shape = (world // settings.tensor, settings.tensor)
         mesh = init_device_mesh(device.type, shape, mesh_dim_names=("data", "tensor"))
-        yield Ranks(rank, world, settings.tensor, mesh, device)
+        patient = distributed.new_group(backend="gloo", timeout=PATIENCE)
+        yield Ranks(rank, world, settings.tensor, mesh, patient, device)
     finally:
         if not joined:
             distributed.destroy_process_group()
@@ -171,6 +174,14 @@ def anywhere(who: Ranks, value: int) -> int:
     shared = torch.tensor(value, device=who.device)
     distributed.all_reduce(shared, op=distributed.ReduceOp.MAX)
     return int(shared)
+
+
+def together(who: Ranks) -> None:
+    """Wait until every rank is here: patiently, for the first one may be writing a checkpoint."""
+    if who.world > 1:
+        from torch import distributed
+
+        distributed.all_reduce(torch.zeros(1), group=who.patient)
 
 
 def rows_of_all(who: Ranks, mine: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ def memory(job: Job, who: Ranks | None = None) -> dict[str, int]:
     checkpoint = 4 * number + moments
     every, background = job.recipe.checkpoint.every, job.recipe.checkpoint.background
     lasting = checkpoint > WRITTEN_AT_ONCE and who.rank == 0
-    parts["copy"] = checkpoint if background and every and lasting else 0
+    parts["copy"] = checkpoint if background and every and lasting and who.device.type == "cpu" else 0
     parts["process"] = (
         0
         if who.device.type == "cuda"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -59,17 +58,13 @@ def pretraining(recipe: Recipe, folders: Sequence[Path], who: Ranks, quiet: bool
     source = token_source(folders, recipe.data.weights, recipe.train.sequence_length, recipe.train.seed)
     tokenizer = load_tokenizer(folders[0] / "tokenizer")
     config = model_config(recipe, tokenizer)
-    torch.manual_seed(recipe.train.seed)
-    if who.world == 1 or not weights:
-        with nullcontext() if weights else torch.device("meta"):
-            model = Llama(config)
-        model = model.to(who.device) if weights else model
-    else:  # drawn tensor by tensor: the weights are those of one process, and no rank ever holds them all
-        with torch.device("meta"):
-            model = Llama(config)
+    with torch.device("meta"):
+        model = Llama(config)
+    if weights:  # drawn tensor by tensor: the same for any number of ranks, and none of them ever holds them all
         shard(model, who)
         model.to_empty(device=who.device)
         model.tie()
+        torch.manual_seed(recipe.train.seed)
         initialize(model, put=lambda parameter, whole: parameter.copy_(spread(whole, parameter)))
     return Job(model, tokenizer, source, recipe, list(folders), quiet=quiet)
 

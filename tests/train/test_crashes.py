@@ -221,7 +221,7 @@ def test_other_data_does_not_resume(tokens: Path, tokenizer: Tokenizer, tmp_path
 def test_a_full_disk_is_seen_before_the_run(tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free = shutil.disk_usage(tmp_path)._replace(free=100_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
-    with pytest.raises(InputError, match=r"10 checkpoints .* do not fit"):
+    with pytest.raises(InputError, match=r"10 checkpoint.* do not fit"):
         pretrain(recipe(tokens, tmp_path / "run"), quiet=True)
     assert not (tmp_path / "run").exists()
 
@@ -236,3 +236,18 @@ def test_two_runs_do_not_share_a_folder(tokens: Path, tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
+
+
+def test_fresh_good_checkpoints_outlive_damaged_newer_ones(
+    small: LlamaConfig, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    model = Llama(small)
+    trained = Trained(model, optimizer_for(model, TrainSection()), tokenizer, tmp_path)
+    for step in (50, 60):
+        trained.save(step)
+        (checkpoint.folder_of(tmp_path, step) / "config.json").write_text("{}")
+    for step in (1, 2, 3):
+        trained.save(step)
+    assert checkpoint.newest_good(tmp_path) == checkpoint.folder_of(tmp_path, 3)
+    assert checkpoint.folder_of(tmp_path, 2).exists()
+    assert not checkpoint.folder_of(tmp_path, 1).exists()

@@ -22,6 +22,7 @@ from camelid.train.step import rows_per_step
 
 from .test_crashes import run_of
 
+ONCE = ("train.steps=1", "checkpoint.every=50")
 SCRIPT = Path(__file__).parent / "rank.py"
 
 
@@ -63,10 +64,22 @@ def difference(a: Path, b: Path, name: str) -> float:
     return max(float((left[k].double() - right[k].double()).abs().max()) for k in left)
 
 
+class Alone(dict[str, Path]):
+    """What one process makes, by optimizer, trained when first asked for."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__()
+        self.root = root
+
+    def __missing__(self, kind: str) -> Path:
+        self[kind] = trained(self.root / kind, 1, kind=kind)
+        return self[kind]
+
+
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Alone:
     root = tmp_path_factory.mktemp("alone")
-    return {kind: trained(root / kind, 1, kind=kind) for kind in ("adamw", "muon")}
+    return Alone(root)
 
 
 SLOW = pytest.mark.nightly
@@ -74,11 +87,15 @@ SLOW = pytest.mark.nightly
 
 @pytest.mark.parametrize(
     ("world", "tensor", "kind"),
-    [(2, 1, "adamw"), (2, 2, "adamw"), (4, 2, "adamw"), (2, 1, "muon"), pytest.param(4, 2, "muon", marks=SLOW)],
+    [
+        (2, 1, "adamw"),
+        (4, 2, "adamw"),
+        pytest.param(2, 2, "adamw", marks=SLOW),
+        pytest.param(2, 1, "muon", marks=SLOW),
+        pytest.param(4, 2, "muon", marks=SLOW),
+    ],
 )
-def test_the_ranks_together_are_one_process(
-    alone: dict[str, Path], tmp_path: Path, world: int, tensor: int, kind: str
-) -> None:
+def test_the_ranks_together_are_one_process(alone: Alone, tmp_path: Path, world: int, tensor: int, kind: str) -> None:
     many = trained(tmp_path / "many", world, tensor, kind=kind)
     ours, one = (json.loads((f / "losses.json").read_text()) for f in (many, alone[kind]))
     assert abs(ours["losses"][0] - one["losses"][0]) <= 1e-12
@@ -96,6 +113,23 @@ def test_resharding_keeps_every_bit(tmp_path: Path, kind: str) -> None:
         last = trained(tmp_path / str(number), world, tensor, 0, kind, last / "step-00000001")
     assert difference(first, last, "weights.safetensors") == 0
     assert difference(first, last, "moments.safetensors") == 0
+
+
+def test_two_ranks_end_a_run_that_saves_once_and_begin_as_one_does(tokens: Path, tmp_path: Path) -> None:
+    """No checkpoint but the last: every rank ends well, with the weights' beginning and the rows of one process."""
+    command = [*run_of(tokens, tmp_path / "two"), *ONCE]
+    ranks = start(command, 2)
+    for rank in ranks:
+        _, err = rank.communicate(timeout=120)
+        assert rank.returncode == 0, err
+    alone = [*run_of(tokens, tmp_path / "one"), *ONCE]
+    subprocess.run(alone, check=True, capture_output=True)
+    ours, theirs = (json.loads((tmp_path / f / "metrics.jsonl").read_text()) for f in ("two", "one"))
+    assert ours["rows"] == theirs["rows"]
+    assert ours["tokens"] == theirs["tokens"]
+    assert abs(ours["loss"] - theirs["loss"]) < 1e-5
+    weights = [next((tmp_path / f / "checkpoints").iterdir()) for f in ("two", "one")]
+    assert difference(*weights, "model.safetensors") < 1e-4
 
 
 def test_batches_and_heads_that_do_not_divide() -> None:
