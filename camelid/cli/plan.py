@@ -20,12 +20,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     from camelid.recipe import load
-    from camelid.train.budget import choose
+    from camelid.train.budget import wished
     from camelid.train.estimate import estimate
 
-    recipe = load(options.recipe, options.settings)
-    if options.budget is not None or options.depth is not None:
-        recipe = choose(recipe, options.budget, options.depth, quiet=options.json)
+    recipe = wished(load(options.recipe, options.settings), options.budget, options.depth, quiet=options.json)
     found = estimate(recipe, price=options.price, probe=not options.no_probe)
     if not options.json:
         for name, size in found["memory_bytes"].items():

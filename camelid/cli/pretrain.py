@@ -16,11 +16,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     from camelid.train import pretrain
-    from camelid.train.budget import as_begun, choose
+    from camelid.train.budget import wished
 
     def chosen(recipe: Any, resume: bool, quiet: bool) -> dict[str, Any]:
-        if options.budget is not None or options.depth is not None:
-            recipe = (resume and as_begun(recipe)) or choose(recipe, options.budget, options.depth, quiet)
+        recipe = wished(recipe, options.budget, options.depth, resume, quiet)
         return pretrain(recipe, resume=resume, quiet=quiet)
 
     return training.run(options, chosen)

@@ -27,15 +27,19 @@ def resolve(source: str | Path) -> Path:
         raise InputError(f"no model at {source}: no such file or folder.{hint}")
     if path.is_file() or (path / "config.json").exists():
         return path
-    runs = sorted(path.glob("checkpoints/step-*"), key=lambda p: p.name, reverse=True)
-    for checkpoint in runs:
-        if (checkpoint / MANIFEST).exists():
-            return checkpoint
+    if checkpoints := finished(path):
+        return checkpoints[0]
     found = ", ".join(sorted(p.name for p in path.iterdir())[:6]) or "nothing"
     raise InputError(
         f"{path} is not a model: it holds neither config.json nor checkpoints/step-*/ with a manifest "
         f"(it holds {found})"
     )
+
+
+def finished(run: Path) -> list[Path]:
+    """The finished checkpoints of a run folder, newest first."""
+    found = sorted(run.glob("checkpoints/step-*"), key=lambda p: p.name, reverse=True)
+    return [p for p in found if (p / MANIFEST).exists()]
 
 
 def open_model(source: str | Path) -> Checkpoint:

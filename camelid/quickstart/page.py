@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from camelid.report.page import Curve, Page
+from camelid.train.log import applied
 
 
 def write_report(folder: Path, result: dict[str, Any]) -> None:
@@ -22,7 +22,7 @@ def write_report(folder: Path, result: dict[str, Any]) -> None:
     _compression(page, result["compression"])
     _docstrings(page, result["docstrings"])
     for run, title in (("base", "Pre-training loss, nats per token"), ("tuned", "Fine-tuning loss, nats per token")):
-        records = [json.loads(line) for line in (folder / run / "metrics.jsonl").read_text().splitlines()]
+        records = applied(folder / run)
         steps = [float(r["step"]) for r in records]
         page.plot(title, [Curve("loss", steps, [r["loss"] for r in records])], x="step")
     page.heading("The pre-trained model goes on from “def read_lines(path):”")

@@ -16,11 +16,10 @@ from typing import Any
 import torch
 
 from camelid.artifact import read_manifest
-from camelid.errors import InputError, RecipeError
-from camelid.formats.load import load_tokenizer
+from camelid.errors import InputError
+from camelid.formats.load import finished, load_tokenizer
 from camelid.model.config import LlamaConfig
 from camelid.recipe import Recipe, parse
-from camelid.train.checkpoint import finished
 from camelid.train.log import flops_per_token, peak_flops
 from camelid.train.pretrain import token_folders
 
@@ -49,7 +48,15 @@ def shape(depth: int) -> dict[str, Any]:
     }
 
 
-def as_begun(recipe: Recipe) -> Recipe | None:
+def wished(recipe: Recipe, budget: str | None, depth: int | None, resume: bool = False, quiet: bool = False) -> Recipe:
+    """`recipe` as it is without a wish; else with what `choose` makes of it, or made of it when the run began that is
+    resumed."""
+    if budget is None and depth is None:
+        return recipe
+    return (_as_begun(recipe) if resume else None) or choose(recipe, budget, depth, quiet)
+
+
+def _as_begun(recipe: Recipe) -> Recipe | None:
     """`recipe` with what was chosen when its run began; None when there is no checkpoint yet."""
     folder = next(iter(finished(Path(recipe.log.out))), None)
     if folder is None:
@@ -62,8 +69,6 @@ def choose(recipe: Recipe, budget: str | None, depth: int | None, quiet: bool = 
     """`recipe` with model, batch, length of training and rate set. With both, the depth is kept and the time bounds the
     training."""
     folders = token_folders(recipe)
-    if not folders:
-        raise RecipeError("the recipe lacks data.tokens, a folder from `camelid tokens build`")
     if budget is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("--budget times one process; choose with `camelid plan --budget`, then set model and train")
     if recipe.train.threads:
@@ -95,9 +100,9 @@ def choose(recipe: Recipe, budget: str | None, depth: int | None, quiet: bool = 
     train |= {"minutes": seconds(budget) / 60} if budget else {"steps": max(1, tokens // batch)}
     raw = recipe.settings() | {"model": shape(depth), "train": train}
     if not quiet:
-        wished = f"{budget} at half of {named}" if budget else f"{tokens:,} tokens, 20 a weight"
+        goal = f"{budget} at half of {named}" if budget else f"{tokens:,} tokens, 20 a weight"
         print(
-            f"{depth} layers of width {64 * depth} for {wished}: batches of {batch:,} tokens, rate {rate:.2g} "
+            f"{depth} layers of width {64 * depth} for {goal}: batches of {batch:,} tokens, rate {rate:.2g} "
             f"(Muon {recipe.train.muon_learning_rate:g})",
             file=sys.stderr,
         )

@@ -25,6 +25,7 @@ from torch import Tensor
 from camelid.artifact import MANIFEST, damage, new_folder, read_manifest, write_manifest
 from camelid.errors import CamelidError, FormatError, InputError
 from camelid.formats.hf import WEIGHTS, write_weights
+from camelid.formats.load import finished
 from camelid.formats.safetensors_file import write_safetensors
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
@@ -169,12 +170,6 @@ class Saver:
 def folder_of(run: Path, step: int) -> Path:
     """Where the checkpoint of a step lies."""
     return run / "checkpoints" / f"step-{step:08}"
-
-
-def finished(run: Path) -> list[Path]:
-    """The finished checkpoints of a run, newest first."""
-    found = sorted(run.glob("checkpoints/step-*"), key=lambda p: p.name, reverse=True)
-    return [p for p in found if (p / MANIFEST).exists()]
 
 
 def newest_good(run: Path) -> Path | None:

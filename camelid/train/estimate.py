@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from camelid.errors import RecipeError
 from camelid.kernels.memory import large_blocks
 from camelid.recipe import Recipe
 from camelid.train import plan
@@ -26,12 +24,7 @@ def estimate(recipe: Recipe, price: float = 0.0, probe: bool = True) -> dict[str
         torch.set_num_threads(recipe.train.threads)
     with ranks(recipe.parallel) as who:
         job = _job(recipe, who, probe)
-        parts = plan.memory(job, who)
-        refused = None
-        try:
-            plan.fit(job, parts, who)
-        except RecipeError as error:
-            refused = str(error)
+        parts, refused = plan.fit(job, who)
         probe = probe and not refused
         job.model.train()
         rows = rows_per_step(recipe.train, who.data_world)
@@ -59,7 +52,4 @@ def estimate(recipe: Recipe, price: float = 0.0, probe: bool = True) -> dict[str
 def _job(recipe: Recipe, who: Ranks, weights: bool) -> Job:
     if recipe.finetune or recipe.model.from_:
         return tuning(recipe, who, quiet=True)[0]
-    folders: list[Path] = token_folders(recipe)
-    if not folders:
-        raise RecipeError("the recipe names no data: set data.tokens, or model.from and data.files")
-    return pretraining(recipe, folders, who, quiet=True, weights=weights)
+    return pretraining(recipe, token_folders(recipe), who, quiet=True, weights=weights)

@@ -154,10 +154,15 @@ class Log:
         page.write(self.out / "report.html")
 
 
-def _earlier(path: Path, step: int) -> list[dict[str, Any]]:
+def applied(out: Path) -> list[dict[str, Any]]:
+    """The records of a run's steps that have a loss, in order; what a return to a checkpoint undid is left out."""
+    return [record for record in _earlier(out / METRICS) if record.get("loss") is not None]
+
+
+def _earlier(path: Path, step: int | None = None) -> list[dict[str, Any]]:
     """Records of an earlier part of the run, up to the step it goes on from; half a line at the end is no record."""
     found: list[dict[str, Any]] = []
-    if not step or not path.exists():
+    if step == 0 or not path.exists():
         return found
     for line in path.read_text().splitlines():
         try:
@@ -166,7 +171,7 @@ def _earlier(path: Path, step: int) -> list[dict[str, Any]]:
             continue
         if "rolled_back" in record:
             found = [r for r in found if r["step"] <= record["step"]]
-        if record["step"] <= step:
+        if step is None or record["step"] <= step:
             found.append(record)
     return found
 

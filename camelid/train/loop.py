@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 from camelid.artifact import MANIFEST, sha256_file, write_atomic
-from camelid.errors import CamelidError, InputError
+from camelid.errors import CamelidError, InputError, RecipeError
+from camelid.formats.load import finished
 from camelid.kernels.memory import large_blocks
 from camelid.report.progress import Advance, progress
 from camelid.tokens.batch import IGNORE, Batch
@@ -74,15 +75,16 @@ class _Run:
 
     def go(self, resume: bool) -> dict[str, Any]:
         job, out = self.job, self.out
-        if checkpoint.finished(out) and not resume:
+        if finished(out) and not resume:
             raise InputError(f"{out} already holds a run: continue it with --resume, or choose another log.out")
         last = self._newest() if resume else None
-        if resume and not last and checkpoint.finished(out):
+        if resume and not last and finished(out):
             raise InputError(f"{out}: no checkpoint is whole, there is nothing to go on from. Choose another log.out")
         if last:
             same_run(last, job)
-        self.planned = plan.memory(job, self.who)
-        plan.fit(job, self.planned, self.who)
+        self.planned, refused = plan.fit(job, self.who)
+        if refused:
+            raise RecipeError(refused)
         with large_blocks(kept=not job.model.activation_checkpointing):
             return self._from(last)
 
@@ -122,7 +124,8 @@ class _Run:
             with told(self.who, state.step + 1):
                 state.position, batch = next(incoming)
                 rate = learning_rate(state.step, state.steps, self.job.recipe.train)
-                taken = train_step(self.job, self.optimizer, batch, rate, self.who, state.recent)
+                taken = train_step(self.job.model, self.optimizer, batch, self.job.recipe.train, rate, self.who,
+                                   state.recent, self.job.loss)  # fmt: skip
                 self._count(batch, taken)
                 advance(state.step, log.step(state, taken, rate))
                 if taken.skipped:

@@ -16,7 +16,7 @@ from camelid.train.parallel import full, spread
 def optimizer_for(model: Llama, settings: TrainSection) -> torch.optim.AdamW:
     """The optimizer that the recipe names; everything that Muon does not move is AdamW's, in torch's fused step."""
     muon = settings.optimizer == "muon"
-    matrices = [p for name, p in model.named_parameters() if muon and p.dim() == 2 and name.startswith("layers.")]
+    matrices = _blocks_matrices(model) if muon else []
     moved = set(matrices)
     rest = [p for p in model.parameters() if p not in moved]
     groups: list[dict[str, Any]] = [
@@ -29,6 +29,16 @@ def optimizer_for(model: Llama, settings: TrainSection) -> torch.optim.AdamW:
     betas = (settings.beta1, settings.beta2)
     kind = Muon if muon else torch.optim.AdamW
     return kind(groups, lr=settings.learning_rate, betas=betas, eps=settings.eps, fused=True)
+
+
+def moment_bytes(model: Llama, settings: TrainSection) -> int:
+    """Of all that the optimizer keeps: two float32 moments a weight, one where Muon moves it."""
+    moved = sum(p.numel() for p in _blocks_matrices(model)) if settings.optimizer == "muon" else 0
+    return 8 * model.num_parameters() - 4 * moved
+
+
+def _blocks_matrices(model: Llama) -> list[Tensor]:
+    return [p for name, p in model.named_parameters() if p.dim() == 2 and name.startswith("layers.")]
 
 
 class Muon(torch.optim.AdamW):

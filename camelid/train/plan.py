@@ -12,12 +12,10 @@ import time
 
 import torch
 
-from camelid.errors import RecipeError
-from camelid.model.config import LlamaConfig
 from camelid.recipe import TrainSection
 from camelid.tokens.loader import batches
 from camelid.train.guard import Stop
-from camelid.train.optimizer import optimizer_for
+from camelid.train.optimizer import moment_bytes, optimizer_for
 from camelid.train.parallel import Ranks, anywhere
 from camelid.train.rehearse import step_memory
 from camelid.train.step import Job, micro_rows, rows_per_step, train_step
@@ -37,8 +35,7 @@ def memory(job: Job, who: Ranks | None = None) -> dict[str, int]:
     who = who or Ranks()
     settings, config = job.recipe.train, job.model.config
     number = config.num_parameters()
-    moved = config.num_hidden_layers * _matrices(config) if settings.optimizer == "muon" else 0
-    moments = 8 * number - 4 * moved
+    moments = moment_bytes(job.model, settings)
     own = _own_rows(settings, who)
     rows = min(micro_rows(settings), own)
     step = step_memory(config, rows, settings.sequence_length, -(-own // rows), job.model.activation_checkpointing,
@@ -51,16 +48,13 @@ def memory(job: Job, who: Ranks | None = None) -> dict[str, int]:
         "step": max(step - gradients, 0) + gradients // who.world,
     }
     checkpoint = 4 * number + moments
+    on_cpu = who.device.type == "cpu"
     every, background = job.recipe.checkpoint.every, job.recipe.checkpoint.background
     lasting = checkpoint > WRITTEN_AT_ONCE and who.rank == 0
-    parts["copy"] = checkpoint if background and every and lasting and who.device.type == "cpu" else 0
-    parts["process"] = (
-        0
-        if who.device.type == "cuda"
-        else max(0, _resident() - (0 if job.model.device.type == "meta" else parts["weights"]))
-    )
-    if who.device.type == "cpu" and not job.model.activation_checkpointing:
-        parts["process"] += GAPS
+    parts["copy"] = checkpoint if background and every and lasting and on_cpu else 0
+    made = 0 if job.model.device.type == "meta" else parts["weights"]
+    gaps = 0 if job.model.activation_checkpointing else GAPS
+    parts["process"] = max(0, _resident() - made) + gaps if on_cpu else 0
     parts["peak"] = sum(parts.values())
     parts["checkpoint"] = checkpoint
     return parts
@@ -70,31 +64,27 @@ def _own_rows(settings: TrainSection, who: Ranks) -> int:
     return rows_per_step(settings, who.data_world) // who.data_world
 
 
-def _matrices(config: LlamaConfig) -> int:
-    """Weights of one layer's matrices."""
-    embeddings = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
-    layers = config.num_hidden_layers
-    return (config.num_parameters() - embeddings - config.hidden_size) // layers - 2 * config.hidden_size
-
-
-def fit(job: Job, parts: dict[str, int], who: Ranks) -> None:
-    """Turn activation checkpointing on where the recipe says so, or where it leaves the choice and memory is short;
-    `parts` follows. Raises RecipeError when the run does not fit even so."""
+def fit(job: Job, who: Ranks) -> tuple[dict[str, int], str | None]:
+    """Turn activation checkpointing on where the recipe says so, or where it leaves the choice and memory is short.
+    Returns the memory by part, and why the run does not fit even so, if it does not. All ranks decide alike."""
     settings = job.recipe.train
-    job.model.activation_checkpointing = settings.activation_checkpointing == "on"
     limit = int(settings.memory_gib * 2**30) if settings.memory_gib else available(who)
-    parts.update(memory(job, who))
-    if settings.activation_checkpointing == "auto" and anywhere(who, int(parts["peak"] > limit)):
+    job.model.activation_checkpointing = settings.activation_checkpointing == "on"
+    parts = memory(job, who)
+    short = anywhere(who, int(parts["peak"] > limit))
+    if short and settings.activation_checkpointing == "auto":
         job.model.activation_checkpointing = True
-        parts.update(memory(job, who))
-    if anywhere(who, int(parts["peak"] > limit)):
-        largest = max((n for n in parts if n not in ("peak", "checkpoint")), key=lambda n: parts[n])
-        fewer = "train.micro_batch_rows=1" if micro_rows(settings) > 1 else "a shorter train.sequence_length"
-        cure = fewer if largest == "step" else "a smaller model, or more processes"
-        raise RecipeError(
-            f"the run needs {parts['peak'] / 2**30:.1f} GiB and may use {limit / 2**30:.1f} GiB; most is {largest}, "
-            f"{parts[largest] / 2**30:.1f} GiB: try {cure}, or raise train.memory_gib"
-        )
+        parts = memory(job, who)
+        short = anywhere(who, int(parts["peak"] > limit))
+    if not short:
+        return parts, None
+    largest = max((n for n in parts if n not in ("peak", "checkpoint")), key=lambda n: parts[n])
+    fewer = "train.micro_batch_rows=1" if micro_rows(settings) > 1 else "a shorter train.sequence_length"
+    cure = fewer if largest == "step" else "a smaller model, or more processes"
+    return parts, (
+        f"the run needs {parts['peak'] / 2**30:.1f} GiB and may use {limit / 2**30:.1f} GiB; most is {largest}, "
+        f"{parts[largest] / 2**30:.1f} GiB: try {cure}, or raise train.memory_gib"
+    )
 
 
 def available(who: Ranks) -> int:
@@ -135,7 +125,7 @@ def seconds_per_step(job: Job, who: Ranks | None = None, stop: Stop | None = Non
     seconds = []
     for number in range(PROBE_STEPS):  # the first ones also warm caches and allocators up
         started = time.monotonic()
-        train_step(job, optimizer, next(incoming)[1], 0.0, who)
+        train_step(job.model, optimizer, next(incoming)[1], job.recipe.train, 0.0, who, loss_of=job.loss)
         seconds.append(time.monotonic() - started)
         if number and anywhere(who, int(sum(seconds) > 60 or bool(stop and stop.signal))):
             break

@@ -47,8 +47,6 @@ def model_config(recipe: Recipe, tokenizer: Tokenizer) -> LlamaConfig:
 def pretrain(recipe: Recipe, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
     """Train a new model on `data.tokens`. Returns the run's summary (see `loop.run`)."""
     folders = token_folders(recipe)
-    if not folders:
-        raise RecipeError("the recipe lacks data.tokens, a folder from `camelid tokens build`")
     with ranks(recipe.parallel) as who:
         return run(pretraining(recipe, folders, who, quiet), resume, who)
 
@@ -70,15 +68,15 @@ def pretraining(recipe: Recipe, folders: Sequence[Path], who: Ranks, quiet: bool
 
 
 def token_folders(recipe: Recipe) -> list[Path]:
-    """The folders that `data.tokens` names."""
+    """The folders that `data.tokens` names. Raises RecipeError when there is none."""
     named = recipe.data.tokens
-    return [Path(name) for name in ([named] if isinstance(named, str) else named or [])]
+    if not named:
+        raise RecipeError("the recipe lacks data.tokens, a folder from `camelid tokens build`")
+    return [Path(name) for name in ([named] if isinstance(named, str) else named)]
 
 
 def token_source(folders: Sequence[Path], weights: Sequence[float], sequence_length: int, seed: int) -> Source:
     """The rows of one tokens folder, or of several by weight. Raises InputError when their tokenizers differ."""
-    if not folders:
-        raise RecipeError("data.tokens is empty: name a folder from `camelid tokens build`")
     sources = [PackedTokens(folder, sequence_length, seed) for folder in folders]
     digests = [source.index["tokenizer_digest"] for source in sources]
     for folder, digest in zip(folders, digests, strict=True):

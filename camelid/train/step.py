@@ -85,12 +85,11 @@ def micro_rows(settings: TrainSection) -> int:
 
 
 def train_step(
-    job: Job, optimizer: torch.optim.Optimizer, batch: Batch, rate: float,
-    who: Ranks | None = None, recent: Sequence[float] = (),
+    model: Llama, optimizer: torch.optim.Optimizer, batch: Batch, settings: TrainSection, rate: float,
+    who: Ranks | None = None, recent: Sequence[float] = (), loss_of: Loss = loss_sum,
 ) -> Taken:  # fmt: skip
     """One update on this rank's rows of the global batch; skipped when `guard.objection` has one."""
     who = who or Ranks()
-    settings, model = job.recipe.train, job.model
     supervised = int(total(who, torch.tensor(batch.supervised(), device=model.device)))
     if not supervised:
         raise CamelidError("no token of a whole batch is supervised: check the data's labels")
@@ -99,7 +98,7 @@ def train_step(
     for first in range(0, rows, micro):
         sync_gradients(model, who, first + micro >= rows)
         with autocast(model.device, settings.dtype):
-            part = job.loss(model, batch.part(first, first + micro).to(model.device), settings.z_loss) / supervised
+            part = loss_of(model, batch.part(first, first + micro).to(model.device), settings.z_loss) / supervised
         part.backward()  # type: ignore[no-untyped-call]
         loss += part.detach()
     loss = total(who, loss)

@@ -19,7 +19,7 @@ from camelid.train import checkpoint
 from camelid.train.checkpoint import LoopState
 from camelid.train.optimizer import optimizer_for
 from camelid.train.parallel import full, ranks, shard, spread
-from camelid.train.step import Job, train_step
+from camelid.train.step import train_step
 
 ROWS, LENGTH = 8, 12
 
@@ -66,7 +66,6 @@ def main() -> None:
         if len(sys.argv) > 5:
             state = checkpoint.restore(Path(sys.argv[5]), model, optimizer)
         incoming = batches(Ragged(), state.position, ROWS, rank=who.data_rank, world=who.data_world)
-        job = Job(model, None, Ragged(), recipe, [])  # type: ignore[arg-type]
         losses, norms = [], []
         gradients: dict[str, torch.Tensor] = {}
         plain = optimizer.zero_grad
@@ -79,7 +78,7 @@ def main() -> None:
         optimizer.zero_grad = keep_first  # type: ignore[method-assign]
         for _ in range(steps):
             state.position, batch = next(incoming)
-            taken = train_step(job, optimizer, batch, 1e-2, who)
+            taken = train_step(model, optimizer, batch, recipe.train, 1e-2, who)
             losses.append(taken.loss)
             norms.append(taken.norm)
         kept = checkpoint.snapshot(model, optimizer, state, keep=who.rank == 0, copy=False)

@@ -17,6 +17,7 @@ import torch
 
 from camelid.artifact import damage
 from camelid.errors import CamelidError, InputError
+from camelid.formats.load import finished
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
 from camelid.recipe import TrainSection
@@ -94,9 +95,9 @@ def test_every_file_operation_of_a_save_may_fail(
             disk.cut_the_power()
         newest = checkpoint.newest_good(run)
         assert newest is not None
-        assert newest == checkpoint.finished(run)[0]  # nothing half-made passes for finished
-        finished = {int(p.name[5:]) for p in checkpoint.finished(run)}
-        assert finished >= {1, 2} or finished >= {2, 3}, (at, names[at - 1], end)
+        assert newest == finished(run)[0]  # nothing half-made passes for finished
+        steps = {int(p.name[5:]) for p in finished(run)}
+        assert steps >= {1, 2} or steps >= {2, 3}, (at, names[at - 1], end)
         if fault in ("die", "half", "power"):
             assert end == "died", whole.done[at - 1]
         elif end != "saved":
@@ -107,9 +108,7 @@ def test_every_file_operation_of_a_save_may_fail(
         checkpoint.restore(newest, trained.model, trained.optimizer)
         replace(trained, run=run).save(4)
         assert checkpoint.newest_good(run) == checkpoint.folder_of(run, 4)
-        assert (
-            sorted(p.name for p in (run / "checkpoints").iterdir()) == [p.name for p in checkpoint.finished(run)][::-1]
-        )
+        assert sorted(p.name for p in (run / "checkpoints").iterdir()) == [p.name for p in finished(run)][::-1]
 
 
 def run_of(tokens: Path, out: Path) -> list[str]:
@@ -137,11 +136,11 @@ def test_killed_at_random_moments_it_resumes_to_the_same_bits(tokens: Path, tmp_
     wanted = json.loads(subprocess.run(run_of(tokens, whole), capture_output=True, check=True).stdout)
     dice, kills = random.Random(1), 0
     for _ in range(10):
-        resume = ["--resume"] if checkpoint.finished(cut) else []
+        resume = ["--resume"] if finished(cut) else []
         process = subprocess.Popen([*run_of(tokens, cut), *resume], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        begun = len(checkpoint.finished(cut)), time.monotonic()
+        begun = len(finished(cut)), time.monotonic()
         while process.poll() is None and time.monotonic() - begun[1] < 60:
-            last = checkpoint.finished(cut)
+            last = finished(cut)
             if kills < 4 and last and int(last[0].name[5:]) > 2 * kills:  # a moment after something was saved
                 time.sleep(dice.random() * 0.03)
                 process.kill()
@@ -159,7 +158,7 @@ def test_killed_at_random_moments_it_resumes_to_the_same_bits(tokens: Path, tmp_
         [json.loads(line)["rows"] for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (cut, whole)
     ]
     assert rows[0] == rows[1]
-    states = [checkpoint.finished(run)[0] / "state" for run in (cut, whole)]
+    states = [finished(run)[0] / "state" for run in (cut, whole)]
     for name in ("optimizer.safetensors", "random.safetensors", "loop.json"):
         assert (states[0] / name).read_bytes() == (states[1] / name).read_bytes()
 
@@ -174,7 +173,7 @@ def test_a_signal_saves_within_a_step(tokens: Path, tmp_path: Path, number: sign
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == (0 if number == signal.SIGTERM else 130), err
-    [saved] = checkpoint.finished(tmp_path / "run")
+    [saved] = finished(tmp_path / "run")
     assert damage(saved) is None
     assert int(saved.name[5:]) == metrics.read_text().count("\n")
     if number == signal.SIGTERM:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from camelid.errors import CamelidError
+from camelid.formats.load import finished
 from camelid.recipe import TrainSection
 from camelid.tokens.batch import Batch, PackedTokens
 from camelid.train import checkpoint
@@ -84,7 +85,7 @@ def test_a_bad_stretch_is_rolled_back_and_passed(tokens: Path, tmp_path: Path) -
     job = poisoned(tokens, tmp_path / "run", range(24, 36), max_skips=3)
     result = run(job)
     assert result["skipped_steps"] == 3
-    last = checkpoint.finished(tmp_path / "run")[0]
+    last = finished(tmp_path / "run")[0]
     state = json.loads((last / "state" / "loop.json").read_text())
     assert (state["step"], state["rollbacks"], state["position"]) == (24, 1, 36 + 4 * 20)
     assert all(torch.isfinite(p).all() for p in job.model.parameters())

@@ -21,7 +21,7 @@ from camelid.train import finetune, pretrain
 from camelid.train.optimizer import Muon, optimizer_for, orthogonalized
 from camelid.train.schedule import learning_rate
 from camelid.train.sft import PackedConversations, encode_conversation, read_conversations
-from camelid.train.step import Job, train_step
+from camelid.train.step import train_step
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 
@@ -90,36 +90,36 @@ class Ragged:
         return Batch(ids[chosen], labels[chosen], torch.zeros_like(ids)[chosen], one_document=True)
 
 
-def gradients(model: Llama, tokenizer: Tokenizer, micro: int) -> tuple[float, list[torch.Tensor]]:
+def gradients(model: Llama, micro: int) -> tuple[float, list[torch.Tensor]]:
     train = {"sequence_length": 16, "global_batch_tokens": 64, "micro_batch_rows": micro, "dtype": "float32",
              "steps": 1, "clip": 1e9}  # fmt: skip
-    job = Job(model, tokenizer, Ragged(), parse({"train": train}), [])
+    settings = parse({"train": train}).train
     kept: list[torch.Tensor] = []
 
     class Keep(torch.optim.SGD):
         def step(self, closure: Any = None) -> None:  # type: ignore[override]
             kept.extend(p.grad.clone() for p in model.parameters() if p.grad is not None)
 
-    found = train_step(job, Keep(model.parameters(), lr=0.0), job.source.batch(0, 4), 0.0)
+    found = train_step(model, Keep(model.parameters(), lr=0.0), Ragged().batch(0, 4), settings, 0.0)
     return found.loss, kept
 
 
-def test_accumulation_is_one_big_batch(model: Llama, tokenizer: Tokenizer) -> None:
-    loss, whole = gradients(model, tokenizer, 4)
+def test_accumulation_is_one_big_batch(model: Llama) -> None:
+    loss, whole = gradients(model, 4)
     for micro in (1, 2, 3):
-        other, parts = gradients(model, tokenizer, micro)
+        other, parts = gradients(model, micro)
         assert abs(loss - other) < 1e-6
         for a, b in zip(whole, parts, strict=True):
             assert (a - b).abs().max() < 1e-7
 
 
-def test_a_bad_loss_stops_before_the_update(model: Llama, tokenizer: Tokenizer) -> None:
+def test_a_bad_loss_stops_before_the_update(model: Llama) -> None:
     with torch.no_grad():
         model.norm.weight.fill_(float("nan"))
     before = model.embed_tokens.weight.clone()
     train = {"sequence_length": 16, "global_batch_tokens": 64, "steps": 1, "dtype": "float32"}
-    job = Job(model, tokenizer, Ragged(), parse({"train": train}), [])
-    found = train_step(job, optimizer_for(model, job.recipe.train), job.source.batch(0, 4), 1.0)
+    settings = parse({"train": train}).train
+    found = train_step(model, optimizer_for(model, settings), Ragged().batch(0, 4), settings, 1.0)
     assert found.skipped == "the loss is nan, the gradient norm nan"
     assert torch.equal(before, model.embed_tokens.weight)
 

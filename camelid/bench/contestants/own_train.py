@@ -22,7 +22,7 @@ from camelid.model.llama import Llama
 from camelid.recipe import parse
 from camelid.tokens.batch import Batch
 from camelid.train.optimizer import optimizer_for
-from camelid.train.step import Job, train_step
+from camelid.train.step import train_step
 
 
 def main() -> None:
@@ -41,14 +41,14 @@ def main() -> None:
     rows, length = tokens.shape[1], tokens.shape[2] - 1
     train = {"sequence_length": length, "global_batch_tokens": rows * length, "micro_batch_rows": rows, "steps": 99,
              "skip_sigma": 0.0}  # fmt: skip
-    job = Job(model.train(), None, None, parse({"train": train}), [])  # type: ignore[arg-type]
-    optimizer = optimizer_for(model, job.recipe.train)
+    settings = parse({"train": train}).train
+    optimizer = optimizer_for(model.train(), settings)
     seconds, losses = [], []
     with nullcontext() if without == "memory" else large_blocks(kept=True):
         for step in tokens:
             started = time.perf_counter()
             batch = Batch(step[:, :-1], step[:, 1:].contiguous(), torch.zeros(rows, length, dtype=torch.int64), True)
-            losses.append(train_step(job, optimizer, batch, 3e-4).loss)
+            losses.append(train_step(model, optimizer, batch, settings, 3e-4).loss)
             seconds.append(time.perf_counter() - started)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps({"value": rows * length / median(seconds[1:]), "unit": "tokens/s", "version": __version__,
