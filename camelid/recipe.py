@@ -56,6 +56,8 @@ class DataSection(_Section):
     tokens: str | list[str] | None = None  # one tokens folder, or several with weights
     weights: list[float] = []
     files: list[str] = []
+    held_out: float = Field(default=0.0, ge=0, lt=1)  # the share of the records of `files` that is only measured
+    max_bad_share: float = Field(default=0.1, ge=0, le=1)  # of a file's rows, before it is refused
 
 
 class TrainSection(_Section):
@@ -110,7 +112,54 @@ class LogSection(_Section):
 
 
 class FinetuneSection(_Section):
-    method: Literal["full"] = "full"
+    """How a model is taught. `method` is what is learned: whole answers (full, or through an adapter: lora, dora,
+    qlora), or which of two is better (dpo, orpo, kto, simpo), through `adapter`.
+
+    `template` is a named chat template, "own" the model's. An adapter has `rank`, `alpha`, `targets`; `bits` and
+    `group` are qlora's, of the frozen weights. `beta` weighs a preference (of DPO and KTO against the reference, of
+    ORPO its odds), `margin` is SimPO's gamma, `desirable` and `undesirable` KTO's weights.
+    """
+
+    method: Literal["full", "lora", "dora", "qlora", "dpo", "orpo", "kto", "simpo"] = "full"
+    adapter: Literal["auto", "none", "lora", "dora", "qlora"] = "auto"
+    template: Literal["own", "llama2", "llama3", "chatml", "alpaca"] = "own"
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32.0, gt=0)
+    rslora: bool = False
+    targets: Words = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    bits: Literal[4, 8] = 4
+    group: int = Field(default=64, ge=8)
+    beta: float = Field(default=0.1, gt=0)
+    margin: float = Field(default=0.5, ge=0)
+    desirable: float = Field(default=1.0, gt=0)
+    undesirable: float = Field(default=1.0, gt=0)
+
+    @property
+    def preference(self) -> bool:
+        """Whether answers are compared, not copied."""
+        return self.method in ("dpo", "orpo", "kto", "simpo")
+
+    @property
+    def stands_on(self) -> str:
+        """The kind of adapter, "none" when all weights are learned."""
+        if self.adapter != "auto":
+            return self.adapter
+        return "none" if self.method == "full" else "lora" if self.preference else self.method
+
+
+class EvaluateSection(_Section):
+    """What a run measures on what it does not learn from: the loss of held-out records every so many steps, and, with
+    `metric`, its answers to the questions of `files` (or of the held-out records), before and after training.
+
+    `number` compares the last number of an answer with the reference's (GSM8K), `exact` the whole text.
+    """
+
+    every: int | None = Field(default=None, ge=1)
+    metric: Literal["none", "bleu", "rouge", "exact", "number"] = "none"
+    files: list[str] = []
+    examples: int = Field(default=100, ge=1)
+    max_new_tokens: int = Field(default=256, ge=1)
+    tokenize: str = "13a"  # sacrebleu's tokenizer
 
 
 class SourceSection(_Section):
@@ -159,6 +208,7 @@ class Recipe(_Section):
     checkpoint: CheckpointSection = CheckpointSection()
     log: LogSection = LogSection()
     finetune: FinetuneSection | None = None
+    evaluate: EvaluateSection = EvaluateSection()
 
     def settings(self) -> dict[str, Any]:
         """The recipe as resolved, for the manifest."""

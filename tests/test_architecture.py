@@ -24,6 +24,7 @@ FLOORS = [
     {"generate"},
     {"evaluate"},
     {"train"},
+    {"finetune"},
     {"serve", "auto", "quickstart", "bench"},
     {"cli", "__main__"},
 ]

@@ -1,18 +1,59 @@
-"""Teach a model from conversations, as a recipe says."""
+"""Teach a model as a recipe says: answers, or which of two is better; all weights, or an adapter."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
 from camelid.cli import training
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    training.arguments(parser, "camelid finetune recipes/sft.toml model.from=runs/small 'data.files=[\"chats.jsonl\"]'")
+    parser.add_argument(
+        "--show-mask", type=int, metavar="N", nargs="?", const=3,
+        help="print N examples with what is learned of them in colour, and train nothing",
+    )  # fmt: skip
+    training.arguments(parser, "camelid finetune recipes/lora.toml model.from=runs/b 'data.files=[\"chats.jsonl\"]'")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    from camelid.train import finetune
+    if options.show_mask is not None:
+        return _masks(options)
+    from camelid.finetune import finetune
 
-    return training.run(options, finetune)
+    result = training.run(options, finetune)
+    for when in ("before", "after") if "task" in result else ():
+        figures = ", ".join(f"{k} {_figure(v)}" for k, v in result["task"][when].items() if _figure(v))
+        print(f"{when}: {figures}", file=sys.stderr)
+    if "task" in result:
+        print(f"({result['task']['protocol']}; the answers are in answers.html beside the report)", file=sys.stderr)
+    return result
+
+
+def _figure(value: Any) -> str:
+    if isinstance(value, dict):
+        value = value.get("score", value.get("fmeasure"))
+    return f"{value:.4g}" if isinstance(value, int | float) else ""
+
+
+def _masks(options: argparse.Namespace) -> dict[str, Any]:
+    from camelid.finetune.job import read_material, tokenizer_of
+    from camelid.finetune.show import shown
+    from camelid.formats.load import resolve
+    from camelid.recipe import FinetuneSection, load
+
+    recipe = load(options.recipe, options.settings)
+    if recipe.model.from_ is None or not recipe.data.files:
+        from camelid.errors import RecipeError
+
+        raise RecipeError("--show-mask needs model.from (for its chat template) and data.files")
+    tokenizer = tokenizer_of(resolve(recipe.model.from_), recipe.finetune or FinetuneSection())
+    material = read_material(recipe, tokenizer)
+    examples = [example for unit in material.units[: options.show_mask] for example in unit]
+    if not options.json:
+        for found in material.found:
+            print(found.said(), file=sys.stderr)
+        print(shown(examples, tokenizer, colour=sys.stdout.isatty()))
+    counts = [{"tokens": len(e.ids), "learned": e.learned()} for e in examples]
+    return {"examples": counts, "bad_rows": sum(len(f.bad) for f in material.found)}

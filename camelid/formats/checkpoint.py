@@ -17,7 +17,7 @@ class Checkpoint:
     """A model on disk, opened but not read.
 
     `tensors()` yields (name, tensor) once each, in the file's dtype (quantised GGUF: float32). `generation` is
-    `generation_config.json` or its equivalent.
+    `generation_config.json` or its equivalent. `quantized` names the type of weights that were rounded, if any.
     """
 
     path: Path
@@ -25,3 +25,4 @@ class Checkpoint:
     config: LlamaConfig
     tensors: Callable[[], Iterator[tuple[str, Tensor]]]
     generation: dict[str, Any] = field(default_factory=dict)
+    quantized: str | None = None

@@ -220,7 +220,8 @@ def open_file(path: Path) -> Checkpoint:
                 tensor = interleaved_to_half_split(tensor, config.kv_heads)
             yield ours, tensor
 
-    return Checkpoint(path, "gguf", config, tensors, {"eos_token_id": config.eos_token_id})
+    rounded = next((t.type for t in file.tensors.values() if t.type not in _PLAIN), None)
+    return Checkpoint(path, "gguf", config, tensors, {"eos_token_id": config.eos_token_id}, rounded)
 
 
 def _config(file: GGUF) -> LlamaConfig:

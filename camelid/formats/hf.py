@@ -77,13 +77,13 @@ def _inside(folder: Path, name: str) -> Path:
 
 def _tensors(shards: list[Path]) -> Iterator[tuple[str, Tensor]]:
     for shard in shards:
-        reader = _read_safetensors if shard.suffix == ".safetensors" else _read_bin
+        reader = read_safetensors if shard.suffix == ".safetensors" else _read_bin
         for name, tensor in reader(shard):
             if not name.endswith(IGNORED):
                 yield name.removeprefix("model."), tensor
 
 
-def _read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+def read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     from safetensors import SafetensorError, safe_open
 
     try:

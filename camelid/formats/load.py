@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -9,8 +10,11 @@ import torch
 
 from camelid.artifact import MANIFEST
 from camelid.errors import FormatError, InputError
+from camelid.formats import hf
+from camelid.formats.adapter import Fingerprint, attach, base_of, is_adapter
 from camelid.formats.checkpoint import Checkpoint
 from camelid.model.llama import Llama
+from camelid.model.lora import use_adapter
 from camelid.tokenizer.load import from_folder, from_gguf, from_model_file
 from camelid.tokenizer.tokenizer import Tokenizer
 
@@ -25,7 +29,7 @@ def resolve(source: str | Path) -> Path:
         if str(source).count("/") == 1 and not path.parent.exists():
             hint = f" If it is a hub id, download it first: hf download {source} --local-dir {Path(str(source)).name}"
         raise InputError(f"no model at {source}: no such file or folder.{hint}")
-    if path.is_file() or (path / "config.json").exists():
+    if path.is_file() or (path / "config.json").exists() or is_adapter(path):
         return path
     if checkpoints := finished(path):
         return checkpoints[0]
@@ -43,11 +47,12 @@ def finished(run: Path) -> list[Path]:
 
 
 def open_model(source: str | Path) -> Checkpoint:
-    """Open MODEL without reading its weights. Raises InputError or FormatError naming file and field."""
+    """Open MODEL without reading its weights; of an adapter, its base. Raises InputError or FormatError naming file
+    and field."""
     path = resolve(source)
+    if path.is_dir() and is_adapter(path):
+        path = resolve(base_of(path))
     if path.is_dir():
-        from camelid.formats import hf
-
         return hf.open_folder(path)
     if path.suffix == ".gguf":
         from camelid.formats import gguf
@@ -66,9 +71,21 @@ def load(
     """Read MODEL into a Llama in evaluation mode. dtype None keeps the file's own.
 
     Every tensor of the model must be in the file with the right shape, and none may be left over: a model is
-    never opened with weights missing. Raises FormatError naming the tensor.
+    never opened with weights missing. An adapter is put on its base, which stays as it is. Raises FormatError naming
+    the tensor.
     """
-    checkpoint = open_model(source)
+    path = resolve(source)
+    model, fingerprint = read_model(open_model(path), dtype, device, model_class)
+    if path.is_dir() and is_adapter(path):
+        attach(model, path, fingerprint=fingerprint)
+    return model.eval()
+
+
+def read_model(
+    checkpoint: Checkpoint, dtype: torch.dtype | None, device: str | torch.device, model_class: type[Model]
+) -> tuple[Model, str]:
+    """All weights of an opened model, and their fingerprint."""
+    fingerprint = Fingerprint()
     with torch.device("meta"):
         model = model_class(checkpoint.config)
     missing = set(model.state_dict())
@@ -76,6 +93,7 @@ def load(
     for name, tensor in checkpoint.tensors():
         if name == "lm_head.weight" and tied:
             continue
+        fingerprint.add(name, tensor)
         _assign(model, name, tensor.to(device=device, dtype=dtype or tensor.dtype), checkpoint)
         missing.discard(name)
     if tied:
@@ -85,7 +103,7 @@ def load(
     model.tie()
     if dtype is None:  # files may mix dtypes (norms in float32); computing needs one
         model.to(model.embed_tokens.weight.dtype)
-    return model.eval()
+    return model.eval(), fingerprint.hex()
 
 
 def _assign(model: Llama, name: str, tensor: torch.Tensor, checkpoint: Checkpoint) -> None:
@@ -112,6 +130,8 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
     if path.is_file() and path.suffix == ".model":
         return from_model_file(path)
     path = resolve(source)
+    if path.is_dir() and is_adapter(path) and not (path / "tokenizer.json").exists():
+        return load_tokenizer(base_of(path))
     if path.suffix == ".gguf":
         from camelid.formats import gguf
 
@@ -120,9 +140,23 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
 
 
 def stop_ids(source: str | Path) -> tuple[int, ...]:
-    """Every id that ends a text: `generation_config.json` first, then the config."""
-    checkpoint = open_model(source)
+    """Every id that ends a text: `generation_config.json` first (an adapter's before its base's), then the config."""
+    checkpoint, own = open_model(source), resolve(source) / "generation_config.json"
     eos = checkpoint.generation.get("eos_token_id")
+    if own.is_file():
+        eos = hf.read_json(own).get("eos_token_id", eos)
     if eos is None:
         return checkpoint.config.stop_ids
     return (eos,) if isinstance(eos, int) else tuple(eos)
+
+
+def load_adapters(source: str | Path, adapters: Mapping[str, str | Path], dtype: torch.dtype | None = None) -> Llama:
+    """MODEL with adapters by name, none of them active. Raises InputError for one that belongs to another base."""
+    path = resolve(source)
+    if path.is_dir() and is_adapter(path):
+        raise InputError(f"{path} is an adapter itself: give its base, {base_of(path)}, and it among the adapters")
+    model, fingerprint = read_model(open_model(path), dtype, "cpu", Llama)
+    for name, folder in adapters.items():
+        attach(model, resolve(folder), name, fingerprint)
+    use_adapter(model, None)
+    return model.eval()

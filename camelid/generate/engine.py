@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -14,6 +14,7 @@ from camelid.errors import InputError
 from camelid.generate.cache import KVCache
 from camelid.generate.sampling import SamplingParams, generator_for, sample
 from camelid.model.llama import Llama
+from camelid.model.lora import use_adapter
 from camelid.tokenizer.stream import StreamDecoder
 from camelid.tokenizer.tokenizer import Tokenizer
 
@@ -62,16 +63,18 @@ class Engine:
         quantization: None = None,
         threads: int | None = None,
         dtype: torch.dtype | None = None,
+        adapters: Mapping[str, str | Path] | None = None,
     ) -> Engine:
-        """Open MODEL with its tokenizer. `threads` sets torch's thread count for the process."""
-        from camelid.formats.load import load, load_tokenizer, stop_ids
+        """Open MODEL with its tokenizer, and more adapters of it by name, for `SamplingParams.adapter`. `threads` sets
+        torch's thread count for the process."""
+        from camelid.formats.load import load, load_adapters, load_tokenizer, stop_ids
 
         if quantization is not None:
             raise InputError(f"quantization={quantization!r} is not available in this version; use None")
         if threads is not None:
             torch.set_num_threads(threads)
         tokenizer = load_tokenizer(path)
-        model: Llama = load(path, dtype=dtype)
+        model: Llama = load_adapters(path, adapters, dtype) if adapters else load(path, dtype=dtype)
         if len(tokenizer) > model.config.vocab_size:
             raise InputError(
                 f"{path}: the tokenizer has {len(tokenizer)} tokens but the embedding only "
@@ -80,13 +83,18 @@ class Engine:
         return cls(model, tokenizer, stop_ids(path))
 
     def generate(
-        self, prompts: Sequence[Prompt], params: SamplingParams | None = None, batch_size: int = 64
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        batch_size: int = 64,
     ) -> list[Result]:
-        """Complete every prompt, `batch_size` at a time. Order is kept."""
-        params = params or SamplingParams()
+        """Complete every prompt, `batch_size` at a time, by the same params or each by its own. Order is kept."""
+        each = [params or SamplingParams()] * len(prompts) if not isinstance(params, Sequence) else list(params)
+        if len(each) != len(prompts):
+            raise InputError(f"{len(prompts)} prompts but {len(each)} params: give one for all, or one for each")
         results: list[Result] = []
         for start in range(0, len(prompts), batch_size):
-            sequences = self._start(prompts[start : start + batch_size], params)
+            sequences = self._start(prompts[start : start + batch_size], each[start : start + batch_size])
             for _ in self._run(sequences):
                 pass
             results += [self._result(s) for s in sequences]
@@ -97,7 +105,7 @@ class Engine:
 
         Characters are held back while they may still be part of a stop string or of an unfinished character.
         """
-        [sequence] = sequences = self._start([prompt], params or SamplingParams())
+        [sequence] = sequences = self._start([prompt], [params or SamplingParams()])
         shown = 0
         for _ in self._run(sequences):
             end = len(sequence.text) if sequence.finish else _safe_end(sequence.text, sequence.params.stop)
@@ -113,9 +121,12 @@ class Engine:
         stretch = config.rope_scaling.factor if config.rope_scaling.rope_type == "dynamic" else 1.0
         return int(config.max_position_embeddings * stretch)
 
-    def _start(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[_Sequence]:
+    def _start(self, prompts: Sequence[Prompt], each: Sequence[SamplingParams]) -> list[_Sequence]:
         sequences = []
-        for row, prompt in enumerate(prompts):
+        for row, (prompt, params) in enumerate(zip(prompts, each, strict=True)):
+            if params.adapter is not None and params.adapter not in self.model.adapters:
+                known = ", ".join(self.model.adapters) or "none"
+                raise InputError(f"the model has no adapter named {params.adapter!r} (it has {known})")
             ids = self._ids(prompt)
             budget, limit = params.budget(len(ids))
             if budget < 1:
@@ -146,9 +157,11 @@ class Engine:
         return list(ids)
 
     @torch.inference_mode()
-    def _step(self, rows: list[int], ids: list[list[int]], cache: KVCache) -> Tensor:
+    def _step(self, rows: list[int], ids: list[list[int]], cache: KVCache, adapter: str | None) -> Tensor:
         """Feed tokens to the selected rows; logits of the last position, [rows, vocab]."""
         cache.rows = rows
+        if adapter is not None:
+            use_adapter(self.model, adapter)
         hidden = self.model.hidden(torch.tensor(ids, device=self.model.device), cache=cache)
         logits: Tensor = self.model.lm_head(hidden[:, -1])
         return logits
@@ -157,12 +170,14 @@ class Engine:
         """Advance all sequences to their ends, yielding after every step."""
         cache = KVCache(self.model.config, rows=len(sequences))
         for s in sequences:
-            self._take(s, self._step([s.row], [s.prompt], cache)[0])
+            self._take(s, self._step([s.row], [s.prompt], cache, s.params.adapter)[0])
         yield
         while active := [s for s in sequences if s.finish is None]:
-            logits = self._step([s.row for s in active], [[s.ids[-1]] for s in active], cache)
-            for s, row in zip(active, logits, strict=True):
-                self._take(s, row)
+            for adapter in {s.params.adapter: None for s in active}:
+                together = [s for s in active if s.params.adapter == adapter]
+                logits = self._step([s.row for s in together], [[s.ids[-1]] for s in together], cache, adapter)
+                for s, row in zip(together, logits, strict=True):
+                    self._take(s, row)
             yield
 
     def _take(self, s: _Sequence, logits: Tensor) -> None:

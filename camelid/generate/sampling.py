@@ -17,7 +17,8 @@ class SamplingParams:
 
     temperature 0 is greedy. top_k 0 and top_p 1 are off. min_p drops tokens less likely than min_p times the
     likeliest. `max_length` counts prompt and new tokens together, `max_new_tokens` new ones; both may be given
-    and the first one met ends the text. `stop` strings end it too and are left out of the text.
+    and the first one met ends the text. `stop` strings end it too and are left out of the text. `adapter` names one of
+    the model's adapters; None is the one that is active, if any.
     """
 
     max_new_tokens: int | None = None
@@ -29,6 +30,7 @@ class SamplingParams:
     seed: int | None = None
     stop: tuple[str, ...] = field(default=())
     ignore_eos: bool = False
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
         _within("temperature", self.temperature, 0, 100)

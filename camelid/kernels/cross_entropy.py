@@ -84,3 +84,54 @@ def _forward(
             else:
                 d_weight += logits.T @ chunk
     return total
+
+
+def linear_log_probs(states: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """log softmax(states @ weight.T)[label] of each token, float32 (float64 for float64 states): [tokens].
+
+    For losses that weigh tokens by what comes out; shapes and arithmetic as in `linear_cross_entropy`. The backward
+    pass computes the logits again, chunk by chunk, instead of keeping them.
+    """
+    kind = states.device.type
+    product = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
+    log_probs: Tensor = _LinearLogProbs.apply(states, weight, labels, product)  # type: ignore[no-untyped-call]
+    return log_probs
+
+
+class _LinearLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor, labels: Tensor, product: torch.dtype) -> Tensor:
+        ctx.save_for_backward(states, weight, labels)
+        ctx.product = product
+        wide = torch.float64 if states.dtype == torch.float64 else torch.float32
+        found = torch.empty(len(states), dtype=wide, device=states.device)
+        with torch.autocast(states.device.type, enabled=False):
+            cast = weight.to(product)
+            for at in _chunks(states, weight, product):
+                logits = states[at].to(product) @ cast.T
+                chosen = logits.gather(1, labels[at, None]).squeeze(1).to(wide)
+                found[at] = chosen - elementwise.softmax_gradient_(logits, labels[at], gradient=False)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        states, weight, labels = ctx.saved_tensors
+        d_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
+        d_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        with torch.autocast(states.device.type, enabled=False):
+            cast = weight.to(ctx.product)
+            for at in _chunks(states, weight, ctx.product):
+                chunk = states[at].to(ctx.product)
+                logits = chunk @ cast.T
+                elementwise.softmax_gradient_(logits, labels[at])
+                logits.mul_(-slope[at, None].to(logits.dtype))
+                if d_states is not None:
+                    d_states[at] = (logits @ cast).to(d_states.dtype)
+                if d_weight is not None:
+                    d_weight += logits.T @ chunk
+        return d_states, d_weight, None, None
+
+
+def _chunks(states: Tensor, weight: Tensor, product: torch.dtype) -> list[slice]:
+    rows = max(1, CHUNK_BYTES // (len(weight) * product.itemsize))
+    return [slice(at, at + rows) for at in range(0, len(states), rows)]

@@ -135,7 +135,7 @@ def _pretrain(folder: Path, minutes: float, quiet: bool) -> dict[str, Any]:
 
 
 def _finetune(folder: Path, base: str, training: Sequence[Pair], minutes: float, quiet: bool) -> dict[str, Any]:
-    from camelid.train import finetune
+    from camelid.finetune import finetune
 
     path = folder / "docstrings.jsonl"
     with path.open("w", encoding="utf-8") as file:

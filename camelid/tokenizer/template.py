@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from camelid.errors import FormatError
@@ -21,13 +23,51 @@ LLAMA3 = (
 )
 # The layout of Llama 2 chat (llama/generation.py), for SentencePiece tokenizers trained here.
 LLAMA2 = (
-    "{% for message in messages %}{% if message['role'] == 'assistant' %} {{ message['content'] }} {{ eos_token }}"
-    "{% else %}{{ bos_token }}[INST] {{ message['content'] }} [/INST]{% endif %}{% endfor %}"
+    "{% for message in messages %}{% if message['role'] == 'system' %}{% if not loop.first %}"
+    "{{ raise_exception('the system message comes first') }}{% endif %}"
+    "{% elif message['role'] == 'assistant' %} {{ message['content'] }} {{ eos_token }}"
+    "{% else %}{{ bos_token }}[INST] {% if loop.index0 == 1 and messages[0]['role'] == 'system' %}"
+    "<<SYS>>\n{{ messages[0]['content'] }}\n<</SYS>>\n\n{% endif %}{{ message['content'] }} [/INST]{% endif %}"
+    "{% endfor %}"
 )
+# The layout of Alpaca (tatsu-lab/stanford_alpaca, train.py): for tokenizers without tokens of a chat.
+ALPACA = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}{{ message['content'] }}\n\n"
+    "{% elif message['role'] == 'user' %}### Instruction:\n{{ message['content'] }}\n\n"
+    "{% else %}### Response:\n{{ message['content'] }}{{ eos_token }}\n\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}### Response:\n{% endif %}"
+)
+# ChatML (OpenAI's layout of 2023), for tokenizers that have its two control tokens.
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+NAMED = {"llama2": LLAMA2, "llama3": LLAMA3, "alpaca": ALPACA, "chatml": CHATML}
+NEEDED = {
+    "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    "chatml": ("<|im_start|>", "<|im_end|>"),
+}
 
 
 def render(template: str, messages: Sequence[Message], **variables: Any) -> str:
     """The conversation as text. Raises FormatError when the template is broken, refuses, or forbidden things."""
+    from jinja2 import TemplateError
+
+    pieces: list[str] = []
+    size = 0
+    try:
+        for piece in _compiled(template).generate(messages=list(messages), **variables):
+            pieces.append(piece)
+            size += len(piece)
+            if size > MAX_RENDERED_CHARACTERS:
+                raise TemplateError("its output grows past 8 MiB")
+    except (TemplateError, TypeError, ValueError, KeyError, OverflowError) as error:
+        raise FormatError(f"the chat template cannot be applied: {error}") from None
+    return "".join(pieces)
+
+
+@lru_cache(maxsize=8)  # a data set is rendered by one template, thousands of times
+def _compiled(template: str) -> Any:
     from jinja2 import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -36,17 +76,8 @@ def render(template: str, messages: Sequence[Message], **variables: Any) -> str:
 
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     environment.globals["raise_exception"] = refuse
-    pieces: list[str] = []
-    size = 0
-    try:
-        for piece in environment.from_string(template).generate(messages=list(messages), **variables):
-            pieces.append(piece)
-            size += len(piece)
-            if size > MAX_RENDERED_CHARACTERS:
-                raise TemplateError("its output grows past 8 MiB")
-    except (TemplateError, TypeError, ValueError, KeyError, OverflowError) as error:
-        raise FormatError(f"the chat template cannot be applied: {error}") from None
-    return "".join(pieces)
+    environment.globals["strftime_now"] = time.strftime
+    return environment.from_string(template)
 
 
 class Guard:

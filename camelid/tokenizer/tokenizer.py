@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -148,21 +148,38 @@ class Tokenizer:
         return {"input_ids": _as(ids, return_tensors), "attention_mask": _as([1] * len(ids), return_tensors)}
 
     def apply_chat_template(
-        self, messages: Sequence[Message], add_generation_prompt: bool = True, tokenize: bool = True
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        tokenize: bool = True,
+        tools: Sequence[Any] | None = None,
     ) -> Any:
         """A conversation as the model was trained to read it: ids, or text with tokenize=False.
 
         What a person wrote is never a control token in the ids, whatever it spells, and keeps every letter; the text
         alone cannot tell the two apart. Raises InputError when the model has no chat template.
         """
+        text = self.chat(messages, add_generation_prompt, tools)
+        return self.encode_chat(text) if tokenize else self._guard.show(text)
+
+    def chat(
+        self, messages: Sequence[Message], add_generation_prompt: bool = False, tools: Sequence[Any] | None = None
+    ) -> str:
+        """A conversation rendered, for `encode_chat`: what people wrote is marked where it could be taken for control
+        tokens. Raises InputError without a chat template, FormatError when the template fails or refuses."""
         if self.chat_template is None:
             raise InputError("the model has no chat template: it completes text (use generate), it does not chat")
-        guard = self._guard
+        hide = self._guard.hide_in
+        variables: dict[str, Any] = {"tools": hide(tools)} if tools else {}
         names = {"bos_token": self._name(self.bos_token_id), "eos_token": self._name(self.eos_token_id)}
-        text = render(self.chat_template, guard.hide_in(messages), add_generation_prompt=add_generation_prompt, **names)
-        if not tokenize:
-            return guard.show(text)
-        return self._encode_parts(list(guard.cut(text)))  # the template writes its own BOS where it wants one
+        return render(
+            self.chat_template, hide(messages), add_generation_prompt=add_generation_prompt, **names, **variables
+        )
+
+    def encode_chat(self, text: str, continuing: bool = False) -> list[int]:
+        """Ids of a text from `chat`, or of a part of it that goes on (`continuing`)."""
+        # The template writes its own BOS where it wants one.
+        return self._encode_parts(list(self._guard.cut(text)), continuing)
 
     @cached_property
     def _guard(self) -> Guard:
@@ -178,24 +195,43 @@ class Tokenizer:
 
         return Backend.from_str(description.replace('"prepend_scheme":"first"', '"prepend_scheme":"never"'))
 
-    def _encode_parts(self, parts: Sequence[tuple[str, bool]]) -> list[int]:
+    def _encode_parts(self, parts: Sequence[tuple[str, bool]], continuing: bool = False) -> list[int]:
         """Ids of (text, is it a control token) in order. A control token may take the blanks beside it with it."""
-        flags = {t.content: t for t in self.backend.get_added_tokens_decoder().values()}
-        control_ids = {name: i for i, name in self._special.items()}
+        flags = self._added
         ids: list[int] = []
         for i, (part, control) in enumerate(parts):
             if control:
-                ids.append(control_ids[part])
+                ids.append(self._control_ids[part])
                 continue
             if i > 0 and flags[parts[i - 1][0]].rstrip:
                 part = part.lstrip()
             if i + 1 < len(parts) and flags[parts[i + 1][0]].lstrip:
                 part = part.rstrip()
-            backend = self._continuing if i else self.backend
+            ids += self._part_ids(part, i > 0 or continuing)
+        return ids
+
+    @cached_property
+    def _added(self) -> dict[str, Any]:
+        return {t.content: t for t in self.backend.get_added_tokens_decoder().values()}
+
+    @cached_property
+    def _control_ids(self) -> dict[str, int]:
+        return {name: i for i, name in self._special.items()}
+
+    @cached_property
+    def _part_ids(self) -> Callable[[str, bool], list[int]]:
+        """Ids of text between control tokens. The last ones are kept: a conversation is rendered once for each of its
+        turns, and its neighbours share a system message with it."""
+
+        @lru_cache(maxsize=1024)
+        def encoded(part: str, continuing: bool) -> list[int]:
+            backend = self._continuing if continuing else self.backend
             with self._lock, _faults_told():
                 backend.encode_special_tokens = True
-                ids += backend.encode(part, add_special_tokens=False).ids
-        return ids
+                ids: list[int] = backend.encode(part, add_special_tokens=False).ids
+            return ids
+
+        return encoded
 
     def _name(self, token_id: int | None) -> str:
         return "" if token_id is None else self.token(token_id)

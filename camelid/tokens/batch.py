@@ -29,13 +29,15 @@ PADDING = -1  # the document id of what is no document
 class Batch:
     """input_ids, labels (already shifted; IGNORE where nothing is learned) and document_ids: int64 [rows, seq].
 
-    `one_document` is True when no row holds two documents, so plain causal attention is right.
+    `one_document` is True when no row holds two documents, so plain causal attention is right. `facts`
+    [rows, documents, facts] is what an objective knows of each document of a row besides its tokens, if anything.
     """
 
     input_ids: Tensor
     labels: Tensor
     document_ids: Tensor
     one_document: bool
+    facts: Tensor | None = None
 
     def supervised(self) -> int:
         """How many positions have a label: the divisor of the loss."""
@@ -44,12 +46,14 @@ class Batch:
     def part(self, first: int, last: int) -> Batch:
         """The rows from `first` up to `last`."""
         part = slice(first, last)
-        return Batch(self.input_ids[part], self.labels[part], self.document_ids[part], self.one_document)
+        facts = None if self.facts is None else self.facts[part]
+        return Batch(self.input_ids[part], self.labels[part], self.document_ids[part], self.one_document, facts)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
         ids, labels, documents = (t.to(device) for t in (self.input_ids, self.labels, self.document_ids))
-        return Batch(ids, labels, documents, self.one_document)
+        facts = None if self.facts is None else self.facts.to(device)
+        return Batch(ids, labels, documents, self.one_document, facts)
 
     def fingerprints(self) -> Tensor:
         """A 63-bit hash of each row's ids and labels, int64 [rows]: what a run's chain of trained rows is made of."""

@@ -1,8 +1,7 @@
-"""One loop; pre-training and fine-tuning differ in the batches it is given."""
+"""One loop; pre-training and fine-tuning differ in the batches it is given and in what it makes smaller."""
 
 from __future__ import annotations
 
 from camelid.train.pretrain import pretrain
-from camelid.train.sft import finetune
 
-__all__ = ["finetune", "pretrain"]
+__all__ = ["pretrain"]

@@ -24,12 +24,15 @@ from torch import Tensor
 
 from camelid.artifact import MANIFEST, damage, new_folder, read_manifest, write_manifest
 from camelid.errors import CamelidError, FormatError, InputError
-from camelid.formats.hf import WEIGHTS, write_weights
+from camelid.formats.adapter import ADAPTER, read_adapter, write_adapter
+from camelid.formats.hf import WEIGHTS, open_folder, write_weights
 from camelid.formats.load import finished
 from camelid.formats.safetensors_file import write_safetensors
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
+from camelid.model.lora import LoraConfig
 from camelid.tokenizer.tokenizer import Tokenizer
+from camelid.train.optimizer import learned
 from camelid.train.parallel import full, spread
 
 MOMENTS, RANDOM, LOOP = "state/optimizer.safetensors", "state/random.safetensors", "state/loop.json"
@@ -63,6 +66,7 @@ class Snapshot:
     moments: dict[str, Tensor]
     random: Tensor
     state: LoopState
+    adapter: LoraConfig | None = None
 
 
 def snapshot(model: Llama, optimizer: torch.optim.Optimizer, state: LoopState, keep: bool, copy: bool) -> Snapshot:
@@ -76,7 +80,7 @@ def snapshot(model: Llama, optimizer: torch.optim.Optimizer, state: LoopState, k
         return whole.cpu() if whole.device.type != "cpu" else whole.clone() if copy else whole
 
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    weights = {name: taken(parameter) for name, parameter in model.named_parameters()}
+    weights = {name: taken(parameter) for name, parameter in learned(model).items()}
     moments = {
         f"{names[parameter]}/{key}": taken(value)
         for parameter, values in _in_order(optimizer, names)
@@ -84,7 +88,7 @@ def snapshot(model: Llama, optimizer: torch.optim.Optimizer, state: LoopState, k
     }
     kept = {n: t for n, t in weights.items() if t is not None}, {n: t for n, t in moments.items() if t is not None}
     state = LoopState(**json.loads(json.dumps(asdict(state))))
-    return Snapshot(model.config, *kept, torch.get_rng_state(), state)
+    return Snapshot(model.config, *kept, torch.get_rng_state(), state, next(iter(model.adapters.values()), None))
 
 
 def _in_order(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> list[tuple[Tensor, dict[str, Tensor]]]:
@@ -94,17 +98,20 @@ def _in_order(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> 
 
 def write(
     out: Path, taken: Snapshot, tokenizer: Tokenizer, inputs: list[Path], settings: dict[str, Any],
-    generation: dict[str, Any],
+    generation: dict[str, Any], facts: dict[str, Any],
 ) -> None:  # fmt: skip
     """Write the checkpoint folder `out`, and read it back. Raises CamelidError when it is not what was written."""
     with new_folder(out) as folder:
-        known = write_weights(taken.config, taken.weights, folder, generation)
+        if taken.adapter:
+            known = write_adapter(taken.adapter, taken.weights, folder, inputs[0], generation)
+        else:
+            known = write_weights(taken.config, taken.weights, folder, generation)
         tokenizer.save(folder)
         (folder / "state").mkdir()
         known[MOMENTS] = write_safetensors(folder / MOMENTS, taken.moments)
         known[RANDOM] = write_safetensors(folder / RANDOM, {"cpu": taken.random})
         (folder / LOOP).write_text(json.dumps(asdict(taken.state)) + "\n")
-        facts = {"state": asdict(taken.state), "parameters": taken.config.num_parameters()}
+        facts = {**facts, "state": asdict(taken.state), "parameters": taken.config.num_parameters()}
         write_manifest(folder, "checkpoint", inputs, settings, known, **facts)
     if wrong := damage(out):
         raise CamelidError(f"the checkpoint just written does not read back: {wrong}. Is the disk failing?")
@@ -213,11 +220,9 @@ def restore(folder: Path, model: Llama, optimizer: torch.optim.Optimizer) -> Loo
     """Put weights, moments and the generator back. Raises FormatError when the state belongs to another model."""
     from safetensors.torch import load_file
 
-    from camelid.formats.hf import open_folder
-
-    parameters = dict(model.named_parameters())
+    parameters = learned(model)
     with torch.no_grad():
-        for name, tensor in open_folder(folder).tensors():
+        for name, tensor in read_adapter(folder)[1].items() if model.adapters else open_folder(folder).tensors():
             if name not in parameters or parameters[name].shape != tensor.shape:
                 raise FormatError(
                     f"{folder}: tensor {name!r} does not fit the recipe's model: resume with its own recipe"
@@ -237,4 +242,4 @@ def restore(folder: Path, model: Llama, optimizer: torch.optim.Optimizer) -> Loo
 def weights_digest(folder: Path) -> str:
     """SHA-256 of the (single) weights file, from the manifest."""
     files: dict[str, str] = read_manifest(folder)["files"]
-    return files.get(WEIGHTS) or files[f"{WEIGHTS}.index.json"]
+    return files.get(WEIGHTS) or files.get(ADAPTER) or files[f"{WEIGHTS}.index.json"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,20 +11,21 @@ from camelid.kernels.memory import large_blocks
 from camelid.recipe import Recipe
 from camelid.train import plan
 from camelid.train.parallel import Ranks, ranks
-from camelid.train.pretrain import pretraining, token_folders
 from camelid.train.schedule import drawn
-from camelid.train.sft import tuning
 from camelid.train.step import Job, rows_per_step
 
+Make = Callable[[Recipe, Ranks, bool], Job]
+"""The job of a recipe on these ranks, with or without its weights."""
 
-def estimate(recipe: Recipe, price: float = 0.0, probe: bool = True) -> dict[str, Any]:
-    """`parameters`, `memory_bytes` by part, `tokens_per_second` (supervised ones), `steps`, `hours`, `cost` (at `price`
-    an hour), the schedule drawn, whether it `fits`, and all of it `said` in a line. Without `probe` no weight is
-    made and no speed measured: a 65B model is planned on a laptop."""
+
+def estimate(recipe: Recipe, make: Make, price: float = 0.0, probe: bool = True) -> dict[str, Any]:
+    """What the run of the job that `make` makes will need: `parameters`, `memory_bytes` by part, `tokens_per_second`
+    (supervised ones), `steps`, `hours`, `cost` (at `price` an hour), the schedule drawn, whether it `fits`, and all of
+    it `said` in a line. Without `probe` no weight is made and no speed measured: a 65B model is planned on a laptop."""
     if recipe.train.threads:
         torch.set_num_threads(recipe.train.threads)
     with ranks(recipe.parallel) as who:
-        job = _job(recipe, who, probe)
+        job = make(recipe, who, probe)
         parts, refused = plan.fit(job, who)
         probe = probe and not refused
         job.model.train()
@@ -47,9 +49,3 @@ def estimate(recipe: Recipe, price: float = 0.0, probe: bool = True) -> dict[str
         if steps:
             found |= {"steps": steps, "schedule": drawn(int(steps), settings)}
         return found | {"said": said}
-
-
-def _job(recipe: Recipe, who: Ranks, weights: bool) -> Job:
-    if recipe.finetune or recipe.model.from_:
-        return tuning(recipe, who, quiet=True)[0]
-    return pretraining(recipe, token_folders(recipe), who, quiet=True, weights=weights)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, Self, TextIO
@@ -27,12 +28,13 @@ METRICS = "metrics.jsonl"
 GPU_PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
 
 
-def flops_per_token(config: LlamaConfig, sequence_length: int) -> float:
-    """Of one training step: 6 for each weight that is multiplied (the embedding's lookup is not), and causal attention,
-    6 * layers * sequence * heads * head_dim (half of the PaLM paper's appendix B, which counts the masked half too)."""
+def flops_per_token(config: LlamaConfig, sequence_length: int, frozen: bool = False) -> float:
+    """Of one training step: 6 for each weight that is multiplied (the embedding's lookup is not), 4 for a frozen one
+    under an adapter (the adapter's own are not counted), and causal attention, 6 * layers * sequence * heads *
+    head_dim (half of the PaLM paper's appendix B, which counts the masked half too)."""
     multiplied = config.num_parameters() - (0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size)
     width = config.num_attention_heads * config.head_size
-    return 6.0 * multiplied + 6.0 * config.num_hidden_layers * sequence_length * width
+    return (4.0 if frozen else 6.0) * multiplied + 6.0 * config.num_hidden_layers * sequence_length * width
 
 
 def peak_flops(device: torch.device) -> tuple[float, str]:
@@ -62,9 +64,11 @@ class Log:
     def __init__(self, out: Path, recipe: Recipe, model: Llama, who: Ranks, state: LoopState) -> None:
         self.out, self.recipe, self.who = out, recipe, who
         self.stopped: str | None = None
+        preferring = recipe.finetune is not None and recipe.finetune.preference
+        self.unit = "mean over pairs or verdicts" if preferring else "nats per token"
         self.records = _earlier(out / METRICS, state.step)
         self.started, self.first_tokens, self.first_step = time.monotonic(), state.tokens, state.step
-        self._flops = flops_per_token(model.config, recipe.train.sequence_length)
+        self._flops = flops_per_token(model.config, recipe.train.sequence_length, frozen=bool(model.adapters))
         self._steps = state.steps
         self._width = rows_per_step(recipe.train) * recipe.train.sequence_length
         self.peak, self.denominator = peak_flops(who.device)
@@ -107,6 +111,11 @@ class Log:
         loss = f"loss {taken.loss:.3f}" if finite else "skipped"
         return f"{loss}  {speed:,.0f} tokens/s  MFU {used:.0%}"
 
+    def checked(self, state: LoopState, found: Mapping[str, float], seconds: float) -> None:
+        """Record figures of what is not learned from, under `held_out`. The `seconds` they took are not training's."""
+        self.started += seconds
+        self._write({"step": state.step, "held_out": dict(found)})
+
     def rolled_back(self, state: LoopState) -> None:
         """Record a return to a checkpoint: the steps after it count no more."""
         self.records = [r for r in self.records if r["step"] <= state.step]
@@ -117,6 +126,8 @@ class Log:
         if self._file:
             print(json.dumps(record), file=self._file, flush=True)
         if self._board:
+            for name, value in record.get("held_out", {}).items():
+                self._board.add_scalar(f"held_out/{name}", value, record["step"])
             for name in ("loss", "gradient_norm", "learning_rate", "tokens_per_second"):
                 if record.get(name) is not None:
                     self._board.add_scalar(name, record[name], record["step"])
@@ -131,6 +142,8 @@ class Log:
             "tokens_per_second": last.get("tokens_per_second", 0.0),
             "utilization": {"value": last.get("utilization", 0.0), "of": self.denominator},
         }
+        if checks := [r for r in self.records if "held_out" in r]:
+            found["held_out"] = {"before": checks[0]["held_out"], "after": checks[-1]["held_out"]}
         return found | ({"stopped_by": self.stopped} if self.stopped else {})
 
     def _report(self) -> None:
@@ -143,7 +156,14 @@ class Log:
                 f"loss {steps[-1]['loss']:.4f}, {steps[-1]['tokens_per_second']:,.0f} tokens/s; "
                 f"{steps[-1]['utilization']:.1%} of {self.denominator}"
             )
-        page.plot("Training loss, nats per token", [Curve("loss", x, [r["loss"] for r in steps])], x="step")
+        checks = [r for r in self.records if "held_out" in r]
+        names = list(checks[0]["held_out"]) if checks else []
+        at = [float(r["step"]) for r in checks]
+        curves = {name: Curve(f"held-out {name}", at, [r["held_out"][name] for r in checks]) for name in names}
+        losses = [Curve("loss", x, [r["loss"] for r in steps]), *([curves.pop("loss")] if "loss" in curves else [])]
+        page.plot(f"Training loss, {self.unit}", losses, x="step")
+        for name, curve in curves.items():
+            page.plot(f"Held-out {name}", [curve], x="step")
         page.plot("Gradient norm before clipping", [Curve("norm", x, [r["gradient_norm"] for r in steps])], x="step")
         page.plot("Learning rate", [Curve("rate", x, [r["learning_rate"] for r in steps])], x="step")
         page.pre(drawn(self._steps, self.recipe.train))

@@ -12,6 +12,7 @@ import hashlib
 import json
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -33,10 +34,10 @@ from camelid.train.log import Log
 from camelid.train.optimizer import optimizer_for
 from camelid.train.parallel import Ranks, anywhere, rows_of_all, together, told
 from camelid.train.schedule import drawn, learning_rate
-from camelid.train.step import Job, Taken, rows_per_step, train_step
+from camelid.train.step import Job, Taken, autocast, rows_per_step, train_step
 
 # What may change when a run goes on; everything else decides what the run computes.
-FREE = ("log", "checkpoint", "parallel", "train.threads", "train.micro_batch_rows", "train.max_skips",
+FREE = ("log", "checkpoint", "evaluate", "parallel", "train.threads", "train.micro_batch_rows", "train.max_skips",
         "train.max_rollbacks", "train.activation_checkpointing", "train.memory_gib")  # fmt: skip
 
 
@@ -120,12 +121,14 @@ class _Run:
     def _train(self, log: Log, advance: Advance) -> None:
         state, every = self.state, self.job.recipe.checkpoint.every
         incoming = self._incoming()
+        if state.step == 0 and self.job.check:
+            self._check(log)
         while state.step < state.steps:
             with told(self.who, state.step + 1):
                 state.position, batch = next(incoming)
                 rate = learning_rate(state.step, state.steps, self.job.recipe.train)
                 taken = train_step(self.job.model, self.optimizer, batch, self.job.recipe.train, rate, self.who,
-                                   state.recent, self.job.loss)  # fmt: skip
+                                   state.recent, self.job.objective)  # fmt: skip
                 self._count(batch, taken)
                 advance(state.step, log.step(state, taken, rate))
                 if taken.skipped:
@@ -134,6 +137,8 @@ class _Run:
                     self._roll_back(taken, log)
                     incoming = self._incoming()
                     continue
+                if self._checks(state.step):
+                    self._check(log)
                 asked = anywhere(self.who, self.stop.signal)
                 # Amid a bad stretch nothing is saved: going back there would be going nowhere.
                 due = bool(every) and state.step % (every or 1) == 0 and not state.in_a_row
@@ -142,6 +147,18 @@ class _Run:
                 if asked:
                     log.stopped = signal.Signals(asked).name
                     return
+
+    def _checks(self, step: int) -> bool:
+        every = self.job.recipe.evaluate.every
+        return self.job.check is not None and (step == self.state.steps or (every is not None and step % every == 0))
+
+    def _check(self, log: Log) -> None:
+        """Measure the model on what it does not learn from. Before a save: what a checkpoint holds was measured."""
+        if self.job.check:
+            started = time.monotonic()
+            with torch.no_grad(), autocast(self.job.model.device, self.job.recipe.train.dtype):
+                found = self.job.check(self.job.model)
+            log.checked(self.state, found, time.monotonic() - started)
 
     def _incoming(self) -> Iterator[tuple[int, Batch]]:
         workers = 2 if self.who.device.type == "cuda" else 0
@@ -208,7 +225,8 @@ class _Run:
         taken = checkpoint.snapshot(self.job.model, self.optimizer, self.state, keep=first, copy=background)
         if first:
             self.saver.save(taken, background, tokenizer=self.job.tokenizer, inputs=self.job.inputs,
-                            settings=self.job.recipe.settings(), generation=self.job.generation)  # fmt: skip
+                            settings=self.job.recipe.settings(), generation=self.job.generation,
+                            facts=self.job.facts)  # fmt: skip
 
     def _summary(self, log: Log) -> dict[str, Any]:
         folder = checkpoint.folder_of(self.out, self.state.step)

@@ -1,4 +1,5 @@
-"""Cross-entropy of the next token, as a sum: the loop divides by the supervised tokens of the whole global batch.
+"""What a run makes smaller. An objective gives a sum and its count: the step divides one by the other over the whole
+global batch.
 
 Dividing per micro-batch instead would weigh tokens by how many neighbours happen to be supervised (transformers
 issue 34191); a test holds accumulation equal to one big batch.
@@ -6,18 +7,57 @@ issue 34191); a test holds accumulation equal to one big batch.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from torch import Tensor
 
 from camelid.kernels.cross_entropy import linear_cross_entropy
 from camelid.model.llama import Llama
 from camelid.tokens.batch import IGNORE, Batch
+from camelid.train.parallel import Ranks
+
+
+class Objective(Protocol):
+    """A loss over batches."""
+
+    def count(self, batch: Batch) -> int:
+        """What the loss is the mean over, in this batch: supervised tokens, or pairs."""
+        ...
+
+    def prepare(self, model: Llama, batch: Batch, who: Ranks) -> Batch:
+        """The batch with what must be known of all of it before its parts are learned from."""
+        ...
+
+    def __call__(self, model: Llama, batch: Batch, z_loss: float) -> Tensor:
+        """The sum of the loss over a part of a batch, a scalar."""
+        ...
+
+
+class NextToken:
+    """Cross-entropy of the next token."""
+
+    def count(self, batch: Batch) -> int:
+        return batch.supervised()
+
+    def prepare(self, model: Llama, batch: Batch, who: Ranks) -> Batch:
+        return batch
+
+    def __call__(self, model: Llama, batch: Batch, z_loss: float) -> Tensor:
+        return loss_sum(model, batch, z_loss)
 
 
 def loss_sum(model: Llama, batch: Batch, z_loss: float = 0.0) -> Tensor:
     """Sum over supervised positions of -log p(label), float32 scalar. Only those positions meet the vocabulary."""
+    states, labels, _ = supervised_states(model, batch)
+    return linear_cross_entropy(states, model.lm_head.weight, labels, z_loss)
+
+
+def supervised_states(model: Llama, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """The last states [supervised, hidden], labels and places (in the flattened batch) of the supervised positions."""
     hidden = model.hidden(batch.input_ids, document_ids=None if batch.one_document else batch.document_ids)
     labels, states = batch.labels.flatten(), hidden.flatten(0, 1)
     kept = labels != IGNORE
-    if not bool(kept.all()):
-        labels, states = labels[kept], states[kept]
-    return linear_cross_entropy(states, model.lm_head.weight, labels, z_loss)
+    places = kept.nonzero().squeeze(1)
+    if len(places) < len(labels):
+        labels, states = labels[places], states[places]
+    return states, labels, places

@@ -8,17 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from camelid.errors import RecipeError
 from camelid.model.llama import Llama
 from camelid.recipe import TrainSection
 from camelid.train.parallel import full, spread
 
 
 def optimizer_for(model: Llama, settings: TrainSection) -> torch.optim.AdamW:
-    """The optimizer that the recipe names; everything that Muon does not move is AdamW's, in torch's fused step."""
+    """The optimizer that the recipe names, of the weights that are learned; what Muon does not move is AdamW's, in
+    torch's fused step. Raises RecipeError for Muon on adapters."""
     muon = settings.optimizer == "muon"
+    if muon and model.adapters:
+        raise RecipeError("train.optimizer muon moves whole matrices, not an adapter's factors: set it to adamw")
     matrices = _blocks_matrices(model) if muon else []
     moved = set(matrices)
-    rest = [p for p in model.parameters() if p not in moved]
+    rest = [p for p in learned(model).values() if p not in moved]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in rest if p.dim() >= 2], "weight_decay": settings.weight_decay},
         {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
@@ -34,11 +38,16 @@ def optimizer_for(model: Llama, settings: TrainSection) -> torch.optim.AdamW:
 def moment_bytes(model: Llama, settings: TrainSection) -> int:
     """Of all that the optimizer keeps: two float32 moments a weight, one where Muon moves it."""
     moved = sum(p.numel() for p in _blocks_matrices(model)) if settings.optimizer == "muon" else 0
-    return 8 * model.num_parameters() - 4 * moved
+    return 8 * sum(p.numel() for p in learned(model).values()) - 4 * moved
+
+
+def learned(model: Llama) -> dict[str, Tensor]:
+    """The weights that training moves, by name: all of them, or only the adapters."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def _blocks_matrices(model: Llama) -> list[Tensor]:
-    return [p for name, p in model.named_parameters() if p.dim() == 2 and name.startswith("layers.")]
+    return [p for name, p in learned(model).items() if p.dim() == 2 and name.startswith("layers.")]
 
 
 class Muon(torch.optim.AdamW):

@@ -12,10 +12,11 @@ import time
 
 import torch
 
+from camelid.model.llama import Llama
 from camelid.recipe import TrainSection
 from camelid.tokens.loader import batches
 from camelid.train.guard import Stop
-from camelid.train.optimizer import moment_bytes, optimizer_for
+from camelid.train.optimizer import learned, moment_bytes, optimizer_for
 from camelid.train.parallel import Ranks, anywhere
 from camelid.train.rehearse import step_memory
 from camelid.train.step import Job, micro_rows, rows_per_step, train_step
@@ -33,21 +34,20 @@ def memory(job: Job, who: Ranks | None = None) -> dict[str, int]:
     and `checkpoint`, on the disk.
     """
     who = who or Ranks()
-    settings, config = job.recipe.train, job.model.config
-    number = config.num_parameters()
+    settings = job.recipe.train
+    held = weight_bytes(job.model)
+    learning = 4 * sum(p.numel() for p in learned(job.model).values())
     moments = moment_bytes(job.model, settings)
     own = _own_rows(settings, who)
     rows = min(micro_rows(settings), own)
-    step = step_memory(config, rows, settings.sequence_length, -(-own // rows), job.model.activation_checkpointing,
-                       settings, who.device)  # fmt: skip
-    gradients = 4 * number
+    step = step_memory(job.model, rows, -(-own // rows), settings, who.device)
     parts = {
-        "weights": 4 * number // who.world,
+        "weights": held // who.world,
         "optimizer": moments // who.world,
         # Between steps the gradients of all ranks are shared out; at the worst moment one layer's are whole.
-        "step": max(step - gradients, 0) + gradients // who.world,
+        "step": max(step - learning, 0) + learning // who.world,
     }
-    checkpoint = 4 * number + moments
+    checkpoint = learning + moments
     on_cpu = who.device.type == "cpu"
     every, background = job.recipe.checkpoint.every, job.recipe.checkpoint.background
     lasting = checkpoint > WRITTEN_AT_ONCE and who.rank == 0
@@ -58,6 +58,11 @@ def memory(job: Job, who: Ranks | None = None) -> dict[str, int]:
     parts["peak"] = sum(parts.values())
     parts["checkpoint"] = checkpoint
     return parts
+
+
+def weight_bytes(model: Llama) -> int:
+    """Of all weights, learned and frozen, packed ones as they are packed."""
+    return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
 
 
 def _own_rows(settings: TrainSection, who: Ranks) -> int:
@@ -125,7 +130,7 @@ def seconds_per_step(job: Job, who: Ranks | None = None, stop: Stop | None = Non
     seconds = []
     for number in range(PROBE_STEPS):  # the first ones also warm caches and allocators up
         started = time.monotonic()
-        train_step(job.model, optimizer, next(incoming)[1], job.recipe.train, 0.0, who, loss_of=job.loss)
+        train_step(job.model, optimizer, next(incoming)[1], job.recipe.train, 0.0, who, objective=job.objective)
         seconds.append(time.monotonic() - started)
         if number and anywhere(who, int(sum(seconds) > 60 or bool(stop and stop.signal))):
             break

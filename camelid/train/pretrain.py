@@ -85,3 +85,8 @@ def token_source(folders: Sequence[Path], weights: Sequence[float], sequence_len
     if len(sources) == 1 and not weights:
         return sources[0]
     return Mixture(sources, weights, seed)
+
+
+def planned(recipe: Recipe, who: Ranks, weights: bool) -> Job:
+    """The job as `camelid plan` looks at it."""
+    return pretraining(recipe, token_folders(recipe), who, quiet=True, weights=weights)

@@ -14,8 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from camelid.kernels.cross_entropy import linear_cross_entropy
-from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
+from camelid.model.lora import AdaptedLinear, adapt, quantize_base
+from camelid.model.quantized import QuantizedLinear
 from camelid.recipe import TrainSection
 from camelid.train.step import autocast
 
@@ -49,14 +50,11 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now -= self._known.pop(place)
 
 
-def step_memory(
-    config: LlamaConfig, rows: int, length: int, micro_batches: int, checkpointing: bool, settings: TrainSection,
-    device: torch.device,
-) -> int:  # fmt: skip
-    """The most bytes that forward and backward hold at one time, gradients included, weights not."""
+def step_memory(real: Llama, rows: int, micro_batches: int, settings: TrainSection, device: torch.device) -> int:
+    """The most bytes that forward and backward of `rows` hold at one time, gradients included, weights not."""
+    length = settings.sequence_length
     with FakeTensorMode(), device:
-        model = Llama(config)
-        model.activation_checkpointing = checkpointing
+        model = twin(real)
         with Live() as live:
             for _ in range(min(micro_batches, 2)):  # the second meets the first one's gradients
                 ids = torch.zeros(rows, length, dtype=torch.int64)
@@ -66,3 +64,21 @@ def step_memory(
                 loss.backward()  # type: ignore[no-untyped-call]
                 del states, loss
         return int(live.peak)
+
+
+def twin(real: Llama) -> Llama:
+    """A model of the same shape, dtype, adapters and quantisation, on the current device."""
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(real.dtype)
+    try:
+        model = Llama(real.config)
+    finally:
+        torch.set_default_dtype(usual)
+    model.activation_checkpointing = real.activation_checkpointing
+    layers = [m.base if isinstance(m, AdaptedLinear) else m for m in real.modules()]
+    quantized = next((m for m in layers if isinstance(m, QuantizedLinear)), None)
+    if quantized:
+        quantize_base(model, quantized.bits, quantized.group)
+    for name, config in real.adapters.items():
+        adapt(model, config, name)
+    return model

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from camelid.errors import CamelidError, RecipeError
 from camelid.model.llama import Llama
@@ -17,21 +16,20 @@ from camelid.recipe import Recipe, TrainSection
 from camelid.tokenizer.tokenizer import Tokenizer
 from camelid.tokens.batch import Batch, Source
 from camelid.train.guard import objection
-from camelid.train.loss import loss_sum
+from camelid.train.loss import NextToken, Objective
 from camelid.train.parallel import Ranks, gradient_norm, local_gradients, sync_gradients, total
 
 MICRO_BATCH_TOKENS = 16384
 
 
-class Loss(Protocol):
-    """The sum of a batch's loss over its supervised tokens, a scalar."""
-
-    def __call__(self, model: Llama, batch: Batch, z_loss: float) -> Tensor: ...
+Check = Callable[[Llama], dict[str, float]]
+"""Figures of a model on what it does not learn from."""
 
 
 @dataclass
 class Job:
-    """What one run trains: a model on a source, under a recipe. `inputs` go into the manifests."""
+    """What one run trains: a model on a source, under a recipe. `inputs` and `facts` go into the manifests; `check` is
+    asked every `evaluate.every` steps, before the first and after the last."""
 
     model: Llama
     tokenizer: Tokenizer
@@ -40,13 +38,15 @@ class Job:
     inputs: list[Path]
     generation: dict[str, Any] = field(default_factory=dict)
     quiet: bool = False
-    loss: Loss = loss_sum
+    objective: Objective = field(default_factory=NextToken)
+    check: Check | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Taken:
-    """What a step found: the mean loss per supervised token of the global batch, the gradient's norm before clipping,
-    how many tokens were supervised, and why the update was not applied, if it was not."""
+    """What a step found: the mean loss over the global batch (see `Objective.count`), the gradient's norm before
+    clipping, how many tokens were supervised, and why the update was not applied, if it was not."""
 
     loss: float
     norm: float
@@ -86,19 +86,22 @@ def micro_rows(settings: TrainSection) -> int:
 
 def train_step(
     model: Llama, optimizer: torch.optim.Optimizer, batch: Batch, settings: TrainSection, rate: float,
-    who: Ranks | None = None, recent: Sequence[float] = (), loss_of: Loss = loss_sum,
+    who: Ranks | None = None, recent: Sequence[float] = (), objective: Objective | None = None,
 ) -> Taken:  # fmt: skip
     """One update on this rank's rows of the global batch; skipped when `guard.objection` has one."""
-    who = who or Ranks()
-    supervised = int(total(who, torch.tensor(batch.supervised(), device=model.device)))
+    who, objective = who or Ranks(), objective or NextToken()
+    counts = torch.tensor([batch.supervised(), objective.count(batch)], device=model.device)
+    supervised, count = (int(n) for n in total(who, counts))
     if not supervised:
         raise CamelidError("no token of a whole batch is supervised: check the data's labels")
+    with autocast(model.device, settings.dtype):
+        batch = objective.prepare(model, batch, who)
     rows, micro = len(batch.input_ids), micro_rows(settings)
     loss = torch.zeros((), dtype=torch.float64, device=model.device)
     for first in range(0, rows, micro):
         sync_gradients(model, who, first + micro >= rows)
         with autocast(model.device, settings.dtype):
-            part = loss_of(model, batch.part(first, first + micro).to(model.device), settings.z_loss) / supervised
+            part = objective(model, batch.part(first, first + micro).to(model.device), settings.z_loss) / count
         part.backward()  # type: ignore[no-untyped-call]
         loss += part.detach()
     loss = total(who, loss)

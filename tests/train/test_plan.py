@@ -11,6 +11,7 @@ import torch
 from camelid.errors import InputError, RecipeError
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
+from camelid.model.lora import LoraConfig, adapt
 from camelid.recipe import TrainSection, parse
 from camelid.tokenizer.tokenizer import Tokenizer
 from camelid.train import pretrain
@@ -18,6 +19,7 @@ from camelid.train.budget import choose, seconds, shape
 from camelid.train.estimate import estimate
 from camelid.train.log import flops_per_token
 from camelid.train.parallel import Ranks
+from camelid.train.pretrain import planned
 from camelid.train.rehearse import Live, step_memory
 
 from .test_train import recipe
@@ -28,7 +30,7 @@ CPU = torch.device("cpu")
 def test_a_rehearsal_counts_what_a_step_allocates() -> None:
     """The same count over a real step, with and without activation checkpointing."""
     config = LlamaConfig.named("1m", vocab_size=500)
-    settings = TrainSection(dtype="float32")
+    settings = TrainSection(dtype="float32", sequence_length=64)
     sizes = []
     for checkpointing in (False, True):
         from camelid.kernels.cross_entropy import linear_cross_entropy
@@ -39,20 +41,24 @@ def test_a_rehearsal_counts_what_a_step_allocates() -> None:
         with Live() as live:
             states = model.hidden(ids).flatten(0, 1)
             linear_cross_entropy(states, model.lm_head.weight, ids.flatten()).backward()  # type: ignore[no-untyped-call]
-        sizes.append(step_memory(config, 4, 64, 1, checkpointing, settings, CPU))
+        sizes.append(step_memory(model, 4, 1, settings, CPU))
         assert abs(sizes[-1] / live.peak - 1) < 0.03
     assert sizes[1] < sizes[0]
 
 
 def test_a_large_model_is_rehearsed_without_its_memory() -> None:
     config = LlamaConfig.named("7b", num_hidden_layers=2)
-    found = step_memory(config, 1, 2048, 1, False, TrainSection(dtype="bfloat16"), CPU)
-    assert found > 4 * config.num_parameters()  # its gradients alone
+    with torch.device("meta"):
+        model = Llama(config)
+    whole = step_memory(model, 1, 1, TrainSection(dtype="bfloat16"), CPU)
+    assert whole > 4 * config.num_parameters()  # its gradients alone
+    adapt(model, LoraConfig())
+    assert step_memory(model, 1, 1, TrainSection(dtype="bfloat16"), CPU) < whole / 2
 
 
 def test_an_estimate_and_the_run(tokens: Path, tmp_path: Path) -> None:
     chosen = recipe(tokens, tmp_path / "run", steps=6)
-    said = estimate(chosen, price=3.0)
+    said = estimate(chosen, planned, price=3.0)
     result = pretrain(chosen, quiet=True)
     assert json.loads((Path(result["checkpoint"]) / "camelid.json").read_text())["parameters"] == said["parameters"]
     assert said["memory_bytes"]["peak"] == sum(
@@ -68,10 +74,10 @@ def test_an_estimate_and_the_run(tokens: Path, tmp_path: Path) -> None:
 
 def test_what_does_not_fit_is_refused_or_checkpointed(tokens: Path, tmp_path: Path) -> None:
     chosen = recipe(tokens, tmp_path / "run", sequence_length=64, global_batch_tokens=64 * 256)
-    whole = estimate(chosen, probe=False)["memory_bytes"]
+    whole = estimate(chosen, planned, probe=False)["memory_bytes"]
     tight = recipe(tokens, tmp_path / "run", sequence_length=64, global_batch_tokens=64 * 256,
                    memory_gib=(whole["peak"] - 50 * 2**20) / 2**30)  # fmt: skip
-    assert "activation checkpointing" in estimate(tight, probe=False)["said"]
+    assert "activation checkpointing" in estimate(tight, planned, probe=False)["said"]
     hopeless = recipe(tokens, tmp_path / "run", memory_gib=0.01)
     with pytest.raises(RecipeError, match=r"the run needs .* GiB and may use 0\.0 GiB"):
         pretrain(hopeless, quiet=True)

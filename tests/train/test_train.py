@@ -1,4 +1,4 @@
-"""The training loop: it learns, resumes bit for bit, accumulates exactly; fine-tuning masks what it should."""
+"""The training loop: it learns, resumes bit for bit, accumulates exactly."""
 
 from __future__ import annotations
 
@@ -9,18 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from camelid.errors import InputError, RecipeError
+from camelid.errors import InputError
 from camelid.formats import load
-from camelid.formats.load import load_tokenizer
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
 from camelid.recipe import Recipe, TrainSection, parse
-from camelid.tokenizer.tokenizer import Tokenizer
 from camelid.tokens.batch import IGNORE, Batch, PackedTokens
-from camelid.train import finetune, pretrain
+from camelid.train import pretrain
 from camelid.train.optimizer import Muon, optimizer_for, orthogonalized
 from camelid.train.schedule import learning_rate
-from camelid.train.sft import PackedConversations, encode_conversation, read_conversations
 from camelid.train.step import train_step
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -141,60 +138,6 @@ def test_only_matrices_decay(model: Llama) -> None:
     assert all(p.dim() == 1 for p in kept["params"])
 
 
-CHAT = [
-    {"role": "user", "content": "What is life?"}, {"role": "assistant", "content": "To learn."},
-    {"role": "user", "content": "And then?"}, {"role": "assistant", "content": "To teach."},
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])
-def test_the_loss_is_on_the_answers_and_their_ends(tokenizers: dict[str, Path], kind: str) -> None:
-    tokenizer = load_tokenizer(tokenizers[kind])
-    example = encode_conversation(CHAT, tokenizer)
-    learned = [i for i, label in zip(example.ids, example.labels, strict=True) if label != IGNORE]
-    text = tokenizer.decode(learned)
-    assert "To learn." in text
-    assert "To teach." in text
-    assert "life" not in text
-    end = tokenizer.token(learned[-1])
-    assert end in ("<|eot_id|>", "</s>")
-    assert learned.count(learned[-1]) == 2
-
-
-def test_packed_conversations_hold_every_label_once(tokenizer: Tokenizer) -> None:
-    examples = [encode_conversation(CHAT[: 2 * n], tokenizer) for n in (1, 2, 1, 1, 2)]
-    packed = PackedConversations(examples, 128, seed=1, pad=2)
-    batch = packed.batch(0, len(packed))
-    assert batch.supervised() == sum(sum(label != IGNORE for label in e.labels) for e in examples)
-    assert PackedConversations([*examples, encode_conversation(CHAT * 20, tokenizer)], 128, 1, 2).left_out == 1
-
-
-def test_finetuning_teaches_the_answer(tokens: Path, tmp_path: Path) -> None:
-    base = pretrain(recipe(tokens, tmp_path / "base", steps=20), quiet=True)
-    (tmp_path / "chats.jsonl").write_text(
-        "\n".join(json.dumps({"prompt": q, "completion": a}) for q, a in (("ping", "pong"), ("tick", "tock")))
-    )
-    settings = {
-        "steps": 80,
-        "sequence_length": 64,
-        "global_batch_tokens": 64,
-        "learning_rate": 1e-2,
-        "dtype": "float32",
-    }
-    sections = {"model": {"from": str(tmp_path / "base")}, "data": {"files": [str(tmp_path / "chats.jsonl")]}}
-    tuned = finetune(parse({**sections, "train": settings, "log": {"out": str(tmp_path / "sft")}}), quiet=True)
-    assert tuned["digest"] != base["digest"]
-
-    from camelid import Engine, SamplingParams
-
-    engine = Engine.from_pretrained(tmp_path / "sft")
-    assert engine.tokenizer is not None
-    for asked, answered in (("ping", "pong"), ("tick", "tock")):
-        ids = engine.tokenizer.apply_chat_template([{"role": "user", "content": asked}])
-        [result] = engine.generate([ids], SamplingParams(max_new_tokens=20))
-        assert (result.text, result.finish_reason) == (answered, "eos")
-
-
 def test_transformers_continues_our_checkpoint_alike(tokens: Path, tmp_path: Path) -> None:
     """The tutorial's program on our own pre-trained checkpoint, and transformers on the same folder."""
     transformers = pytest.importorskip("transformers")
@@ -228,25 +171,6 @@ def test_recipes_that_cannot_run(tokens: Path, tmp_path: Path, changes: dict[str
     with pytest.raises(InputError, match=names):
         pretrain(parse(good | changes), quiet=True)
     assert not (tmp_path / "run").exists()
-
-
-def test_conversations_of_every_shape_and_none(tmp_path: Path) -> None:
-    path = tmp_path / "x.jsonl"
-    records = [
-        {"messages": CHAT},
-        {"prompt": "a", "completion": "b"},
-        {"instruction": "a", "input": "c", "output": "b"},
-        {"question": "a", "answer": "b"},
-    ]
-    path.write_text("\n".join(json.dumps(r) for r in records))
-    found = list(read_conversations(path))
-    assert [len(c) for c in found] == [4, 2, 2, 2]
-    assert found[2][0]["content"] == "a\n\nc"
-    path.write_text('{"text": "no"}')
-    with pytest.raises(InputError, match=r"x\.jsonl, record 1"):
-        list(read_conversations(path))
-    with pytest.raises(RecipeError, match=r"data\.files"):
-        finetune(parse({"model": {"from": "x"}}))
 
 
 def test_a_loaded_checkpoint_is_the_trained_model(tokens: Path, tmp_path: Path) -> None:

@@ -1,0 +1,230 @@
+"""What one row of training material says, whatever format it came in.
+
+A row becomes a Record: a conversation to learn the answers of, two answers of which one is better, an answer with a
+verdict, or plain text. A new format is one entry in FORMATS.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from camelid.tokenizer.template import Message
+
+ROLES = {
+    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant",
+    "bot": "assistant", "chatgpt": "assistant", "system": "system", "developer": "system", "tool": "tool",
+    "function": "tool", "observation": "tool", "ipython": "tool", "function_call": "call",
+}  # fmt: skip
+
+
+class BadRow(Exception):
+    """Why a row cannot be used, and what would mend it."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row. `messages` is the conversation; of a preference, what both answers follow, `chosen` and `rejected`;
+    of a verdict, the conversation with its answer, and `good`. Plain text has no messages. `format` is its name."""
+
+    format: str
+    messages: list[Message] = field(default_factory=list)
+    tools: list[Any] | None = None
+    chosen: list[Message] | None = None
+    rejected: list[Message] | None = None
+    good: bool | None = None
+    text: str | None = None
+
+
+Row = Mapping[str, Any]
+
+
+def record(row: Any) -> Record:
+    """Tell a row's format by its fields, and read it. Raises BadRow saying what is missing or out of order."""
+    if not isinstance(row, Mapping):
+        raise BadRow(f"is a {type(row).__name__}, not an object with fields")
+    for name, fields, read in FORMATS:
+        if all(row.get(f) is not None for f in fields):
+            found = read(row, name)
+            check(found)
+            return found
+    known = "; ".join(f"{name}: {' + '.join(fields)}" for name, fields, _ in FORMATS)
+    raise BadRow(f"has the fields {', '.join(map(str, row)) or '(none)'}; camelid reads {known}")
+
+
+def check(found: Record) -> None:
+    """Raise BadRow unless the turns are in an order that can be learned from."""
+    if found.text is not None:
+        return
+    for answers in (found.chosen, found.rejected):
+        if answers is not None:
+            _order([*found.messages, *answers])
+    if found.chosen is None:
+        _order(found.messages)
+
+
+def _order(messages: Sequence[Message]) -> None:
+    before = ""
+    for number, message in enumerate(messages, 1):
+        role = message["role"]
+        if role == "system" and before:
+            raise BadRow(f"has a system message as turn {number}: put it first")
+        if role == "assistant" and before in ("", "system"):
+            raise BadRow(f"begins with an assistant turn (turn {number}): put the user's message before it")
+        if role == before == "assistant":
+            raise BadRow(f"has two assistant turns in a row (turn {number}): join them into one")
+        if role == before == "user":
+            raise BadRow(f"has two user turns in a row (turn {number}): join them, or add the answer between")
+        if role == "tool" and before not in ("assistant", "tool"):
+            raise BadRow(f"has a tool's result as turn {number} that no assistant turn called for")
+        before = role
+    if not any(m["role"] == "assistant" for m in messages):
+        raise BadRow("has no assistant turn, so there is nothing to learn from it: add the answer")
+
+
+def _message(raw: Any) -> Message:
+    """A turn in OpenAI's fields or ShareGPT's. Raises BadRow."""
+    if not isinstance(raw, Mapping):
+        raise BadRow(f"has a turn that is a {type(raw).__name__}, not an object with role and content")
+    role, content = raw.get("role", raw.get("from")), raw.get("content", raw.get("value"))
+    if not isinstance(role, str) or role not in ROLES:
+        raise BadRow(f"has a turn with the role {role!r}; known are {', '.join(ROLES)}")
+    if isinstance(content, list):  # OpenAI's parts
+        if any(not isinstance(p, Mapping) or p.get("type") != "text" for p in content):
+            raise BadRow("has a turn with parts that are not text, which a LLaMA cannot read")
+        content = "".join(str(p["text"]) for p in content)
+    if ROLES[role] == "call":
+        return {"role": "assistant", "content": "", "tool_calls": [_call(content)]}
+    calls = raw.get("tool_calls")
+    if content is None and calls:
+        content = ""
+    if not isinstance(content, str):
+        raise BadRow(f"has a {role} turn whose content is {content!r}, not text")
+    message = {"role": ROLES[role], "content": content}
+    return message | ({"tool_calls": [_call(c) for c in calls]} if calls else {})
+
+
+def _call(raw: Any) -> dict[str, Any]:
+    """A tool call as templates expect it: its arguments an object, not JSON in a string."""
+    try:
+        call = json.loads(raw) if isinstance(raw, str) else dict(raw)
+        function = dict(call.get("function", call))
+        if isinstance(function.get("arguments"), str):
+            function["arguments"] = json.loads(function["arguments"])
+        return {"type": "function", "function": {"name": function["name"], "arguments": function.get("arguments", {})}}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise BadRow("has a tool call without a name and JSON arguments") from None
+
+
+def _turns(raw: Any) -> list[Message]:
+    if not isinstance(raw, Sequence) or isinstance(raw, str) or not raw:
+        raise BadRow(f"has {type(raw).__name__} where a list of turns belongs, or an empty one")
+    return [_message(turn) for turn in raw]
+
+
+def _said(raw: Any, role: str) -> list[Message]:
+    """A text, one turn or several, as turns."""
+    if isinstance(raw, str):
+        return [{"role": role, "content": raw}]
+    return [_message(raw)] if isinstance(raw, Mapping) else _turns(raw)
+
+
+def _tools(row: Row) -> list[Any] | None:
+    raw = row.get("tools") or row.get("functions")
+    if not raw:
+        return None
+    try:
+        tools = json.loads(raw) if isinstance(raw, str) else raw
+    except ValueError:
+        tools = None
+    if not isinstance(tools, list):
+        raise BadRow("has tools that are not a JSON list")
+    return tools
+
+
+def _opening(row: Row) -> list[Message]:
+    system = row.get("system") or row.get("system_prompt")
+    return [{"role": "system", "content": system}] if isinstance(system, str) else []
+
+
+def _asked(row: Row) -> list[Message]:
+    """What comes before the answer."""
+    for key in ("messages", "conversations", "prompt", "instruction", "question"):
+        if row.get(key):
+            before = _said(row[key], "user")
+            if key == "instruction" and row.get("input"):
+                before = [{"role": "user", "content": f"{row[key]}\n\n{row['input']}"}]
+            return before if before[0]["role"] == "system" else [*_opening(row), *before]
+    return []
+
+
+def _messages(row: Row, name: str) -> Record:
+    turns = _turns(row["messages" if name == "messages" else "conversations"])
+    return Record(name, turns if turns[0]["role"] == "system" else [*_opening(row), *turns], _tools(row))
+
+
+def _alpaca(row: Row, name: str) -> Record:
+    history = row.get("history") or []
+    if any(not isinstance(h, Sequence) or len(h) != 2 for h in history):
+        raise BadRow("has a history that is not a list of [question, answer]")
+    earlier: list[Message] = [
+        m for asked, said in history
+        for m in ({"role": "user", "content": str(asked)}, {"role": "assistant", "content": str(said)})
+    ]  # fmt: skip
+    before = _asked(row)
+    opening = [m for m in before if m["role"] == "system"]
+    return Record(name, [*opening, *earlier, *before[len(opening) :], *_said(row["output"], "assistant")])
+
+
+def _pair(answer: str) -> Callable[[Row, str], Record]:
+    return lambda row, name: Record(name, [*_asked(row), *_said(row[answer], "assistant")], _tools(row))
+
+
+def _preference(row: Row, name: str) -> Record:
+    chosen, rejected = _said(row["chosen"], "assistant"), _said(row["rejected"], "assistant")
+    before = _asked(row)
+    if not before:  # both answers carry the conversation that they share
+        same = 0
+        while same < min(len(chosen), len(rejected)) - 1 and chosen[same] == rejected[same]:
+            same += 1
+        before, chosen, rejected = list(chosen[:same]), chosen[same:], rejected[same:]
+    if not before:
+        raise BadRow("has chosen and rejected, but no prompt that both answer")
+    if chosen == rejected:
+        raise BadRow("has the same answer as chosen and as rejected: there is nothing to prefer")
+    return Record(name, before, _tools(row), chosen=chosen, rejected=rejected)
+
+
+def _verdict(label: str) -> Callable[[Row, str], Record]:
+    def read(row: Row, name: str) -> Record:
+        if not isinstance(row[label], bool):
+            raise BadRow(f"has {label} {row[label]!r}, which is neither true nor false")
+        answer = row.get("completion", row.get("output"))
+        turns = [*_asked(row), *(_said(answer, "assistant") if answer is not None else [])]
+        return Record(name, turns, _tools(row), good=row[label])
+
+    return read
+
+
+def _text(row: Row, name: str) -> Record:
+    if not isinstance(row["text"], str) or not row["text"].strip():
+        raise BadRow("has an empty text")
+    return Record(name, text=row["text"])
+
+
+# Name, the fields that tell it, its reader: the first whose fields are all there is taken.
+FORMATS: list[tuple[str, tuple[str, ...], Callable[[Row, str], Record]]] = [
+    ("preference", ("chosen", "rejected"), _preference),
+    ("kto", ("messages", "label"), _verdict("label")),
+    ("kto", ("completion", "label"), _verdict("label")),
+    ("kto", ("messages", "kto_tag"), _verdict("kto_tag")),
+    ("kto", ("output", "kto_tag"), _verdict("kto_tag")),
+    ("messages", ("messages",), _messages),
+    ("sharegpt", ("conversations",), _messages),
+    ("alpaca", ("instruction", "output"), _alpaca),
+    ("prompt and completion", ("prompt", "completion"), _pair("completion")),
+    ("question and answer", ("question", "answer"), _pair("answer")),
+    ("text", ("text",), _text),
+]

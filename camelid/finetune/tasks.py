@@ -1,0 +1,192 @@
+"""What a model answers before and after it was taught, on questions that it never learned from, and a score of both."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from camelid.artifact import write_atomic
+from camelid.errors import InputError, RecipeError
+from camelid.evaluate import bleu, rouge
+from camelid.finetune.read import read_files
+from camelid.finetune.records import Record
+from camelid.formats.load import load
+from camelid.generate.engine import Engine
+from camelid.generate.sampling import SamplingParams
+from camelid.model.llama import Llama
+from camelid.recipe import EvaluateSection, Recipe
+from camelid.report.page import Page
+from camelid.report.progress import progress
+from camelid.tokenizer.template import Message
+from camelid.tokenizer.tokenizer import Tokenizer
+
+AT_ONCE = 16  # questions answered together
+SHOWN = 10  # on the page
+NUMBER = re.compile(r"-?\d[\d,]*\.?\d*")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked, and the answer of the data."""
+
+    messages: list[Message]
+    tools: list[Any] | None
+    reference: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model answered, and whether it stopped by itself."""
+
+    text: str
+    stopped: bool
+    tokens: int
+
+
+def questions(records: Sequence[Record], limit: int) -> list[Question]:
+    """The first `limit` records that end in an answer: what stands before it, and it."""
+    found = []
+    for record in records:
+        turns = [*record.messages, *(record.chosen or [])]
+        if turns and turns[-1]["role"] == "assistant" and record.good is not False and turns[-1]["content"].strip():
+            asked: list[Message] = [{**m, "content": m["content"].strip()} for m in turns[:-1]]
+            found.append(Question(asked, record.tools, turns[-1]["content"].strip()))
+    return found[:limit]
+
+
+class Task:
+    """The task of one run: its questions, its metric, and its files in the run's folder."""
+
+    def __init__(self, settings: EvaluateSection, out: Path, asked: Sequence[Question], stops: Sequence[int]) -> None:
+        self.settings, self.out, self.asked, self.stops = settings, out, list(asked), list(stops)
+
+    @classmethod
+    def of(cls, recipe: Recipe, held: Sequence[Record], stops: Sequence[int]) -> Task | None:
+        """The recipe's task, or None. Raises RecipeError when it has no questions."""
+        settings = recipe.evaluate
+        if settings.metric == "none":
+            return None
+        records = list(held)
+        if settings.files:
+            paths = [Path(name).expanduser() for name in settings.files]
+            records, _ = read_files(paths, lambda record: record, recipe.data.max_bad_share)
+        asked = questions(records, settings.examples)
+        if not asked:
+            raise RecipeError(
+                f"evaluate.metric {settings.metric} has no questions: set data.held_out to a share, or evaluate.files"
+            )
+        return cls(settings, Path(recipe.log.out), asked, stops)
+
+    def before(self, source: Path, tokenizer: Tokenizer, quiet: bool) -> None:
+        """Ask the base, once: a resumed run finds the answers."""
+        if not self._kept().is_file():
+            found = self.answers(source, tokenizer, "answers before", quiet)
+            self.out.mkdir(parents=True, exist_ok=True)
+            write_atomic(self._kept(), json.dumps([asdict(a) for a in found], ensure_ascii=False))
+
+    def after(self, source: Path, tokenizer: Tokenizer, quiet: bool) -> dict[str, Any]:
+        """Ask what the run made, and write answers.jsonl and answers.html. Returns both scores and their protocol."""
+        before = [Answer(**a) for a in json.loads(self._kept().read_text(encoding="utf-8"))]
+        if len(before) != len(self.asked):
+            raise InputError(f"{self._kept()} holds answers to other questions: remove it to ask the base again")
+        found = self.answers(source, tokenizer, "answers after", quiet)
+        scores = {"before": self.score(before), "after": self.score(found)}
+        lines = [
+            json.dumps({"messages": q.messages, "reference": q.reference, "before": asdict(b), "after": asdict(a)},
+                       ensure_ascii=False)
+            for q, b, a in zip(self.asked, before, found, strict=True)
+        ]  # fmt: skip
+        write_atomic(self.out / "answers.jsonl", "\n".join(lines) + "\n")
+        self._page(scores, before, found)
+        return {"metric": self.settings.metric, **scores, "questions": len(self.asked), "protocol": self._protocol()}
+
+    def answers(self, source: Path, tokenizer: Tokenizer, label: str, quiet: bool) -> list[Answer]:
+        """What the model at `source` answers, greedily."""
+        narrow = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model: Llama = load(source, dtype=torch.bfloat16 if narrow else torch.float32, device=device)
+        engine = Engine(model, tokenizer, self.stops)
+        params = SamplingParams(max_new_tokens=self.settings.max_new_tokens)
+        prompts = [tokenizer.apply_chat_template(q.messages, tools=q.tools) for q in self.asked]
+        # Like lengths together: a batch is done when its longest answer is.
+        order = sorted(range(len(prompts)), key=lambda n: len(self.asked[n].reference))
+        found: list[Answer | None] = [None] * len(prompts)
+        with progress(label, len(prompts), quiet) as advance:
+            for first in range(0, len(order), AT_ONCE):
+                part = order[first : first + AT_ONCE]
+                for n, r in zip(part, engine.generate([prompts[n] for n in part], params, AT_ONCE), strict=True):
+                    found[n] = Answer(r.text.strip(), r.finish_reason == "eos", len(r.ids))
+                advance(first + len(part))
+        return [a for a in found if a is not None]
+
+    def score(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        """The metric of all answers, and the share of them that the model ended by itself."""
+        texts, references = [a.text for a in answers], [q.reference for q in self.asked]
+        found: dict[str, Any]
+        if self.settings.metric == "bleu":
+            found = bleu(texts, [references], tokenize=self.settings.tokenize, ter=False)
+        elif self.settings.metric == "rouge":
+            found = rouge(texts, [references])
+        else:
+            same = same_number if self.settings.metric == "number" else same_text
+            right = [same(text, reference) for text, reference in zip(texts, references, strict=True)]
+            found = {"accuracy": sum(right) / len(right), "right": sum(right)}
+        return found | {"stopped_by_itself": sum(a.stopped for a in answers) / len(answers)}
+
+    def _kept(self) -> Path:
+        return self.out / "answers-before.json"
+
+    def _protocol(self) -> str:
+        how = {"number": "the last number of answer and reference, commas removed", "exact": "equal texts, trimmed"}
+        return (
+            f"{len(self.asked)} questions not learned from, greedy, at most {self.settings.max_new_tokens} new tokens, "
+            f"the model's own chat template, no examples in the prompt; "
+            f"{how.get(self.settings.metric, self.settings.metric + ' of the whole answer')}"
+        )
+
+    def _page(self, scores: dict[str, Any], before: Sequence[Answer], after: Sequence[Answer]) -> None:
+        page = Page(f"Answers of {self.out.name}, before and after")
+        page.text(self._protocol())
+        page.table(["", "before", "after"], rows_of(scores["before"], scores["after"]))
+        for q, b, a in list(zip(self.asked, before, after, strict=True))[:SHOWN]:
+            page.heading(q.messages[-1]["content"][:300])
+            marks = ["" if answer.stopped else " (did not stop)" for answer in (b, a)]
+            page.table(["reference", f"before{marks[0]}", f"after{marks[1]}"], [[q.reference, b.text, a.text]])
+        page.write(self.out / "answers.html")
+
+
+def rows_of(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[list[str]]:
+    """Every number of two scores side by side."""
+    found = []
+    for key, value in before.items():
+        if isinstance(value, dict):
+            found += rows_of(value, after[key], f"{prefix}{key} ")
+        elif isinstance(value, int | float):
+            found.append([f"{prefix}{key}", f"{value:.4g}", f"{after[key]:.4g}"])
+    return found
+
+
+def last_number(text: str) -> str | None:
+    """The last number of a text without its commas and closing zeros; None without one."""
+    found = NUMBER.findall(text)
+    if not found:
+        return None
+    digits: str = found[-1].replace(",", "").rstrip(".")
+    return digits.rstrip("0").rstrip(".") if "." in digits else digits
+
+
+def same_number(text: str, reference: str) -> bool:
+    """Whether both end in the same number."""
+    wanted = last_number(reference)
+    return wanted is not None and last_number(text) == wanted
+
+
+def same_text(text: str, reference: str) -> bool:
+    """Whether both are the same, spaces around aside."""
+    return text.strip() == reference.strip()

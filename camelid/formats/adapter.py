@@ -1,0 +1,156 @@
+"""Adapters as PEFT writes and reads them: adapter_config.json and adapter_model.safetensors; and what base they need.
+
+A folder made here also says, in its manifest, which base it was trained on (a fingerprint of its weights): on another
+base an adapter gives fluent nonsense, so it is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from camelid.artifact import MANIFEST, read_manifest
+from camelid.errors import FormatError, InputError
+from camelid.formats.hf import read_json, read_safetensors
+from camelid.formats.safetensors_file import write_safetensors
+from camelid.model.llama import Llama
+from camelid.model.lora import LoraConfig, adapt, targets
+
+CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model.model."
+SUFFIXES = {"lora_A": ".lora_A.weight", "lora_B": ".lora_B.weight", "lora_magnitude_vector": ".lora_magnitude_vector"}
+# What would change the computation in a way that is not implemented; the values that mean "not used".
+UNUSED: dict[str, tuple[Any, ...]] = {
+    "bias": ("none", None), "fan_in_fan_out": (False, None), "modules_to_save": (None, []), "rank_pattern": ({}, None),
+    "alpha_pattern": ({}, None), "layers_to_transform": (None, []), "layer_replication": (None,),
+    "trainable_token_indices": (None, [], {}), "lora_bias": (False, None), "exclude_modules": (None, []),
+    "target_parameters": (None, []), "use_qalora": (False, None),
+}  # fmt: skip
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter, not a whole model."""
+    return (folder / CONFIG).exists() and not (folder / "config.json").exists()
+
+
+def read_config(folder: Path) -> tuple[LoraConfig, str]:
+    """An adapter's config, and the base model it names. Raises InputError naming the field that is not supported."""
+    path = folder / CONFIG
+    raw = read_json(path)
+    if raw.get("peft_type") != "LORA":
+        raise FormatError(f"{path}: peft_type is {raw.get('peft_type')!r}; camelid reads LORA adapters")
+    for name, neutral in UNUSED.items():
+        if name in raw and raw[name] not in neutral:
+            raise FormatError(f"{path}: {name} is {raw[name]!r}, which camelid does not implement")
+    named = raw.get("target_modules")
+    if not isinstance(named, list) or not all(isinstance(n, str) for n in named):
+        if named != "all-linear":
+            raise FormatError(f"{path}: target_modules is {named!r}, not a list of layer names")
+        named = list(LoraConfig().target_modules)
+    rank, alpha, base = raw.get("r"), raw.get("lora_alpha"), raw.get("base_model_name_or_path")
+    if not isinstance(rank, int) or isinstance(rank, bool) or not isinstance(alpha, int | float):
+        raise FormatError(f"{path}: r {rank!r} and lora_alpha {alpha!r} must be numbers")
+    if not isinstance(base, str) or not base:
+        raise FormatError(f"{path}: base_model_name_or_path is missing: the adapter does not say what it belongs to")
+    order = {name: n for n, name in enumerate(LoraConfig().target_modules)}
+    flags = bool(raw.get("use_rslora")), bool(raw.get("use_dora"))
+    return LoraConfig(rank, float(alpha), tuple(sorted(named, key=lambda n: order.get(n, 99))), *flags), base
+
+
+def base_of(folder: Path) -> Path:
+    """The base model that an adapter names: a path as it is, or beside the adapter. Raises InputError without one."""
+    named = read_config(folder)[1]
+    for path in (Path(named).expanduser(), folder / named):
+        if path.exists():
+            return path
+    raise InputError(
+        f"{folder / CONFIG}: the base model {named!r} is not here: put it back, or write its place into "
+        "base_model_name_or_path"
+    )
+
+
+def read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
+    """An adapter's config, and its tensors under the names they have in a model whose adapter is "default"."""
+    config, _ = read_config(folder)
+    tensors: dict[str, Tensor] = {}
+    path = folder / ADAPTER
+    if not path.is_file():
+        raise FormatError(f"{path} is missing: the download is incomplete, or it is an old .bin adapter")
+    for name, tensor in read_safetensors(path):
+        kind = next((k for k, suffix in SUFFIXES.items() if name.endswith(suffix)), None)
+        if kind is None or not name.startswith(PREFIX):
+            raise FormatError(f"{path}: tensor {name!r} is no part of a LoRA on a LLaMA's blocks")
+        tensors[f"{name[len(PREFIX) : -len(SUFFIXES[kind])]}.adapters.default.{kind}"] = tensor
+    return config, tensors
+
+
+def attach(model: Llama, folder: Path, name: str = "default", fingerprint: str | None = None) -> None:
+    """Put the adapter of a folder on a model, under a name, and make it active. `fingerprint` is the base's.
+
+    Raises FormatError when it was made for another base: by its fingerprint, names or shapes.
+    """
+    made_for = read_manifest(folder).get("base_fingerprint") if (folder / MANIFEST).exists() else None
+    if made_for and fingerprint and made_for != fingerprint:
+        raise FormatError(
+            f"{folder}: the adapter was trained on another base: its manifest has {made_for}, these weights are "
+            f"{fingerprint}. Put the right model at base_model_name_or_path in {CONFIG}"
+        )
+    config, tensors = read_adapter(folder)
+    adapt(model, config, name)
+    for layer, parent, leaf in targets(model, config):
+        lora = getattr(parent, leaf).adapters[name]
+        for kind, parameter in lora.named_parameters():
+            tensor = tensors.pop(f"{layer}.adapters.default.{kind}", None)
+            if tensor is None or tensor.shape != parameter.shape:
+                found = "is missing" if tensor is None else f"has shape {list(tensor.shape)}"
+                raise FormatError(
+                    f"{folder / ADAPTER}: {kind} of {layer} {found}, this base needs {list(parameter.shape)}: "
+                    "the adapter belongs to another base"
+                )
+            parameter.data.copy_(tensor)
+    if tensors:
+        raise FormatError(f"{folder / ADAPTER}: {min(tensors)} stands on no layer of this base: it belongs to another")
+    model.requires_grad_(False)
+
+
+def write_adapter(
+    config: LoraConfig, tensors: Mapping[str, Tensor], out: Path, base: Path, generation: Mapping[str, Any]
+) -> dict[str, str]:
+    """adapter_config.json, adapter_model.safetensors and generation_config.json into the existing folder `out`.
+    `tensors` go by the model's own names. Returns the SHA-256 of the weights file."""
+    renamed = {}
+    for name, tensor in tensors.items():
+        layer, _, kind = name.rpartition(".")
+        renamed[f"{PREFIX}{layer.partition('.adapters.')[0]}{SUFFIXES[kind]}"] = tensor
+    described = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(base.resolve()),
+        "r": config.r, "lora_alpha": config.lora_alpha, "target_modules": list(config.target_modules),
+        "use_rslora": config.use_rslora, "use_dora": config.use_dora, "lora_dropout": 0.0, "bias": "none",
+        "fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True, "modules_to_save": None,
+    }  # fmt: skip
+    (out / CONFIG).write_text(json.dumps(described, indent=1) + "\n")
+    (out / "generation_config.json").write_text(json.dumps(dict(generation), indent=1) + "\n")
+    return {ADAPTER: write_safetensors(out / ADAPTER, renamed, {"format": "pt"})}
+
+
+class Fingerprint:
+    """What tells one model's weights from another's: names, shapes and up to a thousand numbers of every tensor."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, bytes] = {}
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        flat = tensor.flatten()
+        sample = flat[:: max(1, len(flat) // 1000)].to(torch.float32).contiguous()
+        text = f"{name} {list(tensor.shape)} ".encode()
+        self._parts[name] = hashlib.blake2b(text + sample.numpy().tobytes(), digest_size=16).digest()
+
+    def hex(self) -> str:
+        whole = b"".join(self._parts[name] for name in sorted(self._parts))
+        return hashlib.blake2b(whole, digest_size=12).hexdigest()

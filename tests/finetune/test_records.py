@@ -1,0 +1,116 @@
+"""Every format is told by its fields; what cannot be learned from is refused with its number and the fix."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from camelid.errors import InputError
+from camelid.finetune.read import read_file, read_files
+from camelid.finetune.records import BadRow, record
+
+ASKED, SAID = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+CALL = {"id": "1", "type": "function", "function": {"name": "add", "arguments": '{"x": 1}'}}
+
+
+@pytest.mark.parametrize(
+    ("row", "format_", "roles"),
+    [
+        ({"messages": [ASKED, SAID]}, "messages", ["user", "assistant"]),
+        ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "system": "s"},
+         "sharegpt", ["system", "user", "assistant"]),
+        ({"instruction": "a", "input": "", "output": "b"}, "alpaca", ["user", "assistant"]),
+        ({"instruction": "a", "output": "b", "history": [["q", "r"]], "system": "s"}, "alpaca",
+         ["system", "user", "assistant", "user", "assistant"]),
+        ({"prompt": "a", "completion": "b"}, "prompt and completion", ["user", "assistant"]),
+        ({"prompt": [ASKED], "completion": [SAID]}, "prompt and completion", ["user", "assistant"]),
+        ({"question": "a", "answer": "b"}, "question and answer", ["user", "assistant"]),
+        ({"prompt": "a", "completion": "b", "label": True}, "kto", ["user", "assistant"]),
+        ({"messages": [ASKED, SAID], "kto_tag": False}, "kto", ["user", "assistant"]),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference", ["user"]),
+        ({"conversations": [{"from": "human", "value": "a"}], "chosen": {"from": "gpt", "value": "b"},
+          "rejected": {"from": "gpt", "value": "c"}}, "preference", ["user"]),
+        ({"chosen": [ASKED, SAID], "rejected": [ASKED, {"role": "assistant", "content": "c"}]}, "preference", ["user"]),
+        ({"messages": [ASKED, {"role": "assistant", "content": None, "tool_calls": [CALL]},
+                       {"role": "tool", "content": "2"}, SAID], "tools": [{"type": "function"}]},
+         "messages", ["user", "assistant", "tool", "assistant"]),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}, SAID]}, "messages",
+         ["user", "assistant"]),
+        ({"text": "once"}, "text", []),
+    ],
+)  # fmt: skip
+def test_formats(row: dict[str, Any], format_: str, roles: list[str]) -> None:
+    found = record(row)
+    assert found.format == format_
+    assert [m["role"] for m in found.messages] == roles
+    if format_ == "preference":
+        assert found.chosen == [SAID]
+        assert found.rejected == [{"role": "assistant", "content": "c"}]
+    if format_ == "alpaca":
+        assert found.messages[-2]["content"] == "a"
+    if found.tools:
+        assert found.messages[1]["tool_calls"][0]["function"]["arguments"] == {"x": 1}
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ([], "list"),
+        ({"body": "x"}, "has the fields body"),
+        ({"messages": [ASKED]}, "no assistant turn"),
+        ({"messages": [SAID, ASKED]}, "begins with an assistant turn"),
+        ({"messages": [ASKED, ASKED, SAID]}, "two user turns"),
+        ({"messages": [ASKED, SAID, SAID]}, "two assistant turns"),
+        ({"messages": [ASKED, {"role": "system", "content": "s"}, SAID]}, "put it first"),
+        ({"messages": [ASKED, {"role": "tool", "content": "s"}, SAID]}, "no assistant turn called for"),
+        ({"messages": [{"role": "narrator", "content": "s"}]}, "'narrator'"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}, SAID]}, "not text"),
+        ({"messages": [{"role": "user", "content": 3}, SAID]}, "content is 3"),
+        ({"messages": []}, "empty"),
+        ({"prompt": "a", "completion": "b", "label": 1}, "neither true nor false"),
+        ({"prompt": "a", "chosen": "b", "rejected": "b"}, "same answer"),
+        ({"chosen": "b", "rejected": "c"}, "no prompt"),
+        ({"text": " "}, "empty text"),
+    ],
+)
+def test_bad_rows(row: Any, why: str) -> None:
+    with pytest.raises(BadRow, match=why):
+        record(row)
+
+
+def test_bad_rows_are_counted_and_shown(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    good = json.dumps({"prompt": "a", "completion": "b"})
+    path.write_text("\n".join([good] * 18 + ["{", '{"body": 1}', "", good]) + "\n", encoding="utf-8")
+    used, found = read_file(path, lambda r: r)
+    assert len(used) == 19
+    assert [number for number, _ in found.bad] == [19, 20]
+    assert "19 prompt and completion, 2 bad:" in found.said()
+    assert "record 20 has the fields body" in found.said()
+    with pytest.raises(InputError, match=r"more than 5%.*data\.max_bad_share"):
+        read_files([path], lambda r: r, 0.05)
+    path.write_text('{"messages": [{"role": "user", "content": "a"}]}\n')
+    with pytest.raises(InputError, match=r"record 1 has no assistant turn.*add the answer"):
+        read_files([path], lambda r: r, 0.5)
+
+
+def test_json_parquet_and_damaged_files(tmp_path: Path) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rows = [{"instruction": f"q{n}", "input": "", "output": f"a{n}"} for n in range(5)]
+    (tmp_path / "x.json").write_text(json.dumps(rows))
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "x.parquet")
+    for name in ("x.json", "x.parquet"):
+        used, found = read_file(tmp_path / name, lambda r: r.messages[0]["content"])
+        assert used == [f"q{n}" for n in range(5)]
+        assert found.formats == {"alpaca": 5}
+    whole = (tmp_path / "x.parquet").read_bytes()
+    (tmp_path / "cut.parquet").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "cut.json").write_text(json.dumps(rows)[:-3])
+    (tmp_path / "latin.jsonl").write_bytes('{"text": "café"}'.encode("latin-1"))
+    (tmp_path / "odd.csv").write_text("a,b")
+    for name in ("cut.parquet", "cut.json", "latin.jsonl", "odd.csv", "none.jsonl"):
+        with pytest.raises(InputError, match=rf"data\.files: .*{name}"):
+            read_file(tmp_path / name, lambda r: r)
