@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -59,3 +60,14 @@ def tokenizer(tokenizers: dict[str, Path]) -> Tokenizer:
     from camelid.tokenizer.load import from_folder
 
     return from_folder(tokenizers["byte-level"])
+
+
+@pytest.fixture
+def float64_norms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers rounds RMSNorm to float32 even in a float64 model; ours does not. Lift its rounding."""
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
+
+    monkeypatch.setattr(LlamaRMSNorm, "forward", forward)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -39,18 +38,6 @@ EXTRA = {
     "theta": {"rope_theta": 500000.0},
     "one_layer": {"num_hidden_layers": 1},
 }
-
-
-@pytest.fixture
-def float64_norms(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """transformers rounds RMSNorm to float32 even in a float64 model; ours does not. Lift its rounding."""
-    from transformers.models.llama.modeling_llama import LlamaRMSNorm
-
-    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
-        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
-
-    monkeypatch.setattr(LlamaRMSNorm, "forward", forward)
-    return
 
 
 def pair(fields: dict[str, Any], dtype: torch.dtype) -> tuple[Llama, Any]:

@@ -1,0 +1,288 @@
+"""Teaching from files to a model that answers: every method learns, resumes bit for bit, and says what it found."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from camelid import Engine, SamplingParams
+from camelid.cli import run as cli
+from camelid.errors import FormatError, InputError, RecipeError
+from camelid.finetune import finetune
+from camelid.finetune.job import planned, tuning
+from camelid.finetune.tasks import last_number, same_number
+from camelid.formats import load, save
+from camelid.formats.load import load_tokenizer, stop_ids
+from camelid.formats.merge import merge_adapter
+from camelid.model.config import LlamaConfig
+from camelid.model.llama import Llama
+from camelid.recipe import Recipe, parse
+from camelid.train.estimate import estimate
+from camelid.train.parallel import Ranks
+
+SAID = {"ping": "pong", "tick": "tock", "sun": "moon", "up": "down"}
+OTHERS = [*list(SAID.values())[1:], *list(SAID.values())[:1]]
+
+
+@pytest.fixture(scope="module")
+def learned(tokenizers: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that answers each word of SAID with the next one's answer, and its tokenizer with a chat template."""
+    folder = tmp_path_factory.mktemp("learned")
+    torch.manual_seed(0)
+    tokenizer = load_tokenizer(tokenizers["byte-level"])
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=256, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    save(Llama(config), folder / "random")
+    tokenizer.save(folder / "random")
+    rows = [{"prompt": q, "completion": a} for q, a in zip(SAID, OTHERS, strict=True)]
+    chosen = recipe(folder / "random", written(folder / "x.jsonl", rows), folder / "run",
+                    train={"steps": 150, "learning_rate": 5e-3})  # fmt: skip
+    result = finetune(chosen, quiet=True)
+    assert says(folder / "run", "ping") == ("tock", "eos")
+    save(load(result["checkpoint"]), folder / "base")
+    tokenizer.save(folder / "base")
+    return folder / "base"
+
+
+@pytest.fixture
+def base(learned: Path, tmp_path: Path) -> Path:
+    """A copy of it that a test may spoil."""
+    shutil.copytree(learned, tmp_path / "base")
+    return tmp_path / "base"
+
+
+def written(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def answers(folder: Path) -> str:
+    return written(folder / "answers.jsonl", [{"prompt": q, "completion": a} for q, a in SAID.items()])
+
+
+def pairs(folder: Path) -> str:
+    rows = [{"prompt": q, "chosen": a, "rejected": o} for (q, a), o in zip(SAID.items(), OTHERS, strict=True)]
+    return written(folder / "pairs.jsonl", rows)
+
+
+def verdicts(folder: Path) -> str:
+    rows = [{"prompt": q, "completion": a, "label": n % 2 == 0} for n, (q, a) in enumerate(SAID.items())]
+    return written(folder / "verdicts.jsonl", rows)
+
+
+def recipe(base: Path, files: str, out: Path, method: str = "full", **more: Any) -> Recipe:
+    train = {"steps": 6, "sequence_length": 128, "global_batch_tokens": 256, "learning_rate": 1e-2,
+             "warmup_steps": 1, "dtype": "float32", "threads": 1,
+             "weight_decay": 0.0} | more.pop("train", {})  # fmt: skip
+    sections = {"finetune": {"method": method, "rank": 4, "group": 16} | more.pop("finetune", {})}
+    return parse({"model": {"from": str(base)}, "data": {"files": [files]} | more.pop("data", {}), "train": train,
+                  "checkpoint": {"every": 2}, "log": {"out": str(out)}, **sections, **more})  # fmt: skip
+
+
+def says(source: Path, asked: str) -> tuple[str, str]:
+    engine = Engine.from_pretrained(source)
+    assert engine.tokenizer is not None
+    ids = engine.tokenizer.apply_chat_template([{"role": "user", "content": asked}])
+    [result] = engine.generate([ids], SamplingParams(max_new_tokens=12))
+    return result.text, result.finish_reason
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "dora", "qlora"])
+def test_it_learns_the_answers_and_to_stop(base: Path, tmp_path: Path, method: str) -> None:
+    chosen = recipe(base, answers(tmp_path), tmp_path / "run", method,
+                    train={"steps": 80, "learning_rate": 5e-3})  # fmt: skip
+    result = finetune(chosen, quiet=True)
+    assert result["examples"] == 4
+    assert result["formats"] == {"prompt and completion": 4}
+    assert says(tmp_path / "run", "ping") == ("pong", "eos")
+    assert says(tmp_path / "run", "tick") == ("tock", "eos")
+    checkpoint = Path(result["checkpoint"])
+    end = load_tokenizer(base).special_tokens
+    assert "<|eot_id|>" in {end[i] for i in stop_ids(checkpoint)}
+    if method == "full":
+        assert (checkpoint / "model.safetensors").exists()
+        return
+    assert not (checkpoint / "model.safetensors").exists()
+    size = (checkpoint / "adapter_model.safetensors").stat().st_size
+    assert size < (base / "model.safetensors").stat().st_size / 2
+    merged = merge_adapter(tmp_path / "run", tmp_path / "merged")
+    assert merged["largest_logit_change"] < 1e-4
+    plain, adapted = load(tmp_path / "merged"), load(tmp_path / "run")
+    x = torch.randint(0, 300, (1, 20))
+    torch.testing.assert_close(plain(x).logits, adapted(x).logits, rtol=0, atol=1e-5)
+    assert not plain.adapters
+    assert says(tmp_path / "merged", "ping") == ("pong", "eos")
+
+
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [("lora", {}), ("qlora", {"finetune": {"bits": 8}}), ("dpo", {}), ("kto", {"finetune": {"adapter": "none"}})],
+)
+def test_a_resumed_run_is_the_run(base: Path, tmp_path: Path, method: str, more: dict[str, Any]) -> None:
+    files = {"dpo": pairs, "kto": verdicts}.get(method, answers)(tmp_path)
+    whole = finetune(recipe(base, files, tmp_path / "whole", method, **more), quiet=True)
+    finetune(recipe(base, files, tmp_path / "cut", method, **more), quiet=True)
+    last = tmp_path / "cut" / "checkpoints" / "step-00000006"
+    shutil.rmtree(last)
+    again = finetune(recipe(base, files, tmp_path / "cut", method, **more), resume=True, quiet=True)
+    assert again["digest"] == whole["digest"]
+    for name in ("state/optimizer.safetensors", "state/random.safetensors", "state/loop.json"):
+        one, other = (tmp_path / run / "checkpoints" / "step-00000006" / name for run in ("whole", "cut"))
+        assert one.read_bytes() == other.read_bytes(), name
+
+
+@pytest.mark.parametrize("method", ["dpo", "orpo", "simpo", "kto"])
+def test_preferences_move(base: Path, tmp_path: Path, method: str) -> None:
+    files = (verdicts if method == "kto" else pairs)(tmp_path)
+    rows = [json.loads(line) for line in Path(files).read_text().splitlines()]
+    written(Path(files), rows * 3)
+    chosen = recipe(base, files, tmp_path / "run", method, data={"held_out": 0.2},
+                    train={"steps": 30, "learning_rate": 1e-3})  # fmt: skip
+    result = finetune(chosen, quiet=True)
+    before, after = result["held_out"]["before"], result["held_out"]["after"]
+    assert after["margin"] > before["margin"]
+    if method != "kto":  # its baseline moves along: of two verdicts the loss says little
+        assert after["loss"] < before["loss"]
+    assert result["held_out_examples"] == 2
+    assert "Held-out margin" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_answers_before_and_after_are_measured(base: Path, tmp_path: Path) -> None:
+    files = answers(tmp_path)
+    evaluate = {"metric": "exact", "files": [files], "max_new_tokens": 8, "every": 20}
+    chosen = recipe(base, files, tmp_path / "run", "lora", evaluate=evaluate,
+                    train={"steps": 80, "learning_rate": 5e-3})  # fmt: skip
+    task = finetune(chosen, quiet=True)["task"]
+    assert task["before"]["accuracy"] == 0
+    assert task["after"] == {"accuracy": 1.0, "right": 4, "stopped_by_itself": 1.0}
+    assert "greedy, at most 8 new tokens" in task["protocol"]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "answers.jsonl").read_text().splitlines()]
+    assert [line["after"]["text"] for line in lines] == list(SAID.values())
+    assert "pong" in (tmp_path / "run" / "answers.html").read_text()
+
+
+@pytest.mark.parametrize(("metric", "key"), [("bleu", "bleu"), ("rouge", "rougeL")])
+def test_tasks_by_their_metrics(base: Path, tmp_path: Path, metric: str, key: str) -> None:
+    chosen = recipe(base, answers(tmp_path), tmp_path / "run", data={"held_out": 0.25}, train={"steps": 2},
+                    evaluate={"metric": metric, "max_new_tokens": 4})  # fmt: skip
+    task = finetune(chosen, quiet=True)["task"]
+    assert task["questions"] == 1
+    for when in ("before", "after"):
+        assert key in task[when]
+        assert 0 <= task[when]["stopped_by_itself"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("so 1,234.50 dollars.", "1234.5"), ("#### 72", "72"), ("5 - 3 = 2.", "2"), ("-7", "-7"), ("none", None),
+     ("10.00", "10"), ("100", "100")],
+)  # fmt: skip
+def test_last_numbers(text: str, number: str | None) -> None:
+    assert last_number(text) == number
+    assert same_number(text, f"<<x>> #### {number}") == (number is not None)
+
+
+def test_a_named_template_goes_into_the_checkpoint(base: Path, tmp_path: Path) -> None:
+    (base / "chat_template.jinja").unlink()
+    files = answers(tmp_path)
+    with pytest.raises(InputError, match="no chat template"):
+        finetune(recipe(base, files, tmp_path / "run"), quiet=True)
+    with pytest.raises(RecipeError, match=r"needs the control tokens <\|im_start\|>"):
+        finetune(recipe(base, files, tmp_path / "run", finetune={"template": "chatml"}), quiet=True)
+    finetune(recipe(base, files, tmp_path / "run", "lora", finetune={"template": "alpaca"}), quiet=True)
+    assert "### Instruction" in (load_tokenizer(tmp_path / "run").chat_template or "")
+
+
+def test_what_is_refused(base: Path, tmp_path: Path) -> None:
+    files, out = answers(tmp_path), tmp_path / "run"
+    for changes, why in (
+        ({"method": "dpo"}, "no pair of answers: dpo needs chosen and rejected"),
+        ({"method": "kto"}, "no verdict"),
+        ({"train": {"sequence_length": 4}}, "the longest needs"),
+        ({"train": {"sequence_length": 512, "global_batch_tokens": 512}}, "max_position_embeddings 256"),
+        ({"method": "lora", "finetune": {"targets": ["lm_head"]}}, "lm_head"),
+        ({"method": "lora", "train": {"optimizer": "muon"}}, "muon"),
+        ({"data": {"held_out": 0.01}}, "leaves one side empty"),
+        ({"evaluate": {"metric": "exact"}}, "no questions"),
+    ):
+        with pytest.raises(InputError, match=why):
+            finetune(recipe(base, files, out, **{**changes}), quiet=True)
+    with pytest.raises(InputError, match=r"set finetune.method to dpo"):
+        finetune(recipe(base, pairs(tmp_path), out), quiet=True)
+    with pytest.raises(RecipeError, match=r"data\.files"):
+        finetune(parse({"model": {"from": "x"}}))
+    assert not list(out.glob("checkpoints/*"))
+
+
+def test_an_adapter_knows_its_base(base: Path, tmp_path: Path) -> None:
+    finetune(recipe(base, answers(tmp_path), tmp_path / "run", "lora"), quiet=True)
+    with pytest.raises(InputError, match=r"is an adapter.*camelid merge"):
+        finetune(recipe(tmp_path / "run", answers(tmp_path), tmp_path / "more", "lora"), quiet=True)
+    torch.manual_seed(9)
+    other = Llama(load(base).config)
+    tokenizer = load_tokenizer(base)
+    shutil.rmtree(base)
+    with pytest.raises(InputError, match="is not here: put it back"):
+        load(tmp_path / "run")
+    save(other, base)
+    tokenizer.save(base)
+    with pytest.raises(FormatError, match="trained on another base"):
+        load(tmp_path / "run")
+
+
+def test_no_merge_into_rounded_weights(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import dataclasses
+
+    from camelid.formats import merge
+
+    finetune(recipe(base, answers(tmp_path), tmp_path / "run", "lora", train={"steps": 2}), quiet=True)
+    real = merge.open_model
+    monkeypatch.setattr(merge, "open_model", lambda source: dataclasses.replace(real(source), quantized="Q4_0"))
+    with pytest.raises(InputError, match=r"holds Q4_0 weights.*full precision only"):
+        merge_adapter(tmp_path / "run", tmp_path / "merged")
+    with pytest.raises(InputError, match="is not an adapter"):
+        merge_adapter(base, tmp_path / "merged")
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora", "dpo"])
+def test_a_plan_covers_it(base: Path, tmp_path: Path, method: str) -> None:
+    files = (pairs if method == "dpo" else answers)(tmp_path)
+    chosen = recipe(base, files, tmp_path / "run", method)
+    said = estimate(chosen, planned)
+    parts = said["memory_bytes"]
+    whole = estimate(recipe(base, answers(tmp_path), tmp_path / "run"), planned, probe=False)["memory_bytes"]
+    assert parts["optimizer"] < whole["optimizer"] / 3
+    assert parts["checkpoint"] < whole["checkpoint"] / 3
+    assert said["fits"]
+    assert said["hours"] > 0
+    assert not (tmp_path / "run").exists()
+    if method == "qlora":
+        assert parts["weights"] < whole["weights"]
+    job, _ = tuning(chosen, Ranks())
+    assert job.model.num_parameters() == said["parameters"]
+
+
+def test_the_command_line(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text(f'[model]\nfrom = "{base}"\n[data]\nfiles = ["{answers(tmp_path)}"]\n[train]\nsteps = 2\n'
+                    'sequence_length = 64\nglobal_batch_tokens = 128\nwarmup_steps = 1\n[finetune]\nmethod = "lora"\n'
+                    f'[log]\nout = "{tmp_path}/run"\n')  # fmt: skip
+    assert cli(["finetune", str(path), "--show-mask", "1"]) == 0
+    shown = capsys.readouterr()
+    assert "⟦pong⟧⟦<|eot_id|>⟧" in shown.out
+    assert "4 prompt and completion" in shown.err
+    assert cli(["finetune", str(path)]) == 0
+    assert "examples" in capsys.readouterr().err
+    assert cli(["merge", str(tmp_path / "run"), "--out", str(tmp_path / "merged"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["largest_logit_change"] < 1e-4
+    assert cli(["convert", str(base), "--out", str(tmp_path / "copy"), "--json"]) == 0
+    assert torch.equal(load(tmp_path / "copy").lm_head.weight, load(base).lm_head.weight)
+    assert cli(["finetune", str(path), "finetune.rnk=3"]) == 2
+    assert "did you mean 'rank'" in capsys.readouterr().err
