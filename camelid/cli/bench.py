@@ -22,6 +22,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
     train = actions.add_parser("train", help="a training step beside transformers")
     train.add_argument("--config", choices=("S", "M"), action="append", help="15 M or 110 M weights; by default both")
+    train.add_argument("--task", choices=("full", "lora"), default="full", help="all weights, or an adapter (peft)")
     train.add_argument("--rounds", type=int, default=3)
     train.add_argument("--steps", type=int, default=4, help="of each run; the first one is not counted")
     train.add_argument("--threads", type=_numbers, default=[1, 2], metavar="N,N")
@@ -43,8 +44,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         from camelid.bench import train
 
         result = train.run(
-            options.config or ["S", "M"], options.rounds, options.threads, options.steps, options.ablate, options.json
-        )
+            options.config or ["S", "M"], options.rounds, options.threads, options.steps, options.ablate, options.json,
+            options.task,
+        )  # fmt: skip
     else:
         result = _data(options)
     if not options.json:

@@ -25,11 +25,19 @@ def main() -> None:
     folder = Path(sys.argv[2])
     torch.set_num_threads(int(os.environ["BENCH_THREADS"]))
     model = transformers.AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32).train()
+    lora = os.environ.get("BENCH_TASK") == "lora"
+    if lora:
+        import peft
+
+        if torch.cpu._is_avx512_bf16_supported():
+            model.to(torch.bfloat16)
+        targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+        model = peft.get_peft_model(model, peft.LoraConfig(r=16, lora_alpha=32, target_modules=targets))
     run = torch.compile(model) if best else model
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    groups = [{"params": matrices, "weight_decay": 0.1},
-              {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0}]  # fmt: skip
+    learned = [p for p in model.parameters() if p.requires_grad]
+    groups = [{"params": [p for p in learned if p.dim() >= 2], "weight_decay": 0.1},
+              {"params": [p for p in learned if p.dim() < 2], "weight_decay": 0.0}]  # fmt: skip
     optimizer = torch.optim.AdamW(groups, lr=3e-4, betas=(0.9, 0.95), fused=True)
     tokens = torch.from_numpy(np.load(folder / "tokens.npy"))
     rows, length = tokens.shape[1], tokens.shape[2] - 1
@@ -37,10 +45,13 @@ def main() -> None:
     seconds, losses = [], []
     for step in tokens:
         started = time.perf_counter()
+        labels = step[:, 1:].clone()
+        if lora:
+            labels[:, torch.arange(labels.shape[1]) % 212 < 90] = -100
         with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
-            loss = run(input_ids=step[:, :-1], shift_labels=step[:, 1:].contiguous(), labels=step[:, 1:]).loss
+            loss = run(input_ids=step[:, :-1], shift_labels=labels, labels=labels).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
