@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from camelid import Engine, SamplingParams
 from camelid.cli import run as cli
@@ -24,6 +26,8 @@ from camelid.model.llama import Llama
 from camelid.recipe import Recipe, parse
 from camelid.train.estimate import estimate
 from camelid.train.parallel import Ranks
+
+from ..train.test_parallel import start
 
 SAID = {"ping": "pong", "tick": "tock", "sun": "moon", "up": "down"}
 OTHERS = [*list(SAID.values())[1:], *list(SAID.values())[:1]]
@@ -286,3 +290,30 @@ def test_the_command_line(base: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert torch.equal(load(tmp_path / "copy").lm_head.weight, load(base).lm_head.weight)
     assert cli(["finetune", str(path), "finetune.rnk=3"]) == 2
     assert "did you mean 'rank'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "method", ["kto", *(pytest.param(m, marks=pytest.mark.nightly) for m in ("lora", "qlora", "dpo"))]
+)
+def test_two_ranks_are_one(base: Path, tmp_path: Path, method: str) -> None:
+    """The same adapter from two processes as from one, to what another order of sums makes of float32."""
+    files = {"dpo": pairs, "kto": verdicts}.get(method, answers)(tmp_path)
+    rows = Path(files).read_text()
+    Path(files).write_text("\n".join([rows] * 3))
+    common = [f"model.from={base}", f'data.files=["{files}"]', "train.steps=3", "train.sequence_length=64",
+              "train.global_batch_tokens=256", "train.warmup_steps=1", "train.dtype=float32", "data.held_out=0.2",
+              f"finetune.method={method}", "finetune.rank=4", "finetune.group=16"]  # fmt: skip
+    (tmp_path / "r.toml").write_text("")
+    for world in (1, 2):
+        command = [sys.executable, "-m", "camelid", "finetune", str(tmp_path / "r.toml"), *common,
+                   f"log.out={tmp_path}/w{world}", "--json"]  # fmt: skip
+        for rank in start(command, world):
+            _, err = rank.communicate(timeout=120)
+            assert rank.returncode == 0, err
+    one, two = (load_file(tmp_path / f"w{n}/checkpoints/step-00000003/adapter_model.safetensors") for n in (1, 2))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-5)
+    logs = [[json.loads(line) for line in (tmp_path / f"w{n}/metrics.jsonl").read_text().splitlines()] for n in (1, 2)]
+    assert [r.get("rows") for r in logs[0]] == [r.get("rows") for r in logs[1]]
+    for a, b in zip(*logs, strict=True):
+        assert a.get("held_out", {}).get("loss", 0) == pytest.approx(b.get("held_out", {}).get("loss", 0), abs=1e-5)
