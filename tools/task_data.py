@@ -4,7 +4,7 @@ translation: Django's own message catalogs (BSD-3-Clause), English to a language
 summary: docstrings of the installed packages: the body, to its first line.
 code: documented functions of the standard library: signature and docstring, to the body.
 
-Prints where the file lies; it is kept in .cache/. Every text stands once, so what a run holds out it never learned from.
+Prints where the file lies, in .cache/. Every text stands once, so what a run holds out it never learned from.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ class Encoder:
 
     def _check_roles(self, messages: Sequence[Message], tools: list[Any] | None) -> None:
         """Raise BadRow when the template would leave out a turn, a call or the tools: seen by words put there."""
-        shape = (*((m["role"], len(m.get("tool_calls", ()))) for m in messages), bool(tools))
+        shape = (*((m["role"], bool(m["content"]), len(m.get("tool_calls", ()))) for m in messages), bool(tools))
         if shape not in self._rendered:
             self._rendered[shape] = self._missing(messages, bool(tools))
         if missing := self._rendered[shape]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from camelid.finetune.read import Found, read_files
 from camelid.finetune.records import BadRow, Record
 from camelid.finetune.reference import reference_facts
 from camelid.finetune.tasks import Task
-from camelid.formats.load import load_tokenizer, open_model, read_model, resolve
+from camelid.formats.load import load_tokenizer, open_model, read_model, resolve, stop_ids
 from camelid.model.llama import Llama
 from camelid.model.lora import LoraConfig, adapt, quantize_base
 from camelid.recipe import FinetuneSection, Recipe
@@ -28,7 +29,7 @@ from camelid.tokens.batch import Batch
 from camelid.tokens.order import item_at
 from camelid.train.loop import run
 from camelid.train.loss import NextToken, Objective, loss_sum
-from camelid.train.parallel import Ranks, ranks, shard
+from camelid.train.parallel import Ranks, ranks, shard, together
 from camelid.train.step import Check, Job, autocast, micro_rows
 
 HELD_OUT_ROWS = 16  # at most, for the losses along the way
@@ -57,12 +58,14 @@ def finetune(recipe: Recipe, resume: bool = False, quiet: bool = False) -> dict[
     were; with `evaluate.metric`, the task's figures before and after."""
     with ranks(recipe.parallel) as who:
         job, material = tuning(recipe, who, quiet)
-        task = Task.of(recipe, material.held_records, job.generation["eos_token_id"]) if who.rank == 0 else None
-        if task:
+        task = Task.of(recipe, material.held_records, job.generation["eos_token_id"])
+        first = who.rank == 0
+        if task and first:
             task.before(job.inputs[0], job.tokenizer, quiet)
+        together(who)
         result = run(job, resume, who) | counted(job, material)
-        if task and "stopped_by" not in result:
-            result["task"] = task.after(Path(result["checkpoint"]), job.tokenizer, quiet)
+        if task and first and "stopped_by" not in result:
+            result["task"] = task.after(job.inputs[0], Path(result["checkpoint"]), job.tokenizer, quiet)
         return result
 
 
@@ -103,7 +106,7 @@ def tuning(
     source = PackedExamples(material.units, train.sequence_length, train.seed, tokenizer.pad_token_id or 0)
     said_sizes(say, source, material.units)
     model, fingerprint = base_model(base, recipe, who, weights)
-    stops = {*open_model(base).config.stop_ids}
+    stops = {*stop_ids(base)}
     ends = {end_of_turn(unit[0], tokenizer) for unit in material.units[:100]}
     stops |= {i for i in ends if i is not None}
     shard(model, who)
@@ -112,19 +115,24 @@ def tuning(
     if settings.preference:
         objective = Preference(settings, micro_rows(train))
         needed = settings.method in ("dpo", "kto") and weights and references
-        run_folder = Path(recipe.log.out) if who.rank == 0 else None
+        kept_in = Path(recipe.log.out)
         known = f"{fingerprint} {settings.stands_on} {settings.bits} {settings.group}"
         with autocast(who.device, train.dtype):
             for packed, good in ((source, material.good), (held, material.held_good)):
                 if packed:
-                    model_or_none = model if needed else None
-                    packed.facts = reference_facts(model_or_none, known, packed, good, run_folder, not loud)
+                    before = model if needed else None
+                    packed.facts = reference_facts(before, known, packed, good, kept_in, who, not loud)
     job = Job(
-        model, tokenizer, source, recipe, [base, *(Path(name) for name in recipe.data.files)],
+        model, tokenizer, source, recipe, [base, *files_of(recipe)],
         {"eos_token_id": sorted(stops)}, quiet, objective, checker(held, objective, who) if held else None,
         {"base_fingerprint": fingerprint} if model.adapters else {},
     )  # fmt: skip
     return job, material
+
+
+def files_of(recipe: Recipe) -> list[Path]:
+    """The files of examples."""
+    return [Path(name).expanduser() for name in recipe.data.files]
 
 
 def tokenizer_of(base: Path, settings: FinetuneSection) -> Tokenizer:
@@ -145,12 +153,11 @@ def read_material(recipe: Recipe, tokenizer: Tokenizer, quiet: bool = True) -> M
     """Read and encode every record, and set some aside."""
     settings = recipe.finetune or FinetuneSection()
     encoder = Encoder(tokenizer)
-    paths = [Path(name).expanduser() for name in recipe.data.files]
 
     def use(found: Record) -> tuple[Record, Unit]:
         return found, unit_of(found, encoder, settings)
 
-    pairs, founds = read_files(paths, use, recipe.data.max_bad_share, quiet)
+    pairs, founds = read_files(files_of(recipe), use, recipe.data.max_bad_share, quiet)
     count = round(recipe.data.held_out * len(pairs))
     if recipe.data.held_out and not 0 < count < len(pairs):
         raise RecipeError(f"data.held_out {recipe.data.held_out} of {len(pairs)} records leaves one side empty")
@@ -168,6 +175,8 @@ def read_material(recipe: Recipe, tokenizer: Tokenizer, quiet: bool = True) -> M
 def unit_of(found: Record, encoder: Encoder, settings: FinetuneSection) -> Unit:
     """A record as the method learns it. Raises BadRow when it is of another kind."""
     if not settings.preference:
+        if found.good is False:
+            raise BadRow("is an answer marked as bad: set finetune.method to kto to learn from it, or take it out")
         if found.chosen is not None:
             raise BadRow("is a pair of answers: set finetune.method to dpo, orpo, kto or simpo, or give it one answer")
         return (encoder.document(found),)
@@ -189,8 +198,9 @@ def mismatched(pairs: Sequence[tuple[Record, Unit]], encoder: Encoder) -> list[t
         raise InputError("data.files: kto compares each answer with another row's: give it two rows at least")
     found = []
     for n, (record, unit) in enumerate(pairs):
-        other = pairs[(n + 1) % len(pairs)][0]
-        beside = encoder.conversation([*record.messages[:-1], other.messages[-1]], record.tools, last=True)
+        other = pairs[(n + 1) % len(pairs)][0].messages[-1]
+        said = {"role": "assistant", "content": other["content"] or json.dumps(other["tool_calls"])}
+        beside = encoder.conversation([*record.messages[:-1], said], record.tools, last=True)
         found.append((record, (*unit, beside)))
     return found
 

@@ -18,7 +18,7 @@ from camelid.model.llama import Llama
 from camelid.recipe import FinetuneSection
 from camelid.tokens.batch import Batch
 from camelid.train.loss import supervised_states
-from camelid.train.parallel import Ranks, total
+from camelid.train.parallel import Ranks, release, total
 
 REFERENCE, GOOD, BASELINE = 0, 1, 2  # what a document's facts are
 FACTS = 3
@@ -83,6 +83,7 @@ class Preference:
                 found = scores(model, batch.part(first, first + self.micro_rows).to(model.device))
                 moved[0] += (found.sums - found.reference)[:, 1].sum()
                 moved[1] += len(found.sums)
+        release(model)
         moved = total(who, moved)
         facts = batch.facts.clone()
         facts[..., BASELINE] = max(0.0, float(moved[0] / moved[1]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -69,7 +70,7 @@ def rows(path: Path) -> Iterator[tuple[int, Any]]:
     try:
         raw = gzip.decompress(path.read_bytes()) if name.endswith(".gz") else path.read_bytes()
         text = raw.decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError, EOFError) as error:
+    except (OSError, UnicodeDecodeError, EOFError, zlib.error) as error:
         raise InputError(f"data.files: {path} cannot be read as UTF-8 text: {error}") from None
     if name.endswith(".txt"):
         yield 1, {"text": text}

@@ -55,14 +55,22 @@ def record(row: Any) -> Record:
 
 
 def check(found: Record) -> None:
-    """Raise BadRow unless the turns are in an order that can be learned from."""
+    """Raise BadRow unless the turns are in an order that can be learned from, and hold text."""
+    turns = (*found.messages, *(found.chosen or ()), *(found.rejected or ()))
+    try:
+        for text in (found.text or "", *(m["content"] for m in turns)):
+            text.encode()
+    except UnicodeEncodeError:
+        raise BadRow("holds half of a surrogate pair, which is no character: repair the file's encoding") from None
     if found.text is not None:
         return
-    for answers in (found.chosen, found.rejected):
-        if answers is not None:
-            _order([*found.messages, *answers])
-    if found.chosen is None:
-        _order(found.messages)
+    endings = [found.messages] if found.chosen is None else [[*found.messages, *found.chosen]]
+    endings += [[*found.messages, *found.rejected]] if found.rejected is not None else []
+    for conversation in endings:
+        _order(conversation)
+        last = conversation[-1]["role"]
+        if (found.good is not None or found.chosen is not None) and last != "assistant":
+            raise BadRow(f"ends with a {last} turn: the answer that is judged comes last")
 
 
 def _order(messages: Sequence[Message]) -> None:
@@ -79,6 +87,8 @@ def _order(messages: Sequence[Message]) -> None:
             raise BadRow(f"has two user turns in a row (turn {number}): join them, or add the answer between")
         if role == "tool" and before not in ("assistant", "tool"):
             raise BadRow(f"has a tool's result as turn {number} that no assistant turn called for")
+        if role == "assistant" and not message["content"].strip() and not message.get("tool_calls"):
+            raise BadRow(f"has an empty answer (turn {number}): a model would learn to say nothing")
         before = role
     if not any(m["role"] == "assistant" for m in messages):
         raise BadRow("has no assistant turn, so there is nothing to learn from it: add the answer")
@@ -92,12 +102,14 @@ def _message(raw: Any) -> Message:
     if not isinstance(role, str) or role not in ROLES:
         raise BadRow(f"has a turn with the role {role!r}; known are {', '.join(ROLES)}")
     if isinstance(content, list):  # OpenAI's parts
-        if any(not isinstance(p, Mapping) or p.get("type") != "text" for p in content):
+        if any(not isinstance(p, Mapping) or not isinstance(p.get("text"), str) for p in content):
             raise BadRow("has a turn with parts that are not text, which a LLaMA cannot read")
         content = "".join(str(p["text"]) for p in content)
     if ROLES[role] == "call":
         return {"role": "assistant", "content": "", "tool_calls": [_call(content)]}
     calls = raw.get("tool_calls")
+    if calls and not isinstance(calls, list):
+        raise BadRow("has tool_calls that are not a list")
     if content is None and calls:
         content = ""
     if not isinstance(content, str):
@@ -149,15 +161,12 @@ def _opening(row: Row) -> list[Message]:
     return [{"role": "system", "content": system}] if isinstance(system, str) else []
 
 
-def _asked(row: Row) -> list[Message]:
-    """What comes before the answer."""
-    for key in ("messages", "conversations", "prompt", "instruction", "question"):
-        if row.get(key):
-            before = _said(row[key], "user")
-            if key == "instruction" and row.get("input"):
-                before = [{"role": "user", "content": f"{row[key]}\n\n{row['input']}"}]
-            return before if before[0]["role"] == "system" else [*_opening(row), *before]
-    return []
+def _asked(row: Row, key: str) -> list[Message]:
+    """What comes before the answer, by the field that the format has for it."""
+    before = _said(row[key], "user") if row.get(key) else []
+    if key == "instruction" and row.get("input"):
+        before = [{"role": "user", "content": f"{row[key]}\n\n{row['input']}"}]
+    return before if not before or before[0]["role"] == "system" else [*_opening(row), *before]
 
 
 def _messages(row: Row, name: str) -> Record:
@@ -167,29 +176,31 @@ def _messages(row: Row, name: str) -> Record:
 
 def _alpaca(row: Row, name: str) -> Record:
     history = row.get("history") or []
-    if any(not isinstance(h, Sequence) or len(h) != 2 for h in history):
+    if not isinstance(history, list) or any(not isinstance(h, Sequence) or len(h) != 2 for h in history):
         raise BadRow("has a history that is not a list of [question, answer]")
     earlier: list[Message] = [
         m for asked, said in history
         for m in ({"role": "user", "content": str(asked)}, {"role": "assistant", "content": str(said)})
     ]  # fmt: skip
-    before = _asked(row)
+    before = _asked(row, "instruction")
     opening = [m for m in before if m["role"] == "system"]
     return Record(name, [*opening, *earlier, *before[len(opening) :], *_said(row["output"], "assistant")])
 
 
-def _pair(answer: str) -> Callable[[Row, str], Record]:
-    return lambda row, name: Record(name, [*_asked(row), *_said(row[answer], "assistant")], _tools(row))
+def _pair(asked: str, answer: str) -> Callable[[Row, str], Record]:
+    return lambda row, name: Record(name, [*_asked(row, asked), *_said(row[answer], "assistant")], _tools(row))
 
 
 def _preference(row: Row, name: str) -> Record:
     chosen, rejected = _said(row["chosen"], "assistant"), _said(row["rejected"], "assistant")
-    before = _asked(row)
-    if not before:  # both answers carry the conversation that they share
+    if chosen[0]["role"] != "assistant":  # both answers carry the conversation that they share
         same = 0
         while same < min(len(chosen), len(rejected)) - 1 and chosen[same] == rejected[same]:
             same += 1
         before, chosen, rejected = list(chosen[:same]), chosen[same:], rejected[same:]
+    else:
+        key = next((k for k in ("prompt", "conversations", "messages", "question", "instruction") if row.get(k)), "")
+        before = _asked(row, key) if key else []
     if not before:
         raise BadRow("has chosen and rejected, but no prompt that both answer")
     if chosen == rejected:
@@ -201,9 +212,10 @@ def _verdict(label: str) -> Callable[[Row, str], Record]:
     def read(row: Row, name: str) -> Record:
         if not isinstance(row[label], bool):
             raise BadRow(f"has {label} {row[label]!r}, which is neither true nor false")
-        answer = row.get("completion", row.get("output"))
-        turns = [*_asked(row), *(_said(answer, "assistant") if answer is not None else [])]
-        return Record(name, turns, _tools(row), good=row[label])
+        if row.get("messages"):
+            return Record(name, _messages(row, "messages").messages, _tools(row), good=row[label])
+        asked, answer = ("prompt", "completion") if row.get("completion") is not None else ("instruction", "output")
+        return Record(name, [*_asked(row, asked), *_said(row[answer], "assistant")], _tools(row), good=row[label])
 
     return read
 
@@ -224,7 +236,7 @@ FORMATS: list[tuple[str, tuple[str, ...], Callable[[Row, str], Record]]] = [
     ("messages", ("messages",), _messages),
     ("sharegpt", ("conversations",), _messages),
     ("alpaca", ("instruction", "output"), _alpaca),
-    ("prompt and completion", ("prompt", "completion"), _pair("completion")),
-    ("question and answer", ("question", "answer"), _pair("answer")),
+    ("prompt and completion", ("prompt", "completion"), _pair("prompt", "completion")),
+    ("question and answer", ("question", "answer"), _pair("question", "answer")),
     ("text", ("text",), _text),
 ]

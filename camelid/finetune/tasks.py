@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 
-from camelid.artifact import write_atomic
+from camelid.artifact import MANIFEST, sha256_file, write_atomic
 from camelid.errors import InputError, RecipeError
 from camelid.evaluate import bleu, rouge
 from camelid.finetune.read import read_files
@@ -27,6 +28,7 @@ from camelid.tokenizer.template import Message
 from camelid.tokenizer.tokenizer import Tokenizer
 
 AT_ONCE = 16  # questions answered together
+BEFORE = "answers-before.json"
 SHOWN = 10  # on the page
 NUMBER = re.compile(r"-?\d[\d,]*\.?\d*")
 
@@ -85,16 +87,17 @@ class Task:
 
     def before(self, source: Path, tokenizer: Tokenizer, quiet: bool) -> None:
         """Ask the base, once: a resumed run finds the answers."""
-        if not self._kept().is_file():
+        if self._before(source, tokenizer) is None:
             found = self.answers(source, tokenizer, "answers before", quiet)
             self.out.mkdir(parents=True, exist_ok=True)
-            write_atomic(self._kept(), json.dumps([asdict(a) for a in found], ensure_ascii=False))
+            kept = {"key": self._key(source, tokenizer), "answers": [asdict(a) for a in found]}
+            write_atomic(self.out / BEFORE, json.dumps(kept, ensure_ascii=False))
 
-    def after(self, source: Path, tokenizer: Tokenizer, quiet: bool) -> dict[str, Any]:
+    def after(self, base: Path, source: Path, tokenizer: Tokenizer, quiet: bool) -> dict[str, Any]:
         """Ask what the run made, and write answers.jsonl and answers.html. Returns both scores and their protocol."""
-        before = [Answer(**a) for a in json.loads(self._kept().read_text(encoding="utf-8"))]
-        if len(before) != len(self.asked):
-            raise InputError(f"{self._kept()} holds answers to other questions: remove it to ask the base again")
+        before = self._before(base, tokenizer)
+        if before is None:
+            raise InputError(f"{self.out / BEFORE} was changed while the model was trained")
         found = self.answers(source, tokenizer, "answers after", quiet)
         scores = {"before": self.score(before), "after": self.score(found)}
         lines = [
@@ -139,8 +142,20 @@ class Task:
             found = {"accuracy": sum(right) / len(right), "right": sum(right)}
         return found | {"stopped_by_itself": sum(a.stopped for a in answers) / len(answers)}
 
-    def _kept(self) -> Path:
-        return self.out / "answers-before.json"
+    def _before(self, base: Path, tokenizer: Tokenizer) -> list[Answer] | None:
+        """What the base answered to these very questions, if it was asked."""
+        try:
+            kept = json.loads((self.out / BEFORE).read_text(encoding="utf-8"))
+            return [Answer(**a) for a in kept["answers"]] if kept["key"] == self._key(base, tokenizer) else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _key(self, base: Path, tokenizer: Tokenizer) -> str:
+        manifest = base / MANIFEST if base.is_dir() else base
+        known = sha256_file(manifest) if manifest.is_file() else str(base.resolve())
+        asked = [(q.messages, q.tools, q.reference) for q in self.asked]
+        parts = [known, tokenizer.digest(), tokenizer.chat_template, self.settings.max_new_tokens, self.stops, asked]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def _protocol(self) -> str:
         how = {"number": "the last number of answer and reference, commas removed", "exact": "equal texts, trimmed"}

@@ -25,13 +25,15 @@ from camelid.model.lora import LoraConfig, adapt, targets
 CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model.model."
 SUFFIXES = {"lora_A": ".lora_A.weight", "lora_B": ".lora_B.weight", "lora_magnitude_vector": ".lora_magnitude_vector"}
-# What would change the computation in a way that is not implemented; the values that mean "not used".
-UNUSED: dict[str, tuple[Any, ...]] = {
-    "bias": ("none", None), "fan_in_fan_out": (False, None), "modules_to_save": (None, []), "rank_pattern": ({}, None),
-    "alpha_pattern": ({}, None), "layers_to_transform": (None, []), "layer_replication": (None,),
-    "trainable_token_indices": (None, [], {}), "lora_bias": (False, None), "exclude_modules": (None, []),
-    "target_parameters": (None, []), "use_qalora": (False, None),
+# What says nothing about the computation, or is read below. Any other field that is set might change it: refused.
+READ = {
+    "peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "target_modules", "use_rslora", "use_dora",
+    "lora_dropout", "inference_mode", "revision", "auto_mapping", "peft_version", "megatron_core", "qalora_group_size",
+    "runtime_config", "ensure_weight_tying", "init_lora_weights", "layers_pattern", "loftq_config", "eva_config",
 }  # fmt: skip
+UNUSED: tuple[Any, ...] = (None, False, "none", [], {})
+# How an adapter began; the others (pissa, olora, loftq, …) also change the base's weights.
+BEGINNINGS = (True, False, None, "gaussian", "orthogonal", "eva")
 
 
 def is_adapter(folder: Path) -> bool:
@@ -45,9 +47,9 @@ def read_config(folder: Path) -> tuple[LoraConfig, str]:
     raw = read_json(path)
     if raw.get("peft_type") != "LORA":
         raise FormatError(f"{path}: peft_type is {raw.get('peft_type')!r}; camelid reads LORA adapters")
-    for name, neutral in UNUSED.items():
-        if name in raw and raw[name] not in neutral:
-            raise FormatError(f"{path}: {name} is {raw[name]!r}, which camelid does not implement")
+    for name, value in raw.items():
+        if (name not in READ and value not in UNUSED) or (name == "init_lora_weights" and value not in BEGINNINGS):
+            raise FormatError(f"{path}: {name} is {value!r}, which camelid does not implement")
     named = raw.get("target_modules")
     if not isinstance(named, list) or not all(isinstance(n, str) for n in named):
         if named != "all-linear":
@@ -66,8 +68,10 @@ def read_config(folder: Path) -> tuple[LoraConfig, str]:
 def base_of(folder: Path) -> Path:
     """The base model that an adapter names: a path as it is, or beside the adapter. Raises InputError without one."""
     named = read_config(folder)[1]
-    for path in (Path(named).expanduser(), folder / named):
+    for path in (Path(named), folder / named):
         if path.exists():
+            if path.is_dir() and is_adapter(path):
+                raise FormatError(f"{folder / CONFIG}: base_model_name_or_path {named!r} is an adapter, not a model")
             return path
     raise InputError(
         f"{folder / CONFIG}: the base model {named!r} is not here: put it back, or write its place into "

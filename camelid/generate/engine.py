@@ -54,6 +54,7 @@ class Engine:
 
     def __init__(self, model: Llama, tokenizer: Tokenizer | None = None, stop_ids: Sequence[int] | None = None) -> None:
         self.model, self.tokenizer = model, tokenizer
+        self.adapter = model.active_adapter  # of requests that name none
         self.stop_ids = set(model.config.stop_ids if stop_ids is None else stop_ids)
 
     @classmethod
@@ -160,8 +161,8 @@ class Engine:
     def _step(self, rows: list[int], ids: list[list[int]], cache: KVCache, adapter: str | None) -> Tensor:
         """Feed tokens to the selected rows; logits of the last position, [rows, vocab]."""
         cache.rows = rows
-        if adapter is not None:
-            use_adapter(self.model, adapter)
+        if self.model.active_adapter != (adapter or self.adapter):
+            use_adapter(self.model, adapter or self.adapter)
         hidden = self.model.hidden(torch.tensor(ids, device=self.model.device), cache=cache)
         logits: Tensor = self.model.lm_head(hidden[:, -1])
         return logits

@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from camelid.kernels.library import library
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up (arXiv:2002.05202). Only gate and up are kept for the backward pass, silu(gate) is made again."""
+    out: Tensor = _SwiGLU.apply(gate, up)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate) * up
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(slope * up, gate), slope * F.silu(gate)
 
 
 def softmax_gradient_(logits: Tensor, labels: Tensor, z_loss: float = 0.0, gradient: bool = True) -> Tensor:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from camelid.kernels.attention import Documents
+from camelid.kernels.elementwise import swiglu
 from camelid.model.attention import Attention, LayerCache
 from camelid.model.config import LlamaConfig
 from camelid.model.rope import Rotation
@@ -38,7 +38,7 @@ class SwiGLU(nn.Module):
         self.down_proj = nn.Linear(hidden, d, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        out: Tensor = self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
         return out
 
 

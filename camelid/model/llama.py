@@ -56,6 +56,7 @@ class Llama(nn.Module):
         self.config = config
         self.activation_checkpointing = False
         self.adapters: dict[str, Any] = {}  # what stands on its linear layers, by name: see model/lora.py
+        self.active_adapter: str | None = None
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)

@@ -143,7 +143,7 @@ class _Adapted(torch.autograd.Function):
                 d_x.addmm_(d_inner, a.to(product))
                 d_x = d_x.view(ctx.shape).to(ctx.dtype)
             d_a = (d_inner.T @ flat).to(a.dtype) if ctx.needs_input_grad[1] else None
-            d_b = (slope.T @ inner).mul_(ctx.scale).to(b.dtype) if ctx.needs_input_grad[2] else None
+            d_b = (inner.T @ slope).mul_(ctx.scale).T.to(b.dtype) if ctx.needs_input_grad[2] else None
         return d_x, d_a, d_b, None, None, None
 
 
@@ -183,6 +183,7 @@ def use_adapter(model: Llama, name: str | None) -> None:
     if name is not None and name not in model.adapters:
         known = ", ".join(model.adapters) or "none"
         raise InputError(f"the model has no adapter named {name!r} (it has {known})")
+    model.active_adapter = name
     for module in model.modules():
         if isinstance(module, AdaptedLinear):
             module.active = name if name is not None and name in module.adapters else None
@@ -201,6 +202,7 @@ def merge(model: Llama, name: str) -> None:
         layer = getattr(parent, leaf)
         layer.base.weight.copy_(layer.merged(name))
     model.adapters.clear()
+    model.active_adapter = None
     for _, parent, leaf in targets(model, LoraConfig()):
         layer = getattr(parent, leaf)
         if isinstance(layer, AdaptedLinear):

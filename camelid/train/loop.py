@@ -32,7 +32,7 @@ from camelid.train.checkpoint import LoopState, Saver
 from camelid.train.guard import WINDOW, Stop, stoppable
 from camelid.train.log import Log
 from camelid.train.optimizer import optimizer_for
-from camelid.train.parallel import Ranks, anywhere, rows_of_all, together, told
+from camelid.train.parallel import Ranks, anywhere, release, rows_of_all, together, told
 from camelid.train.schedule import drawn, learning_rate
 from camelid.train.step import Job, Taken, autocast, rows_per_step, train_step
 
@@ -158,6 +158,7 @@ class _Run:
             started = time.monotonic()
             with torch.no_grad(), autocast(self.job.model.device, self.job.recipe.train.dtype):
                 found = self.job.check(self.job.model)
+            release(self.job.model)
             log.checked(self.state, found, time.monotonic() - started)
 
     def _incoming(self) -> Iterator[tuple[int, Batch]]:

@@ -115,6 +115,14 @@ def shard(model: Llama, who: Ranks) -> None:
         module.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sum
 
 
+def release(model: Llama) -> None:
+    """Give back what a pass without gradients gathered: FSDP keeps the root's weights whole until a backward pass, and
+    while they are, they are not the parameters that the optimizer and the checkpoints know."""
+    for module in (model, *model.layers):
+        if hasattr(module, "reshard"):
+            module.reshard()
+
+
 def _tensor_parallel(model: Llama, who: Ranks) -> None:
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 

@@ -35,14 +35,14 @@ def memory(job: Job, who: Ranks | None = None) -> dict[str, int]:
     """
     who = who or Ranks()
     settings = job.recipe.train
-    held = weight_bytes(job.model)
+    spread_out, copied = weight_bytes(job.model)
     learning = 4 * sum(p.numel() for p in learned(job.model).values())
     moments = moment_bytes(job.model, settings)
     own = _own_rows(settings, who)
     rows = min(micro_rows(settings), own)
     step = step_memory(job.model, rows, -(-own // rows), settings, who.device)
     parts = {
-        "weights": held // who.world,
+        "weights": spread_out // who.world + copied,
         "optimizer": moments // who.world,
         # Between steps the gradients of all ranks are shared out; at the worst moment one layer's are whole.
         "step": max(step - learning, 0) + learning // who.world,
@@ -60,9 +60,10 @@ def memory(job: Job, who: Ranks | None = None) -> dict[str, int]:
     return parts
 
 
-def weight_bytes(model: Llama) -> int:
-    """Of all weights, learned and frozen, packed ones as they are packed."""
-    return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+def weight_bytes(model: Llama) -> tuple[int, int]:
+    """Of the weights that ranks share out, learned and frozen, and of packed ones, which each rank holds."""
+    parameters, buffers = ([*model.parameters()], [*model.buffers()])
+    return sum(t.numel() * t.element_size() for t in parameters), sum(t.numel() * t.element_size() for t in buffers)
 
 
 def _own_rows(settings: TrainSection, who: Ranks) -> int:

@@ -184,6 +184,27 @@ def test_templates_that_would_mislead(chatml: Tokenizer, template: str, error: t
         Encoder(chatml).conversation([SYSTEM, *CHAT])
 
 
+def test_text_beside_a_call_is_not_lost_unseen(chatml: Tokenizer) -> None:
+    """A template that renders a call instead of the text: right for a row without text, wrong for one with it."""
+    chatml.chat_template = TOOLS.replace("{{ m.content }}", "{{ '' if m.tool_calls else m.content }}")
+    call = {"type": "function", "function": {"name": "add", "arguments": {}}}
+    for texts in (["", "Let me think."], ["Let me think.", ""]):
+        encoder = Encoder(chatml)
+        for text in texts:
+            turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": text, "tool_calls": [call]}]
+            if not text:
+                assert encoder.conversation(turns).learned()
+                continue
+            with pytest.raises(BadRow, match="renders the role assistant"):
+                encoder.conversation(turns)
+
+
+def test_a_template_knows_no_clock(chatml: Tokenizer) -> None:
+    """Llama 3.2's writes today's date where it can: a run resumed tomorrow would learn from other tokens."""
+    chatml.chat_template = "{% if strftime_now is defined %}{{ strftime_now('%d') }}{% else %}then{% endif %}" + CHATML
+    assert chatml.decode(Encoder(chatml).conversation(CHAT).ids).startswith("then")
+
+
 def test_packed_examples_hold_every_label_once(tokenizer: Tokenizer) -> None:
     encoder = Encoder(tokenizer)
     units = [(encoder.conversation(CHAT[: 2 * n]),) for n in (1, 2, 1, 1, 2)]

@@ -218,6 +218,8 @@ def test_what_is_refused(base: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=why):
             finetune(recipe(base, files, out, **{**changes}), quiet=True)
+    with pytest.raises(InputError, match=r"marked as bad: set finetune\.method to kto"):
+        finetune(recipe(base, verdicts(tmp_path), out), quiet=True)
     with pytest.raises(InputError, match=r"set finetune.method to dpo"):
         finetune(recipe(base, pairs(tmp_path), out), quiet=True)
     with pytest.raises(RecipeError, match=r"data\.files"):
@@ -293,16 +295,20 @@ def test_the_command_line(base: Path, tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize(
-    "method", ["kto", *(pytest.param(m, marks=pytest.mark.nightly) for m in ("lora", "qlora", "dpo"))]
+    "method", ["dpo-full", *(pytest.param(m, marks=pytest.mark.nightly) for m in ("lora", "qlora", "kto", "full"))]
 )
 def test_two_ranks_are_one(base: Path, tmp_path: Path, method: str) -> None:
-    """The same adapter from two processes as from one, to what another order of sums makes of float32."""
+    """The same weights from two processes as from one, to what another order of sums makes of float32; and resumed."""
+    method, _, full = method.partition("-")
     files = {"dpo": pairs, "kto": verdicts}.get(method, answers)(tmp_path)
+    name = "model" if full or method == "full" else "adapter_model"
     rows = Path(files).read_text()
     Path(files).write_text("\n".join([rows] * 3))
-    common = [f"model.from={base}", f'data.files=["{files}"]', "train.steps=3", "train.sequence_length=64",
-              "train.global_batch_tokens=256", "train.warmup_steps=1", "train.dtype=float32", "data.held_out=0.2",
-              f"finetune.method={method}", "finetune.rank=4", "finetune.group=16"]  # fmt: skip
+    settings = {"model.from": base, "train.steps": 3, "train.sequence_length": 64, "train.global_batch_tokens": 256,
+                "train.warmup_steps": 1, "train.dtype": "float32", "data.held_out": 0.2, "evaluate.every": 2,
+                "checkpoint.every": 2, "finetune.method": method, "finetune.rank": 4, "finetune.group": 16,
+                "finetune.adapter": "none" if full else "auto"}  # fmt: skip
+    common = [f'data.files=["{files}"]', *(f"{key}={value}" for key, value in settings.items())]
     (tmp_path / "r.toml").write_text("")
     for world in (1, 2):
         command = [sys.executable, "-m", "camelid", "finetune", str(tmp_path / "r.toml"), *common,
@@ -310,9 +316,16 @@ def test_two_ranks_are_one(base: Path, tmp_path: Path, method: str) -> None:
         for rank in start(command, world):
             _, err = rank.communicate(timeout=120)
             assert rank.returncode == 0, err
-    one, two = (load_file(tmp_path / f"w{n}/checkpoints/step-00000003/adapter_model.safetensors") for n in (1, 2))
-    for name, tensor in one.items():
-        torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-5)
+    last = [tmp_path / f"w{n}/checkpoints/step-00000003" for n in (1, 2)]
+    one, two = (load_file(folder / f"{name}.safetensors") for folder in last)
+    for key, tensor in one.items():
+        torch.testing.assert_close(two[key], tensor, rtol=0, atol=1e-5)
+    shutil.rmtree(last[1])
+    for rank in start([*command, "--resume"], 2):
+        _, err = rank.communicate(timeout=120)
+        assert rank.returncode == 0, err
+    again = load_file(last[1] / f"{name}.safetensors")
+    assert all(torch.equal(again[key], tensor) for key, tensor in two.items())
     logs = [[json.loads(line) for line in (tmp_path / f"w{n}/metrics.jsonl").read_text().splitlines()] for n in (1, 2)]
     assert [r.get("rows") for r in logs[0]] == [r.get("rows") for r in logs[1]]
     for a, b in zip(*logs, strict=True):

@@ -84,7 +84,7 @@ def setting(method: str) -> FinetuneSection:
 def prepared(model: Llama, method: str, good: list[bool], rows: int = 40) -> tuple[PackedExamples, Llama]:
     """Packed pairs with the reference of `model`, and a policy that has moved away from it."""
     source = PackedExamples(examples(), rows, seed=1, pad=0)
-    source.facts = reference_facts(model, "x", source, good, None, True)
+    source.facts = reference_facts(model, "x", source, good, None)
     policy = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(1)
     for p in policy.parameters():
@@ -139,7 +139,7 @@ def test_cut_into_micro_batches_it_is_the_same_step(model: Llama, method: str) -
 
 def test_the_reference_is_the_model_before(model: Llama, tmp_path: Any) -> None:
     source = PackedExamples(examples(), 40, seed=1, pad=0)
-    facts = reference_facts(model, "x", source, [True] * 5, tmp_path, True)
+    facts = reference_facts(model, "x", source, [True] * 5, tmp_path)
     for unit, pair in enumerate(examples()):
         for k, example in enumerate(pair):
             assert float(facts[unit, k, REFERENCE]) == pytest.approx(
@@ -150,10 +150,10 @@ def test_the_reference_is_the_model_before(model: Llama, tmp_path: Any) -> None:
     before = kept.stat().st_mtime_ns
     for p in model.parameters():
         p.data.zero_()  # what is kept is not computed again
-    again = reference_facts(model, "x", source, [True] * 5, tmp_path, True)
+    again = reference_facts(model, "x", source, [True] * 5, tmp_path)
     assert torch.equal(again, facts)
     assert kept.stat().st_mtime_ns == before
-    reference_facts(model, "y", source, [True] * 5, tmp_path, True)
+    reference_facts(model, "y", source, [True] * 5, tmp_path)
     assert len(list(tmp_path.glob("reference-*.safetensors"))) == 2
 
 
@@ -161,7 +161,7 @@ def test_at_the_start_nothing_is_preferred_and_training_moves_it(model: Llama) -
     model = model.float()
     adapt(model, LoraConfig(r=4), seed=1)
     source = PackedExamples(examples(), 40, seed=1, pad=0)
-    source.facts = reference_facts(model, "x", source, [True] * 5, None, True)
+    source.facts = reference_facts(model, "x", source, [True] * 5, None)
     objective = Preference(setting("dpo"), 2)
     batch = source.batch(0, len(source))
     start = measured(model, [batch], objective)

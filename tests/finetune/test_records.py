@@ -40,6 +40,10 @@ CALL = {"id": "1", "type": "function", "function": {"name": "add", "arguments": 
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}, SAID]}, "messages",
          ["user", "assistant"]),
         ({"text": "once"}, "text", []),
+        # What other tools leave beside the fields of a format is not taken for the question.
+        ({"prompt": "a", "messages": [ASKED, SAID], "chosen": [ASKED, SAID],
+          "rejected": [ASKED, {"role": "assistant", "content": "c"}]}, "preference", ["user"]),
+        ({"instruction": "a", "output": "b", "prompt": "Below is … b"}, "alpaca", ["user", "assistant"]),
     ],
 )  # fmt: skip
 def test_formats(row: dict[str, Any], format_: str, roles: list[str]) -> None:
@@ -74,6 +78,12 @@ def test_formats(row: dict[str, Any], format_: str, roles: list[str]) -> None:
         ({"prompt": "a", "chosen": "b", "rejected": "b"}, "same answer"),
         ({"chosen": "b", "rejected": "c"}, "no prompt"),
         ({"text": " "}, "empty text"),
+        ({"prompt": "a", "completion": " "}, "empty answer"),
+        ({"messages": [ASKED, SAID, ASKED], "label": True}, "ends with a user turn"),
+        ({"messages": [ASKED, {"role": "assistant", "content": [{"type": "text"}]}]}, "not text"),
+        ({"messages": [ASKED, {"role": "assistant", "content": "", "tool_calls": 3}]}, "not a list"),
+        ({"instruction": "a", "output": "b", "history": 3}, "history"),
+        ({"text": "half \ud800"}, "surrogate"),
     ],
 )
 def test_bad_rows(row: Any, why: str) -> None:

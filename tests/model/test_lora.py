@@ -122,6 +122,14 @@ def test_several_adapters_on_one_base(tiny: LlamaConfig, tmp_path: Path) -> None
              for n in ("a", "b", "a")]  # fmt: skip
     assert [r.ids for r in together] == [r.ids for r in alone]
     assert together[0].ids != together[1].ids
+    plain = Engine(load(tmp_path / "base")).generate([prompt], SamplingParams(max_new_tokens=8, ignore_eos=True))
+    none = SamplingParams(max_new_tokens=8, ignore_eos=True)
+    use_adapter(model, None)
+    assert [r.ids for r in Engine(model).generate([prompt, prompt], [each[0], none])] == [together[0].ids, plain[0].ids]
+    use_adapter(model, None)
+    engine = Engine(model)
+    engine.generate([prompt], each[:1])
+    assert engine.generate([prompt], none)[0].ids == plain[0].ids  # the request before leaves nothing behind
     with pytest.raises(InputError, match=r"no adapter named 'c' \(it has a, b\)"):
         Engine(model).generate([prompt], SamplingParams(adapter="c"))
 
@@ -135,6 +143,10 @@ def test_several_adapters_on_one_base(tiny: LlamaConfig, tmp_path: Path) -> None
         ({"target_modules": "q.*"}, "target_modules"),
         ({"target_modules": ["lm_head"]}, "lm_head"),
         ({"r": "8"}, "r '8'"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
+        ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
+        ({"something_new": 1}, "something_new"),
+        ({"base_model_name_or_path": "../a"}, "is an adapter, not a model"),
         ({"base_model_name_or_path": None}, "does not say what it belongs to"),
         ({"base_model_name_or_path": "gone/away"}, "'gone/away' is not here"),
     ],
