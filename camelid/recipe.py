@@ -159,7 +159,7 @@ class EvaluateSection(_Section):
     files: list[str] = []
     examples: int = Field(default=100, ge=1)
     max_new_tokens: int = Field(default=256, ge=1)
-    tokenize: str = "13a"  # sacrebleu's tokenizer
+    tokenize: str = "13a"  # sacrebleu's tokenizer; zh is ROUGE's too
 
 
 class SourceSection(_Section):

@@ -29,6 +29,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
             action.add_argument("--tokenize", default="13a", help="sacrebleu's tokenizer: 13a, zh, char, …")
         else:
             action.add_argument("--no-stemmer", action="store_true")
+            action.add_argument("--tokenize", default="words", help="words (a-z, 0-9), zh (characters), zh-words")
         settings.example(action, f"camelid evaluate {name} --hypotheses out.txt --references ref.txt")
 
 
@@ -44,7 +45,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         else:
             from camelid.evaluate import rouge
 
-            result = rouge(hypotheses, references, stemmer=not options.no_stemmer, bootstrap=options.bootstrap)
+            stemmer, draws = not options.no_stemmer, options.bootstrap
+            result = rouge(hypotheses, references, stemmer=stemmer, tokenize=options.tokenize, bootstrap=draws)
     if not options.json:
         for name, value in result.items():
             print(f"{name:<17} {_shown(value)}")

@@ -135,7 +135,7 @@ class Task:
         if self.settings.metric == "bleu":
             found = bleu(texts, [references], tokenize=self.settings.tokenize, ter=False)
         elif self.settings.metric == "rouge":
-            found = rouge(texts, [references])
+            found = rouge(texts, [references], tokenize="zh" if self.settings.tokenize == "zh" else "words")
         else:
             same = same_number if self.settings.metric == "number" else same_text
             right = [same(text, reference) for text, reference in zip(texts, references, strict=True)]
