@@ -97,6 +97,7 @@ class _Run:
             checkpoint.sweep(out)
             kept = recipe.checkpoint.keep if recipe.checkpoint.every else 0
             checkpoint.preflight(out, self.planned["checkpoint"], kept)
+        torch.manual_seed(recipe.train.seed)
         if last:
             self.state = checkpoint.restore(last, job.model, self.optimizer)
         job.model.train()
