@@ -1,4 +1,4 @@
-"""Measure a model (perplexity) or texts against references (bleu, rouge). Every number states its protocol."""
+"""Measure a model (perplexity, choice) or texts against references (bleu, rouge). Every number states its protocol."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from camelid.errors import InputError
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(required=True, dest="action", metavar="{perplexity,bleu,rouge}")
+    actions = parser.add_subparsers(required=True, dest="action", metavar="{perplexity,bleu,rouge,choice}")
     perplexity = actions.add_parser("perplexity", help="how well a model predicts a text")
     perplexity.add_argument("model")
     perplexity.add_argument("--data", required=True, help="a text or .jsonl file, or a corpus folder")
@@ -20,6 +20,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     perplexity.add_argument("--stride", type=int)
     perplexity.add_argument("--dtype", default="float32")
     settings.example(perplexity, "camelid evaluate perplexity runs/small --data held-out.txt")
+    choices = actions.add_parser("choice", help="multiple choice by log-likelihood")
+    choices.add_argument("model")
+    choices.add_argument("--data", required=True, help="questions, .jsonl")
+    choices.add_argument("--task", default="arc", help="arc, commonsense_qa, or a .toml template")
+    choices.add_argument("--shots", type=int, default=0, help="solved questions before each, from the file's end")
+    choices.add_argument("--limit", type=int, help="the first N questions only")
+    choices.add_argument("--dtype", default="float32")
+    settings.example(choices, "camelid evaluate choice runs/small --data arc.jsonl --task arc --shots 5")
     for name, about in (("bleu", "translations"), ("rouge", "summaries")):
         action = actions.add_parser(name, help=f"score {about} against references")
         action.add_argument("--hypotheses", required=True, help="one text a line")
@@ -36,6 +44,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.action == "perplexity":
         result = _perplexity(options)
+    elif options.action == "choice":
+        result = _choice(options)
     else:
         hypotheses, references = _lines(options.hypotheses), [_lines(r) for r in options.references]
         if options.action == "bleu":
@@ -48,7 +58,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             stemmer, draws = not options.no_stemmer, options.bootstrap
             result = rouge(hypotheses, references, stemmer=stemmer, tokenize=options.tokenize, bootstrap=draws)
     if not options.json:
-        for name, value in result.items():
+        for name, value in ((k, v) for k, v in result.items() if k != "answers"):
             print(f"{name:<17} {_shown(value)}")
     return result
 
@@ -76,6 +86,24 @@ def _perplexity(options: argparse.Namespace) -> dict[str, Any]:
     model: Llama = load(options.model, dtype=dtype_named(options.dtype))
     tokenizer = load_tokenizer(options.model)
     return perplexity(model, tokenizer, texts, window=options.window, stride=options.stride, quiet=options.json)
+
+
+def _choice(options: argparse.Namespace) -> dict[str, Any]:
+    from camelid.corpus.decontaminate import unchecked
+    from camelid.evaluate.choice import choice, questions, read_task
+    from camelid.formats.hf import dtype_named
+    from camelid.formats.load import load, load_tokenizer, resolve
+    from camelid.model.llama import Llama
+
+    asked = questions(Path(options.data), read_task(options.task))
+    shots = asked[len(asked) - options.shots :]
+    asked = asked[: len(asked) - options.shots][: options.limit]
+    if not asked:
+        raise InputError(f"--shots {options.shots} leaves no question to ask")
+    if warning := unchecked(resolve(options.model), [Path(options.data)]):
+        print(f"camelid: warning: {warning}", file=sys.stderr)
+    model: Llama = load(options.model, dtype=dtype_named(options.dtype))
+    return choice(model, load_tokenizer(options.model), asked, shots=shots, quiet=options.json)
 
 
 def _lines(path: str) -> list[str]:

@@ -1,0 +1,233 @@
+"""Multiple choice by log-likelihood: which of the answers does the model find likeliest after the question?
+
+A question is read once for all its choices: they stand side by side behind it, each at the question's end, and see the
+question and themselves only. Questions share a row the same way. Both accuracies are always given: by log-likelihood,
+and by log-likelihood per character of the choice, lm-eval's `acc` and `acc_norm`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from camelid.errors import InputError
+from camelid.kernels.cross_entropy import linear_log_probs
+from camelid.model.llama import Llama
+from camelid.report.progress import progress
+from camelid.tokenizer.tokenizer import Tokenizer
+
+TASKS = Path(__file__).parent / "tasks"
+ROW = 1024  # tokens that are read together, unless one question needs more
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt, the answers to choose from as they are written after it, which is right, and the choices' own texts."""
+
+    prompt: str
+    answers: list[str]
+    right: int
+    choices: list[str]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of a prompt, and of every answer after it."""
+
+    prompt: list[int]
+    answers: list[list[int]]
+
+    def size(self) -> int:
+        return len(self.prompt) + sum(len(a) for a in self.answers)
+
+
+def read_task(name: str) -> dict[str, str]:
+    """A task's template: one of ours by name, or a TOML file. Raises InputError naming what is missing."""
+    path = Path(name) if name.endswith(".toml") else TASKS / f"{name}.toml"
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        known = ", ".join(sorted(p.stem for p in TASKS.glob("*.toml")))
+        raise InputError(f"no task template {name}: {error}; known are {known}, or give a .toml file") from None
+    for key in ("prompt", "answer", "choices", "labels", "key"):
+        if not isinstance(found.get(key), str):
+            raise InputError(f"{path} lacks the field {key!r}, or it is not a text")
+    return found
+
+
+def questions(path: Path, task: Mapping[str, str]) -> list[Question]:
+    """The questions of a .jsonl file. Raises InputError naming the line and the field, an answer key above all."""
+    found = []
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--data: {path} cannot be read: {error}") from None
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                found.append(_question(json.loads(line), task))
+            except (ValueError, KeyError, TypeError, IndexError) as error:
+                raise InputError(
+                    f"{path}, line {number}: not a question with {task['choices']}, {task['labels']} and the answer "
+                    f"key {task['key']} ({type(error).__name__}: {error})"
+                ) from None
+    if not found:
+        raise InputError(f"{path} holds no question")
+    return found
+
+
+def _question(row: Mapping[str, Any], task: Mapping[str, str]) -> Question:
+    def at(place: str) -> Any:
+        value: Any = row
+        for part in place.split("."):
+            value = value[part]
+        return value
+
+    choices, labels, key = [str(c) for c in at(task["choices"])], [str(x) for x in at(task["labels"])], at(task["key"])
+    right = labels.index(str(key))
+    lettered = "\n".join(f"{label}. {choice}" for label, choice in zip(labels, choices, strict=True))
+    prompt = task["prompt"].format(**{**row, "lettered": lettered})
+    answers = [task["answer"].format(choice=choice, label=label) for choice, label in zip(choices, labels, strict=True)]
+    return Question(prompt, answers, right, choices)
+
+
+def encode(question: Question, tokenizer: Tokenizer, before: str = "") -> Encoded:
+    """Prompt and answer are cut into tokens as one text, as they would be read; where a token spans the two, it belongs
+    to the answer (lm-eval's rule)."""
+    prompt = tokenizer.encode(before + question.prompt, parse_special=False)
+    whole = [tokenizer.encode(before + question.prompt + a, parse_special=False) for a in question.answers]
+    same = min([len(prompt), *(_common(prompt, ids) for ids in whole)])
+    if any(len(ids) <= same for ids in whole):
+        raise InputError(f"an answer to {question.prompt[:60]!r} is empty: there is nothing to score")
+    return Encoded(prompt[:same], [ids[same:] for ids in whole])
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+class _Branches:
+    """Several questions in one row, as a model's cache that keeps nothing: where a token stands, and what it sees."""
+
+    def __init__(self, encoded: Sequence[Encoded], layers: int) -> None:
+        self.ids: list[int] = []
+        self.scored: list[tuple[int, int, int]] = []  # (place that predicts, token, answer's number)
+        stands: list[int] = []
+        size = sum(e.size() for e in encoded)
+        self.seen = torch.zeros(size, size, dtype=torch.bool)
+        number = 0
+        for e in encoded:
+            first, last = len(self.ids), len(self.ids) + len(e.prompt)
+            self.ids += e.prompt
+            stands += range(len(e.prompt))
+            self.seen[first:last, first:last] = _below(len(e.prompt))
+            for answer in e.answers:
+                start, end = len(self.ids), len(self.ids) + len(answer)
+                self.ids += answer
+                stands += range(len(e.prompt), len(e.prompt) + len(answer))
+                self.seen[start:end, first:last] = True
+                self.seen[start:end, start:end] = _below(len(answer))
+                places = [last - 1, *range(start, end - 1)]
+                self.scored += [(place, token, number) for place, token in zip(places, answer, strict=True)]
+                number += 1
+        self.count, self._stands, self._layers = number, torch.tensor(stands), [self] * layers
+
+    def layers(self) -> Sequence[_Branches]:
+        return self._layers
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        return keys, values
+
+    def positions(self, new: int, device: torch.device) -> Tensor:
+        return self._stands.to(device)
+
+    def mask(self, new: int, device: torch.device) -> Tensor:
+        return self.seen[None, None].to(device)
+
+    def advance(self, new: int) -> None:
+        pass
+
+
+def _below(size: int) -> Tensor:
+    return torch.ones(size, size, dtype=torch.bool).tril()
+
+
+@torch.inference_mode()
+def log_likelihoods(model: Llama, encoded: Sequence[Encoded]) -> list[list[float]]:
+    """log p(answer | prompt) of every answer of every question, read in one row."""
+    row = _Branches(encoded, model.config.num_hidden_layers)
+    hidden = model.hidden(torch.tensor([row.ids], device=model.device), cache=row)[0]
+    places, tokens, numbers = (torch.tensor(x, device=model.device) for x in zip(*row.scored, strict=True))
+    found = linear_log_probs(hidden[places], model.lm_head.weight, tokens)
+    sums = torch.zeros(row.count, dtype=found.dtype, device=found.device).index_add(0, numbers, found).tolist()
+    ends = iter(sums)
+    return [[next(ends) for _ in e.answers] for e in encoded]
+
+
+def _rows(encoded: Sequence[Encoded]) -> Iterator[list[int]]:
+    """Numbers of questions that are read together."""
+    row: list[int] = []
+    filled = 0
+    for n, e in enumerate(encoded):
+        if row and filled + e.size() > ROW:
+            yield row
+            row, filled = [], 0
+        row.append(n)
+        filled += e.size()
+    yield row
+
+
+def choice(
+    model: Llama, tokenizer: Tokenizer, asked: Sequence[Question], *, shots: Sequence[Question] = (), quiet: bool = True
+) -> dict[str, Any]:
+    """Returns accuracy, accuracy_normalized, their standard errors, questions, `answers` (each choice's log-likelihood
+    and what was picked) and the protocol. `shots` are solved questions that stand before each one."""
+    before = "".join(f"{q.prompt}{q.answers[q.right]}\n\n" for q in shots)
+    encoded = [encode(q, tokenizer, before) for q in asked]
+    longest = max(len(e.prompt) + max(len(a) for a in e.answers) for e in encoded)
+    if longest > model.config.max_position_embeddings:
+        raise InputError(
+            f"a question needs {longest} tokens, the model takes {model.config.max_position_embeddings}: fewer --shots"
+        )
+    found: list[list[float]] = []
+    with progress("choice", len(asked), quiet) as advance:
+        for row in _rows(encoded):
+            found += log_likelihoods(model, [encoded[n] for n in row])
+            advance(len(found))
+    picked = [max(range(len(s)), key=s.__getitem__) for s in found]
+    even = [[x / max(1, len(c)) for x, c in zip(s, q.choices, strict=True)] for s, q in zip(found, asked, strict=True)]
+    picked_even = [max(range(len(s)), key=s.__getitem__) for s in even]
+    right = [p == q.right for p, q in zip(picked, asked, strict=True)]
+    right_even = [p == q.right for p, q in zip(picked_even, asked, strict=True)]
+    bos = "BOS as the tokenizer adds it" if tokenizer.encode("")[:1] else "no BOS"
+    return {
+        "accuracy": _mean(right), "accuracy_normalized": _mean(right_even),
+        "standard_error": _error(right), "standard_error_normalized": _error(right_even),
+        "questions": len(asked),
+        "answers": [
+            {"log_likelihoods": s, "picked": p, "picked_normalized": e, "right": q.right}
+            for s, p, e, q in zip(found, picked, picked_even, asked, strict=True)
+        ],
+        "protocol": (
+            f"likeliest of the choices over {len(asked)} questions, {len(shots)} shots, sum of log p and the same per "
+            f"character, {bos}, {str(model.dtype).removeprefix('torch.')}, tokenizer {tokenizer.digest()[:12]}"
+        ),
+    }  # fmt: skip
+
+
+def _mean(right: Sequence[bool]) -> float:
+    return sum(right) / len(right)
+
+
+def _error(right: Sequence[bool]) -> float:
+    """Standard error of a share."""
+    p = _mean(right)
+    return math.sqrt(p * (1 - p) / max(1, len(right) - 1))
