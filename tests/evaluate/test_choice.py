@@ -131,4 +131,4 @@ def test_smollm2_on_arc(data: Path) -> None:
             with torch.inference_mode():
                 logits = theirs(torch.tensor([[*e.prompt, *answer]])).logits[0].log_softmax(-1)
             expected = sum(float(logits[len(e.prompt) - 1 + n, t]) for n, t in enumerate(answer))
-            assert score == pytest.approx(expected, abs=1e-4)
+            assert score == pytest.approx(expected, rel=1e-5)
