@@ -2,7 +2,7 @@
 
 translation: Django's own message catalogs (BSD-3-Clause), English to a language, from its wheel.
 summary: docstrings of the installed packages: the body, to its first line.
-code: documented functions of the standard library: signature and docstring, to the body.
+code: documented functions of the standard library: signature and docstring, to the body (dedented).
 
 Prints where the file lies, in .cache/. Every text stands once, so what a run holds out it never learned from.
 """
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import textwrap
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ CACHE = Path(__file__).resolve().parent.parent / ".cache"
 DJANGO = "django==5.2.19"
 NAMES = {"de": "German", "es": "Spanish", "fr": "French", "it": "Italian", "ja": "Japanese", "zh_Hans": "Chinese"}
 MOST = 6000
+SKIPPED = {"test", "tests", "idle_test", "__pycache__", "site-packages", "dist-packages"}
 
 Row = dict[str, str]
 
@@ -51,7 +53,7 @@ def translation(language: str) -> Iterator[Row]:
 def functions(root: Path) -> Iterator[tuple[ast.FunctionDef, str]]:
     """Documented functions under a folder, with their source."""
     for path in sorted(root.rglob("*.py")):
-        if {"test", "tests", "__pycache__"} & set(path.relative_to(root).parts):
+        if SKIPPED & set(path.relative_to(root).parts):
             continue
         try:
             text = path.read_text(encoding="utf-8")
@@ -80,9 +82,12 @@ def code() -> Iterator[Row]:
         if len(node.body) < 2 or (node.end_lineno or 0) - node.body[1].lineno > 12:
             continue
         head = "\n".join(lines[node.lineno - 1 : node.body[1].lineno - 1])
-        body = "\n".join(lines[node.body[1].lineno - 1 : node.end_lineno])
+        body = textwrap.dedent("\n".join(lines[node.body[1].lineno - 1 : node.end_lineno]))
         if len(head) < 600:
-            yield {"prompt": f"Complete this Python function:\n{head}", "completion": body}
+            yield {
+                "prompt": f"Write the body of this Python function, without its indentation:\n{head}",
+                "completion": body,
+            }
 
 
 def main() -> None:

@@ -47,6 +47,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     elif options.action == "choice":
         result = _choice(options)
     else:
+        if options.bootstrap < 0:
+            raise InputError(f"--bootstrap {options.bootstrap}: 0 for none, or how many samples")
         hypotheses, references = _lines(options.hypotheses), [_lines(r) for r in options.references]
         if options.action == "bleu":
             from camelid.evaluate import bleu
@@ -96,10 +98,11 @@ def _choice(options: argparse.Namespace) -> dict[str, Any]:
     from camelid.model.llama import Llama
 
     asked = questions(Path(options.data), read_task(options.task))
-    shots = asked[len(asked) - options.shots :]
-    asked = asked[: len(asked) - options.shots][: options.limit]
-    if not asked:
-        raise InputError(f"--shots {options.shots} leaves no question to ask")
+    if not 0 <= options.shots < len(asked):
+        raise InputError(f"--shots {options.shots} of {len(asked)} questions leaves none to ask, or is below 0")
+    if options.limit is not None and options.limit < 1:
+        raise InputError(f"--limit {options.limit}: at least 1")
+    asked, shots = asked[: len(asked) - options.shots][: options.limit], asked[len(asked) - options.shots :]
     if warning := unchecked(resolve(options.model), [Path(options.data)]):
         print(f"camelid: warning: {warning}", file=sys.stderr)
     model: Llama = load(options.model, dtype=dtype_named(options.dtype))

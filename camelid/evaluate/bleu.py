@@ -41,6 +41,8 @@ def bleu(
     except ImportError:
         raise MissingExtra("sacrebleu", "evaluate", "BLEU") from None
     check_lengths(hypotheses, references)
+    if tokenize not in BLEU.TOKENIZERS:
+        raise InputError(f"sacrebleu has no tokenizer {tokenize!r}; it has {', '.join(map(str, BLEU.TOKENIZERS))}")
     metrics: dict[str, Any] = {"bleu": BLEU(tokenize=tokenize), "chrf": CHRF()}
     if ter:
         metrics["ter"] = TER()

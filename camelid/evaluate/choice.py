@@ -2,7 +2,7 @@
 
 A question is read once for all its choices: they stand side by side behind it, each at the question's end, and see the
 question and themselves only. Questions share a row the same way. Both accuracies are always given: by log-likelihood,
-and by log-likelihood per character of the choice, lm-eval's `acc` and `acc_norm`.
+and by log-likelihood per character of the answer, lm-eval's `acc` and `acc_norm`.
 """
 
 from __future__ import annotations
@@ -30,12 +30,11 @@ ROW = 1024  # tokens that are read together, unless one question needs more
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt, the answers to choose from as they are written after it, which is right, and the choices' own texts."""
+    """A prompt, the answers to choose from as they are written after it, and which of them is right."""
 
     prompt: str
     answers: list[str]
     right: int
-    choices: list[str]
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def questions(path: Path, task: Mapping[str, str]) -> list[Question]:
         if line.strip():
             try:
                 found.append(_question(json.loads(line), task))
-            except (ValueError, KeyError, TypeError, IndexError) as error:
+            except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
                 raise InputError(
                     f"{path}, line {number}: not a question with {task['choices']}, {task['labels']} and the answer "
                     f"key {task['key']} ({type(error).__name__}: {error})"
@@ -91,20 +90,26 @@ def _question(row: Mapping[str, Any], task: Mapping[str, str]) -> Question:
             value = value[part]
         return value
 
+    if not isinstance(at(task["choices"]), list) or not isinstance(at(task["labels"]), list):
+        raise TypeError("choices and labels must be lists")
     choices, labels, key = [str(c) for c in at(task["choices"])], [str(x) for x in at(task["labels"])], at(task["key"])
     right = labels.index(str(key))
     lettered = "\n".join(f"{label}. {choice}" for label, choice in zip(labels, choices, strict=True))
     prompt = task["prompt"].format(**{**row, "lettered": lettered})
     answers = [task["answer"].format(choice=choice, label=label) for choice, label in zip(choices, labels, strict=True)]
-    return Question(prompt, answers, right, choices)
+    return Question(prompt, answers, right)
 
 
 def encode(question: Question, tokenizer: Tokenizer, before: str = "") -> Encoded:
     """Prompt and answer are cut into tokens as one text, as they would be read; where a token spans the two, it belongs
-    to the answer (lm-eval's rule)."""
+    to the answer and is scored with it."""
     prompt = tokenizer.encode(before + question.prompt, parse_special=False)
     whole = [tokenizer.encode(before + question.prompt + a, parse_special=False) for a in question.answers]
     same = min([len(prompt), *(_common(prompt, ids) for ids in whole)])
+    if not same:
+        raise InputError(
+            f"the prompt {question.prompt[:60]!r} has no token of its own: nothing would predict the answer"
+        )
     if any(len(ids) <= same for ids in whole):
         raise InputError(f"an answer to {question.prompt[:60]!r} is empty: there is nothing to score")
     return Encoded(prompt[:same], [ids[same:] for ids in whole])
@@ -203,7 +208,10 @@ def choice(
             found += log_likelihoods(model, [encoded[n] for n in row])
             advance(len(found))
     picked = [max(range(len(s)), key=s.__getitem__) for s in found]
-    even = [[x / max(1, len(c)) for x, c in zip(s, q.choices, strict=True)] for s, q in zip(found, asked, strict=True)]
+    even = [
+        [x / max(1, len(a.strip())) for x, a in zip(s, q.answers, strict=True)]
+        for s, q in zip(found, asked, strict=True)
+    ]
     picked_even = [max(range(len(s)), key=s.__getitem__) for s in even]
     right = [p == q.right for p, q in zip(picked, asked, strict=True)]
     right_even = [p == q.right for p, q in zip(picked_even, asked, strict=True)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,8 @@ def finetune(recipe: Recipe, resume: bool = False, quiet: bool = False) -> dict[
     were; with `evaluate.metric`, the task's figures before and after."""
     with ranks(recipe.parallel) as who:
         job, material = tuning(recipe, who, quiet)
-        task = Task.of(recipe, material.held_records, job.generation["eos_token_id"])
+        context = job.model.config.max_position_embeddings
+        task = Task.of(recipe, material.held_records, job.generation["eos_token_id"], job.tokenizer, context)
         first = who.rank == 0
         if task and first:
             task.before(job.inputs[0], job.tokenizer, quiet)
@@ -76,7 +78,7 @@ def counted(job: Job, material: Material) -> dict[str, Any]:
     return {
         "examples": len(source.units), "left_out_too_long": source.left_out,
         "held_out_examples": len(material.held_units),
-        "formats": {name: n for f in material.found for name, n in f.formats.items()},
+        "formats": dict(sum((f.formats for f in material.found), Counter())),
         "bad_rows": sum(len(f.bad) for f in material.found), "rows": len(source),
     }  # fmt: skip
 
@@ -116,7 +118,7 @@ def tuning(
         objective = Preference(settings, micro_rows(train))
         needed = settings.method in ("dpo", "kto") and weights and references
         kept_in = Path(recipe.log.out)
-        known = f"{fingerprint} {settings.stands_on} {settings.bits} {settings.group}"
+        known = f"{fingerprint} {settings.stands_on} {settings.bits} {settings.group} {multiplied(who, train.dtype)}"
         with autocast(who.device, train.dtype):
             for packed, good in ((source, material.good), (held, material.held_good)):
                 if packed:

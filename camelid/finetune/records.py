@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from camelid.tokenizer.template import Message
@@ -48,6 +48,8 @@ def record(row: Any) -> Record:
     for name, fields, read in FORMATS:
         if all(row.get(f) is not None for f in fields):
             found = read(row, name)
+            if name not in ("preference", "text"):
+                found = _judged(found, row)
             check(found)
             return found
     known = "; ".join(f"{name}: {' + '.join(fields)}" for name, fields, _ in FORMATS)
@@ -208,16 +210,14 @@ def _preference(row: Row, name: str) -> Record:
     return Record(name, before, _tools(row), chosen=chosen, rejected=rejected)
 
 
-def _verdict(label: str) -> Callable[[Row, str], Record]:
-    def read(row: Row, name: str) -> Record:
-        if not isinstance(row[label], bool):
-            raise BadRow(f"has {label} {row[label]!r}, which is neither true nor false")
-        if row.get("messages"):
-            return Record(name, _messages(row, "messages").messages, _tools(row), good=row[label])
-        asked, answer = ("prompt", "completion") if row.get("completion") is not None else ("instruction", "output")
-        return Record(name, [*_asked(row, asked), *_said(row[answer], "assistant")], _tools(row), good=row[label])
-
-    return read
+def _judged(found: Record, row: Row) -> Record:
+    """The record with its verdict, if the row has one: KTO's rows come in every format of a conversation."""
+    for key in ("label", "kto_tag"):
+        if row.get(key) is not None:
+            if not isinstance(row[key], bool):
+                raise BadRow(f"has {key} {row[key]!r}, which is neither true nor false")
+            return replace(found, format=f"{found.format}, judged", good=row[key])
+    return found
 
 
 def _text(row: Row, name: str) -> Record:
@@ -229,10 +229,6 @@ def _text(row: Row, name: str) -> Record:
 # Name, the fields that tell it, its reader: the first whose fields are all there is taken.
 FORMATS: list[tuple[str, tuple[str, ...], Callable[[Row, str], Record]]] = [
     ("preference", ("chosen", "rejected"), _preference),
-    ("kto", ("messages", "label"), _verdict("label")),
-    ("kto", ("completion", "label"), _verdict("label")),
-    ("kto", ("messages", "kto_tag"), _verdict("kto_tag")),
-    ("kto", ("output", "kto_tag"), _verdict("kto_tag")),
     ("messages", ("messages",), _messages),
     ("sharegpt", ("conversations",), _messages),
     ("alpaca", ("instruction", "output"), _alpaca),

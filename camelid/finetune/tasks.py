@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from camelid.artifact import MANIFEST, sha256_file, write_atomic
+from camelid.artifact import write_atomic
 from camelid.errors import InputError, RecipeError
 from camelid.evaluate import bleu, rouge
 from camelid.finetune.read import read_files
@@ -51,15 +51,19 @@ class Answer:
     tokens: int
 
 
-def questions(records: Sequence[Record], limit: int) -> list[Question]:
-    """The first `limit` records that end in an answer: what stands before it, and it."""
-    found = []
+def questions(records: Sequence[Record], limit: int, tokenizer: Tokenizer, room: int) -> list[Question]:
+    """The first `limit` records that end in an answer and whose question has at most `room` tokens: what stands before
+    the answer, and it."""
+    found: list[Question] = []
     for record in records:
+        if len(found) == limit:
+            break
         turns = [*record.messages, *(record.chosen or [])]
         if turns and turns[-1]["role"] == "assistant" and record.good is not False and turns[-1]["content"].strip():
             asked: list[Message] = [{**m, "content": m["content"].strip()} for m in turns[:-1]]
-            found.append(Question(asked, record.tools, turns[-1]["content"].strip()))
-    return found[:limit]
+            if len(tokenizer.apply_chat_template(asked, tools=record.tools)) <= room:
+                found.append(Question(asked, record.tools, turns[-1]["content"].strip()))
+    return found
 
 
 class Task:
@@ -69,7 +73,9 @@ class Task:
         self.settings, self.out, self.asked, self.stops = settings, out, list(asked), list(stops)
 
     @classmethod
-    def of(cls, recipe: Recipe, held: Sequence[Record], stops: Sequence[int]) -> Task | None:
+    def of(
+        cls, recipe: Recipe, held: Sequence[Record], stops: Sequence[int], tokenizer: Tokenizer, context: int
+    ) -> Task | None:
         """The recipe's task, or None. Raises RecipeError when it has no questions."""
         settings = recipe.evaluate
         if settings.metric == "none":
@@ -78,12 +84,15 @@ class Task:
         if settings.files:
             paths = [Path(name).expanduser() for name in settings.files]
             records, _ = read_files(paths, lambda record: record, recipe.data.max_bad_share)
-        asked = questions(records, settings.examples)
+        asked = questions(records, settings.examples, tokenizer, context - settings.max_new_tokens)
         if not asked:
             raise RecipeError(
-                f"evaluate.metric {settings.metric} has no questions: set data.held_out to a share, or evaluate.files"
+                f"evaluate.metric {settings.metric} has no questions: set data.held_out to a share, or "
+                "evaluate.files, with questions that leave room for evaluate.max_new_tokens"
             )
-        return cls(settings, Path(recipe.log.out), asked, stops)
+        found = cls(settings, Path(recipe.log.out), asked, stops)
+        found.score([Answer(q.reference, True, 1) for q in asked])  # a wrong tokenizer is told before training
+        return found
 
     def before(self, source: Path, tokenizer: Tokenizer, quiet: bool) -> None:
         """Ask the base, once: a resumed run finds the answers."""
@@ -135,7 +144,8 @@ class Task:
         if self.settings.metric == "bleu":
             found = bleu(texts, [references], tokenize=self.settings.tokenize, ter=False)
         elif self.settings.metric == "rouge":
-            found = rouge(texts, [references], tokenize="zh" if self.settings.tokenize == "zh" else "words")
+            cut = self.settings.tokenize
+            found = rouge(texts, [references], tokenize="words" if cut == "13a" else cut)
         else:
             same = same_number if self.settings.metric == "number" else same_text
             right = [same(text, reference) for text, reference in zip(texts, references, strict=True)]
@@ -151,8 +161,8 @@ class Task:
             return None
 
     def _key(self, base: Path, tokenizer: Tokenizer) -> str:
-        manifest = base / MANIFEST if base.is_dir() else base
-        known = sha256_file(manifest) if manifest.is_file() else str(base.resolve())
+        files = [base] if base.is_file() else sorted(p for p in base.iterdir() if p.is_file())
+        known = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
         asked = [(q.messages, q.tools, q.reference) for q in self.asked]
         parts = [known, tokenizer.digest(), tokenizer.chat_template, self.settings.max_new_tokens, self.stops, asked]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

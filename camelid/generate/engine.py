@@ -55,6 +55,7 @@ class Engine:
     def __init__(self, model: Llama, tokenizer: Tokenizer | None = None, stop_ids: Sequence[int] | None = None) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.adapter = model.active_adapter  # of requests that name none
+        self.adapter_stop_ids: dict[str, set[int]] = {}
         self.stop_ids = set(model.config.stop_ids if stop_ids is None else stop_ids)
 
     @classmethod
@@ -81,7 +82,10 @@ class Engine:
                 f"{path}: the tokenizer has {len(tokenizer)} tokens but the embedding only "
                 f"{model.config.vocab_size} rows (vocab_size in config.json): they do not belong together"
             )
-        return cls(model, tokenizer, stop_ids(path))
+        engine = cls(model, tokenizer, stop_ids(path))
+        # An adapter may have learned to end its answers by a token of its own.
+        engine.adapter_stop_ids = {name: set(stop_ids(folder)) for name, folder in (adapters or {}).items()}
+        return engine
 
     def generate(
         self,
@@ -185,7 +189,7 @@ class Engine:
         """Choose the next token of one sequence and decide whether it ends."""
         token = sample(logits, s.params, s.generator)
         s.ids.append(token)
-        if token in self.stop_ids and not s.params.ignore_eos:
+        if token in self.adapter_stop_ids.get(s.params.adapter or "", self.stop_ids) and not s.params.ignore_eos:
             s.finish = "eos"
         elif len(s.ids) >= s.budget:
             s.finish = "max_length" if s.limit == "max_length" else "max_new_tokens"

@@ -65,7 +65,7 @@ def test_accuracies_and_shots(scorer: Llama, tokenizer: Tokenizer, file: Path) -
     found = choice(scorer, tokenizer, asked[:6], shots=asked[6:8])
     again = [a["picked"] == a["right"] for a in found["answers"]]
     assert found["accuracy"] == sum(again) / 6
-    even = [[x / len(c) for x, c in zip(a["log_likelihoods"], q.choices, strict=True)]
+    even = [[x / len(c.strip()) for x, c in zip(a["log_likelihoods"], q.answers, strict=True)]
             for a, q in zip(found["answers"], asked, strict=False)]  # fmt: skip
     normal = [max(range(len(e)), key=e.__getitem__) == q.right for e, q in zip(even, asked, strict=False)]
     assert found["accuracy_normalized"] == sum(normal) / 6
@@ -80,6 +80,9 @@ def test_the_command_line(scorer: Llama, tokenizer: Tokenizer, file: Path, tmp_p
     tokenizer.save(tmp_path / "m")
     assert cli(["evaluate", "choice", str(tmp_path / "m"), "--data", str(file), "--limit", "5", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
+    for wrong in (["--shots", "18"], ["--shots", "-1"], ["--limit", "0"]):
+        assert cli(["evaluate", "choice", str(tmp_path / "m"), "--data", str(file), *wrong]) == 2
+        assert wrong[0] in capsys.readouterr().err
     assert found["questions"] == 5
     assert {"accuracy", "accuracy_normalized", "protocol"} <= found.keys()
 
@@ -92,6 +95,7 @@ def test_the_command_line(scorer: Llama, tokenizer: Tokenizer, file: Path, tmp_p
         ('{"question": "a", "answerKey": "A"}', "choices"),
         ("{", "line 1"),
         ("", "no question"),
+        ('{"question": "a", "choices": {"text": "ab", "label": "AB"}, "answerKey": "A"}', "must be lists"),
     ],
 )
 def test_questions_at_fault(tmp_path: Path, line: str, why: str) -> None:

@@ -114,13 +114,18 @@ def test_it_learns_the_answers_and_to_stop(base: Path, tmp_path: Path, method: s
         assert (checkpoint / "model.safetensors").exists()
         return
     assert not (checkpoint / "model.safetensors").exists()
+    engine = Engine.from_pretrained(base, adapters={"mine": tmp_path / "run"})
+    assert engine.tokenizer is not None
+    asked = engine.tokenizer.apply_chat_template([{"role": "user", "content": "ping"}])
+    [through] = engine.generate([asked], SamplingParams(max_new_tokens=12, adapter="mine"))
+    assert (through.text, through.finish_reason) == ("pong", "eos")
     size = (checkpoint / "adapter_model.safetensors").stat().st_size
     assert size < (base / "model.safetensors").stat().st_size / 2
     merged = merge_adapter(tmp_path / "run", tmp_path / "merged")
     assert merged["largest_logit_change"] < 1e-4
     plain, adapted = load(tmp_path / "merged"), load(tmp_path / "run")
     x = torch.randint(0, 300, (1, 20))
-    torch.testing.assert_close(plain(x).logits, adapted(x).logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(plain(x).logits, adapted(x).logits, rtol=1e-5, atol=1e-5)
     assert not plain.adapters
     assert says(tmp_path / "merged", "ping") == ("pong", "eos")
 

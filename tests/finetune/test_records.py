@@ -28,8 +28,11 @@ CALL = {"id": "1", "type": "function", "function": {"name": "add", "arguments": 
         ({"prompt": "a", "completion": "b"}, "prompt and completion", ["user", "assistant"]),
         ({"prompt": [ASKED], "completion": [SAID]}, "prompt and completion", ["user", "assistant"]),
         ({"question": "a", "answer": "b"}, "question and answer", ["user", "assistant"]),
-        ({"prompt": "a", "completion": "b", "label": True}, "kto", ["user", "assistant"]),
-        ({"messages": [ASKED, SAID], "kto_tag": False}, "kto", ["user", "assistant"]),
+        ({"prompt": "a", "completion": "b", "label": True}, "prompt and completion, judged", ["user", "assistant"]),
+        ({"messages": [ASKED, SAID], "kto_tag": False}, "messages, judged", ["user", "assistant"]),
+        ({"instruction": "a", "output": "b", "label": False}, "alpaca, judged", ["user", "assistant"]),
+        ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "kto_tag": True},
+         "sharegpt, judged", ["user", "assistant"]),
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference", ["user"]),
         ({"conversations": [{"from": "human", "value": "a"}], "chosen": {"from": "gpt", "value": "b"},
           "rejected": {"from": "gpt", "value": "c"}}, "preference", ["user"]),
@@ -55,6 +58,7 @@ def test_formats(row: dict[str, Any], format_: str, roles: list[str]) -> None:
         assert found.rejected == [{"role": "assistant", "content": "c"}]
     if format_ == "alpaca":
         assert found.messages[-2]["content"] == "a"
+    assert (found.good is not None) == format_.endswith("judged")
     if found.tools:
         assert found.messages[1]["tool_calls"][0]["function"]["arguments"] == {"x": 1}
 
