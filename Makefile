@@ -14,7 +14,7 @@ chat: $(VENV)/.ready-all
 
 test: $(VENV)/.ready-test
 	-$(RUN)/python tools/smollm2.py > /dev/null
-	$(RUN)/python -m pytest --cov --cov-report=term:skip-covered --durations=10
+	$(RUN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term:skip-covered --durations=10
 
 check: $(VENV)/.ready-test
 	$(RUN)/ruff format --check .

@@ -35,7 +35,7 @@ def estimate(recipe: Recipe, make: Make, price: float = 0.0, probe: bool = True)
         if job.model.activation_checkpointing:
             said += " with activation checkpointing"
         settings = recipe.train
-        with large_blocks(kept=not job.model.activation_checkpointing):
+        with large_blocks(plan.keeps_memory(job.model)):
             seconds = plan.seconds_per_step(job, who) if probe else None
         steps = settings.steps or (settings.epochs and max(1, round(settings.epochs * len(job.source) / rows)))
         if seconds and settings.minutes and not steps:

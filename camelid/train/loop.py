@@ -86,7 +86,7 @@ class _Run:
         self.planned, refused = plan.fit(job, self.who)
         if refused:
             raise RecipeError(refused)
-        with large_blocks(kept=not job.model.activation_checkpointing):
+        with large_blocks(plan.keeps_memory(job.model)):
             return self._from(last)
 
     def _from(self, last: Path | None) -> dict[str, Any]:

@@ -53,11 +53,17 @@ def memory(job: Job, who: Ranks | None = None) -> dict[str, int]:
     lasting = checkpoint > WRITTEN_AT_ONCE and who.rank == 0
     parts["copy"] = checkpoint if background and every and lasting and on_cpu else 0
     made = 0 if job.model.device.type == "meta" else parts["weights"]
-    gaps = 0 if job.model.activation_checkpointing else GAPS
+    gaps = GAPS if keeps_memory(job.model) else 0
     parts["process"] = max(0, _resident() - made) + gaps if on_cpu else 0
     parts["peak"] = sum(parts.values())
     parts["checkpoint"] = checkpoint
     return parts
+
+
+def keeps_memory(model: Llama) -> bool:
+    """Whether a step's freed memory stays with the process: faster, but where nothing of a layer's size outlives the
+    step (checkpointed layers, adapters) the gaps between its blocks would come to as much again."""
+    return not model.activation_checkpointing and not model.adapters
 
 
 def weight_bytes(model: Llama) -> tuple[int, int]:

@@ -23,6 +23,7 @@ from camelid.model.lora import LoraConfig, adapt
 from camelid.recipe import parse
 from camelid.tokens.batch import IGNORE, Batch
 from camelid.train.optimizer import optimizer_for
+from camelid.train.plan import keeps_memory
 from camelid.train.step import train_step
 
 
@@ -57,7 +58,7 @@ def main() -> None:
     settings = parse({"train": train}).train
     optimizer = optimizer_for(model.train(), settings)
     seconds, losses = [], []
-    with nullcontext() if without == "memory" else large_blocks(kept=True):
+    with nullcontext() if without == "memory" else large_blocks(keeps_memory(model)):
         for step in tokens:
             started = time.perf_counter()
             batch = Batch(step[:, :-1], labels(step), torch.zeros(rows, length, dtype=torch.int64), True)
