@@ -98,7 +98,7 @@ def _in_order(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> 
 
 def write(
     out: Path, taken: Snapshot, tokenizer: Tokenizer, inputs: list[Path], settings: dict[str, Any],
-    generation: dict[str, Any], facts: dict[str, Any],
+    generation: dict[str, Any], facts: dict[str, Any] | None = None,
 ) -> None:  # fmt: skip
     """Write the checkpoint folder `out`, and read it back. Raises CamelidError when it is not what was written."""
     with new_folder(out) as folder:
@@ -111,7 +111,7 @@ def write(
         known[MOMENTS] = write_safetensors(folder / MOMENTS, taken.moments)
         known[RANDOM] = write_safetensors(folder / RANDOM, {"cpu": taken.random})
         (folder / LOOP).write_text(json.dumps(asdict(taken.state)) + "\n")
-        facts = {**facts, "state": asdict(taken.state), "parameters": taken.config.num_parameters()}
+        facts = {**(facts or {}), "state": asdict(taken.state), "parameters": taken.config.num_parameters()}
         write_manifest(folder, "checkpoint", inputs, settings, known, **facts)
     if wrong := damage(out):
         raise CamelidError(f"the checkpoint just written does not read back: {wrong}. Is the disk failing?")

@@ -88,7 +88,7 @@ def main() -> None:
             save_file({k: v.contiguous() for k, v in kept.weights.items()}, out / "weights.safetensors")
             save_file({k: v.contiguous() for k, v in kept.moments.items()}, out / "moments.safetensors")
             (out / "losses.json").write_text(json.dumps({"losses": losses, "norms": norms}))
-            checkpoint.write(out / "step-00000001", kept, Silent(), [], {}, {}, {})  # type: ignore[arg-type]
+            checkpoint.write(out / "step-00000001", kept, Silent(), [], {}, {})  # type: ignore[arg-type]
 
 
 class Silent:
