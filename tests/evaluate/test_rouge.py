@@ -30,7 +30,7 @@ def equal(hypothesis: str, reference: str, stem: bool) -> None:
 
 
 @given(TEXTS, TEXTS, st.booleans())
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_random_pairs(hypothesis: str, reference: str, stem: bool) -> None:
     equal(hypothesis, reference, stem)
 

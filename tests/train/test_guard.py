@@ -17,6 +17,7 @@ from camelid.tokens.batch import Batch, PackedTokens
 from camelid.train import checkpoint
 from camelid.train.guard import objection
 from camelid.train.loop import run
+from camelid.train.loss import NextToken
 from camelid.train.parallel import Ranks
 from camelid.train.pretrain import pretraining
 from camelid.train.schedule import drawn, learning_rate
@@ -56,13 +57,13 @@ def poisoned(folder: Path, out: Path, bad: range, **train: Any) -> Job:
     job = pretraining(chosen, [folder], Ranks(), quiet=True)
     assert isinstance(job.source, PackedTokens)
     source = job.source = Poisoned(job.source, bad)  # type: ignore[assignment]
-    plain = job.loss
 
-    def loss(model: Any, batch: Batch, z_loss: float) -> torch.Tensor:
-        found = plain(model, batch, z_loss)
-        return found * math.nan if source.now else found
+    class Spoiled(NextToken):
+        def __call__(self, model: Any, batch: Batch, z_loss: float) -> torch.Tensor:
+            found = super().__call__(model, batch, z_loss)
+            return found * math.nan if source.now else found
 
-    job.loss = loss
+    job.objective = Spoiled()
     return job
 
 
