@@ -71,3 +71,12 @@ def float64_norms(monkeypatch: pytest.MonkeyPatch) -> None:
         return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
 
     monkeypatch.setattr(LlamaRMSNorm, "forward", forward)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """A real model that `make test` fetches once (tools/smollm2.py); skipped when it is not there."""
+    path = Path(__file__).parents[1] / ".cache" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    if not path.exists():
+        pytest.skip("SmolLM2 is not in .cache: run tools/smollm2.py to fetch it")
+    return path

@@ -17,8 +17,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    from camelid.formats.merge import convert_to_hf
+    from camelid.formats.convert import to_hf
 
-    found = convert_to_hf(options.model, options.out)
+    found = to_hf(options.model, options.out)
     print(f"{found['before']['bytes']:,} -> {found['after']['bytes']:,} bytes in {found['out']}", file=sys.stderr)
     return found

@@ -38,22 +38,12 @@ def _figure(value: Any) -> str:
 
 
 def _masks(options: argparse.Namespace) -> dict[str, Any]:
-    from camelid.finetune.job import read_material, tokenizer_of
+    from camelid.finetune.job import masks
     from camelid.finetune.show import shown
-    from camelid.formats.load import resolve
-    from camelid.recipe import FinetuneSection, load
+    from camelid.recipe import load
 
-    recipe = load(options.recipe, options.settings)
-    if recipe.model.from_ is None or not recipe.data.files:
-        from camelid.errors import RecipeError
-
-        raise RecipeError("--show-mask needs model.from (for its chat template) and data.files")
-    tokenizer = tokenizer_of(resolve(recipe.model.from_), recipe.finetune or FinetuneSection())
-    material = read_material(recipe, tokenizer)
-    examples = [example for unit in material.units[: options.show_mask] for example in unit]
+    examples, tokenizer, founds = masks(load(options.recipe, options.settings), options.show_mask, options.json)
     if not options.json:
-        for found in material.found:
-            print(found.said(), file=sys.stderr)
         print(shown(examples, tokenizer, colour=sys.stdout.isatty()))
     counts = [{"tokens": len(e.ids), "learned": e.learned()} for e in examples]
-    return {"examples": counts, "bad_rows": sum(len(f.bad) for f in material.found)}
+    return {"examples": counts, "bad_rows": sum(len(f.bad) for f in founds)}

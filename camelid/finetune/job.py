@@ -8,18 +8,19 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from camelid.errors import InputError, RecipeError
-from camelid.finetune.conversation import Encoder, end_of_turn
+from camelid.finetune.conversation import Encoder, Example, end_of_turn
 from camelid.finetune.pack import PackedExamples, Unit
 from camelid.finetune.preference import Preference, measured
 from camelid.finetune.read import Found, read_files
 from camelid.finetune.records import BadRow, Record
 from camelid.finetune.reference import reference_facts
 from camelid.finetune.tasks import Task
+from camelid.formats.adapter import is_adapter
 from camelid.formats.load import load_tokenizer, open_model, read_model, resolve, stop_ids
 from camelid.model.llama import Llama
 from camelid.model.lora import LoraConfig, adapt, quantize_base
@@ -31,110 +32,94 @@ from camelid.tokens.order import item_at
 from camelid.train.loop import run
 from camelid.train.loss import NextToken, Objective, loss_sum
 from camelid.train.parallel import Ranks, ranks, shard, together
-from camelid.train.step import Check, Job, autocast, micro_rows
+from camelid.train.step import Check, Job, autocast, compute_dtype, micro_rows
 
 HELD_OUT_ROWS = 16  # at most, for the losses along the way
 
 
 @dataclass(frozen=True)
 class Material:
-    """What the files hold: units to learn from, units and records held out, and what was found."""
+    """What a recipe's base and files come to, before a weight is read: the tokenizer with its template, what is learned
+    from, units, verdicts and records held out, the ids that end an answer, and what was found."""
 
-    units: list[Unit]
+    base: Path
+    tokenizer: Tokenizer
+    source: PackedExamples
+    held: PackedExamples | None
     good: list[bool]
-    held_units: list[Unit]
     held_good: list[bool]
     held_records: list[Record]
+    stops: list[int]
     found: list[Found]
 
-
-class Said(Protocol):
-    """Where a run says what it found."""
-
-    def __call__(self, text: str) -> None: ...
+    def counted(self) -> dict[str, Any]:
+        """How many examples there are, of which formats, and what was left out."""
+        return {
+            "examples": len(self.source.units), "left_out_too_long": self.source.left_out,
+            "held_out_examples": len(self.held_good), "rows": len(self.source),
+            "formats": dict(sum((f.formats for f in self.found), Counter())),
+            "bad_rows": sum(len(f.bad) for f in self.found),
+        }  # fmt: skip
 
 
 def finetune(recipe: Recipe, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
     """Teach `model.from` from `data.files`. Returns the run's summary (see `loop.run`), and how many examples there
     were; with `evaluate.metric`, the task's figures before and after."""
     with ranks(recipe.parallel) as who:
-        job, material = tuning(recipe, who, quiet)
-        context = job.model.config.max_position_embeddings
-        task = Task.of(recipe, material.held_records, job.generation["eos_token_id"], job.tokenizer, context)
         first = who.rank == 0
+        material = read_material(recipe, quiet or not first)
+        base, tokenizer = material.base, material.tokenizer
+        context = open_model(base).config.max_position_embeddings
+        task = Task.of(recipe, material.held_records, material.stops, tokenizer, context)
         if task and first:
-            task.before(job.inputs[0], job.tokenizer, quiet)
+            task.before(base, tokenizer, quiet)
         together(who)
-        result = run(job, resume, who) | counted(job, material)
+        # Nothing here holds the job: the task reads the model that was made, beside none that was trained.
+        result = run(tuning(recipe, material, who, quiet), resume, who) | material.counted()
         if task and first and "stopped_by" not in result:
-            result["task"] = task.after(job.inputs[0], Path(result["checkpoint"]), job.tokenizer, quiet)
+            result["task"] = task.after(base, Path(result["checkpoint"]), tokenizer, quiet)
         return result
 
 
-def counted(job: Job, material: Material) -> dict[str, Any]:
-    """How many examples a run has, of which formats, and what was left out."""
-    source = job.source
-    assert isinstance(source, PackedExamples)
-    return {
-        "examples": len(source.units), "left_out_too_long": source.left_out,
-        "held_out_examples": len(material.held_units),
-        "formats": dict(sum((f.formats for f in material.found), Counter())),
-        "bad_rows": sum(len(f.bad) for f in material.found), "rows": len(source),
-    }  # fmt: skip
-
-
 def tuning(
-    recipe: Recipe, who: Ranks, quiet: bool = True, weights: bool = True, references: bool = True
-) -> tuple[Job, Material]:
+    recipe: Recipe, material: Material, who: Ranks, quiet: bool = True, weights: bool = True, references: bool = True
+) -> Job:
     """The job of a fine-tuning. A plan can do without `weights`, the model has its shape only, and without
     `references`, which take a pass over the data."""
-    settings = recipe.finetune or FinetuneSection()
-    if recipe.model.from_ is None:
-        raise RecipeError('the recipe lacks model.from, the model to fine-tune: [model] from = "path"')
-    if not recipe.data.files:
-        raise RecipeError('the recipe lacks data.files, the conversations: [data] files = ["chats.jsonl"]')
-    loud = not quiet and who.rank == 0
-
-    def say(text: str) -> None:
-        if loud:
-            print(text, file=sys.stderr)
-
-    base = resolve(recipe.model.from_)
-    tokenizer = tokenizer_of(base, settings)
-    material = read_material(recipe, tokenizer, not loud)
-    for found in material.found:
-        say(found.said())
-    train = recipe.train
-    source = PackedExamples(material.units, train.sequence_length, train.seed, tokenizer.pad_token_id or 0)
-    said_sizes(say, source, material.units)
+    settings, train, loud = recipe.finetune or FinetuneSection(), recipe.train, not quiet and who.rank == 0
+    base, source, held = material.base, material.source, material.held
     model, fingerprint = base_model(base, recipe, who, weights)
-    stops = {*stop_ids(base)}
-    ends = {end_of_turn(unit[0], tokenizer) for unit in material.units[:100]}
-    stops |= {i for i in ends if i is not None}
     shard(model, who)
     objective: Objective = NextToken()
-    held = held_out_batches(material, source, tokenizer)
     if settings.preference:
         objective = Preference(settings, micro_rows(train))
-        needed = settings.method in ("dpo", "kto") and weights and references
-        kept_in = Path(recipe.log.out)
-        known = f"{fingerprint} {settings.stands_on} {settings.bits} {settings.group} {multiplied(who, train.dtype)}"
+        before = model if settings.method in ("dpo", "kto") and weights and references else None
+        dtype = compute_dtype(who.device, train.dtype)
+        known = f"{fingerprint} {settings.stands_on} {settings.bits} {settings.group} {dtype}"
         with autocast(who.device, train.dtype):
             for packed, good in ((source, material.good), (held, material.held_good)):
                 if packed:
-                    before = model if needed else None
-                    packed.facts = reference_facts(before, known, packed, good, kept_in, who, not loud)
-    job = Job(
-        model, tokenizer, source, recipe, [base, *files_of(recipe)],
-        {"eos_token_id": sorted(stops)}, quiet, objective, checker(held, objective, who) if held else None,
+                    out = Path(recipe.log.out)
+                    packed.facts = reference_facts(before, known, packed, good, out, who, not loud)
+    return Job(
+        model, material.tokenizer, source, recipe, [base, *files_of(recipe)], {"eos_token_id": material.stops}, quiet,
+        objective, checker(held, objective, who) if held else None,
         {"base_fingerprint": fingerprint} if model.adapters else {},
     )  # fmt: skip
-    return job, material
 
 
 def files_of(recipe: Recipe) -> list[Path]:
     """The files of examples."""
     return [Path(name).expanduser() for name in recipe.data.files]
+
+
+def base_of(recipe: Recipe) -> Path:
+    """The model to teach. Raises RecipeError when the recipe does not name it, or its files."""
+    if recipe.model.from_ is None:
+        raise RecipeError('the recipe lacks model.from, the model to fine-tune: [model] from = "path"')
+    if not recipe.data.files:
+        raise RecipeError('the recipe lacks data.files, the conversations: [data] files = ["chats.jsonl"]')
+    return resolve(recipe.model.from_)
 
 
 def tokenizer_of(base: Path, settings: FinetuneSection) -> Tokenizer:
@@ -151,27 +136,58 @@ def tokenizer_of(base: Path, settings: FinetuneSection) -> Tokenizer:
     return tokenizer
 
 
-def read_material(recipe: Recipe, tokenizer: Tokenizer, quiet: bool = True) -> Material:
-    """Read and encode every record, and set some aside."""
-    settings = recipe.finetune or FinetuneSection()
-    encoder = Encoder(tokenizer)
+def read_units(recipe: Recipe, tokenizer: Tokenizer, quiet: bool) -> tuple[list[tuple[Record, Unit]], list[Found]]:
+    """Every good record of the files, as it is learned, and what was found; said unless `quiet`."""
+    settings, encoder = recipe.finetune or FinetuneSection(), Encoder(tokenizer)
 
     def use(found: Record) -> tuple[Record, Unit]:
         return found, unit_of(found, encoder, settings)
 
     pairs, founds = read_files(files_of(recipe), use, recipe.data.max_bad_share, quiet)
+    for found in founds:
+        _say(found.said(), quiet)
+    return pairs, founds
+
+
+def read_material(recipe: Recipe, quiet: bool = True) -> Material:
+    """Read and encode every record, set some aside, and pack the others."""
+    settings, train, base = recipe.finetune or FinetuneSection(), recipe.train, base_of(recipe)
+    tokenizer = tokenizer_of(base, settings)
+    pairs, founds = read_units(recipe, tokenizer, quiet)
     count = round(recipe.data.held_out * len(pairs))
     if recipe.data.held_out and not 0 < count < len(pairs):
         raise RecipeError(f"data.held_out {recipe.data.held_out} of {len(pairs)} records leaves one side empty")
-    chosen = {item_at(n, len(pairs), recipe.train.seed) for n in range(count)}
+    chosen = {item_at(n, len(pairs), train.seed) for n in range(count)}
     kept = [p for n, p in enumerate(pairs) if n not in chosen]
     held = [pairs[n] for n in sorted(chosen)]
     if settings.method == "kto":
+        encoder = Encoder(tokenizer)
         kept, held = mismatched(kept, encoder), mismatched(held, encoder)
+
+    def packed(units: list[Unit]) -> PackedExamples:
+        return PackedExamples(units, train.sequence_length, train.seed, tokenizer.pad_token_id or 0)
+
+    source = packed([unit for _, unit in kept])
+    _say(sizes(source), quiet)
+    ends = {end_of_turn(unit[0], tokenizer) for _, unit in kept[:100]}
+    stops = {*stop_ids(base), *(i for i in ends if i is not None)}
     return Material(
-        [u for _, u in kept], [r.good is not False for r, _ in kept], [u for _, u in held],
-        [r.good is not False for r, _ in held], [r for r, _ in held], founds,
+        base, tokenizer, source, packed([unit for _, unit in held]) if held else None,
+        [r.good is not False for r, _ in kept], [r.good is not False for r, _ in held], [r for r, _ in held],
+        sorted(stops), founds,
     )  # fmt: skip
+
+
+def masks(recipe: Recipe, count: int, quiet: bool) -> tuple[list[Example], Tokenizer, list[Found]]:
+    """The first examples as they would be learned from, packed nowhere."""
+    tokenizer = tokenizer_of(base_of(recipe), recipe.finetune or FinetuneSection())
+    pairs, founds = read_units(recipe, tokenizer, quiet)
+    return [example for _, unit in pairs[:count] for example in unit], tokenizer, founds
+
+
+def _say(text: str, quiet: bool) -> None:
+    if not quiet:
+        print(text, file=sys.stderr)
 
 
 def unit_of(found: Record, encoder: Encoder, settings: FinetuneSection) -> Unit:
@@ -207,18 +223,20 @@ def mismatched(pairs: Sequence[tuple[Record, Unit]], encoder: Encoder) -> list[t
     return found
 
 
-def said_sizes(say: Said, source: PackedExamples, units: Sequence[Unit]) -> None:
+def sizes(source: PackedExamples) -> str:
+    """How much there is to learn from, and what is left out, in words."""
     tokens = sum(len(e.ids) for unit in source.units for e in unit)
     learned = sum(e.learned() for unit in source.units for e in unit)
-    say(
+    said = (
         f"{len(source.units):,} examples, {tokens:,} tokens, {learned:,} of them learned ({learned / tokens:.0%}), in "
         f"{len(source):,} rows of {source.sequence_length}"
     )
     if source.left_out:
-        say(
-            f"{source.left_out:,} of {len(units):,} examples are longer than train.sequence_length and are left out "
-            f"(the longest needs {source.longest:,})"
+        said += (
+            f"\n{source.left_out:,} of {source.left_out + len(source.units):,} examples are longer than "
+            f"train.sequence_length and are left out (the longest needs {source.longest:,})"
         )
+    return said
 
 
 def base_model(base: Path, recipe: Recipe, who: Ranks, weights: bool) -> tuple[Llama, str]:
@@ -226,13 +244,11 @@ def base_model(base: Path, recipe: Recipe, who: Ranks, weights: bool) -> tuple[L
     settings, train = recipe.finetune or FinetuneSection(), recipe.train
     kind = settings.stands_on
     checkpoint = open_model(base)
-    if base.is_dir() and (base / "adapter_config.json").exists():
-        if kind != "none":
-            raise InputError(
-                f"{base} is an adapter: a new one would stand on a model that is not on the disk. Merge it first "
-                "(camelid merge), and fine-tune what comes out"
-            )
-        raise InputError(f"{base} is an adapter; to learn all weights, merge it first (camelid merge)")
+    if base.is_dir() and is_adapter(base):
+        raise InputError(
+            f"{base} is an adapter, and what it makes of its base is not on the disk: merge it first (camelid merge), "
+            "and fine-tune what comes out"
+        )
     if train.sequence_length > checkpoint.config.max_position_embeddings:
         raise RecipeError(
             f"train.sequence_length {train.sequence_length} is longer than the model's max_position_embeddings "
@@ -241,7 +257,7 @@ def base_model(base: Path, recipe: Recipe, who: Ranks, weights: bool) -> tuple[L
     if kind != "none" and who.tensor > 1:
         raise RecipeError("parallel.tensor splits whole matrices, not adapters: set it to 1")
     # What is not learned needs no float32 beside the bfloat16 it is multiplied in.
-    narrow = kind != "none" and who.world == 1 and multiplied(who, train.dtype) == torch.bfloat16
+    narrow = kind != "none" and who.world == 1 and compute_dtype(who.device, train.dtype) == torch.bfloat16
     dtype = torch.bfloat16 if narrow else torch.float32
     if weights:
         model, fingerprint = read_model(checkpoint, dtype, who.device, Llama)
@@ -254,19 +270,6 @@ def base_model(base: Path, recipe: Recipe, who: Ranks, weights: bool) -> tuple[L
         config = LoraConfig(settings.rank, settings.alpha, tuple(settings.targets), settings.rslora, kind == "dora")
         adapt(model, config, seed=train.seed)
     return model, fingerprint
-
-
-def multiplied(who: Ranks, dtype: str) -> torch.dtype:
-    """The dtype that training multiplies in."""
-    with autocast(who.device, dtype):
-        kind = who.device.type
-        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
-
-
-def held_out_batches(material: Material, like: PackedExamples, tokenizer: Tokenizer) -> PackedExamples | None:
-    if not material.held_units:
-        return None
-    return PackedExamples(material.held_units, like.sequence_length, like.seed, tokenizer.pad_token_id or 0)
 
 
 def checker(held: PackedExamples, objective: Objective, who: Ranks) -> Check:
@@ -286,4 +289,4 @@ def checker(held: PackedExamples, objective: Objective, who: Ranks) -> Check:
 
 def planned(recipe: Recipe, who: Ranks, weights: bool) -> Job:
     """The job as `camelid plan` looks at it."""
-    return tuning(recipe, who, weights=weights, references=False)[0]
+    return tuning(recipe, read_material(recipe), who, weights=weights, references=False)

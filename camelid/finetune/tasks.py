@@ -26,6 +26,7 @@ from camelid.report.page import Page
 from camelid.report.progress import progress
 from camelid.tokenizer.template import Message
 from camelid.tokenizer.tokenizer import Tokenizer
+from camelid.train.step import compute_dtype
 
 AT_ONCE = 16  # questions answered together
 BEFORE = "answers-before.json"
@@ -120,9 +121,8 @@ class Task:
 
     def answers(self, source: Path, tokenizer: Tokenizer, label: str, quiet: bool) -> list[Answer]:
         """What the model at `source` answers, greedily."""
-        narrow = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        model: Llama = load(source, dtype=torch.bfloat16 if narrow else torch.float32, device=device)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model: Llama = load(source, dtype=compute_dtype(device, "auto"), device=device)
         engine = Engine(model, tokenizer, self.stops)
         params = SamplingParams(max_new_tokens=self.settings.max_new_tokens)
         prompts = [tokenizer.apply_chat_template(q.messages, tools=q.tools) for q in self.asked]

@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 
-from camelid.artifact import new_folder, write_manifest
 from camelid.errors import InputError
 from camelid.formats.adapter import base_of, is_adapter
-from camelid.formats.hf import write_weights
-from camelid.formats.load import load, load_tokenizer, open_model, resolve, stop_ids
+from camelid.formats.convert import write_model
+from camelid.formats.load import load, load_tokenizer, open_model, resolve
 from camelid.model.llama import Llama
 from camelid.model.lora import merge
 
@@ -40,40 +39,16 @@ def merge_adapter(source: str | Path, out: str | Path) -> dict[str, Any]:
             "original model's folder into base_model_name_or_path of adapter_config.json, or accept the loss first: "
             f"camelid convert {base} --to hf --out FOLDER writes the rounded weights as full ones"
         )
-    tokenizer = load_tokenizer(path)
     model: Llama = load(path)
-    ids = torch.tensor([tokenizer.encode(SAMPLE)])
+    ids = torch.tensor([load_tokenizer(path).encode(SAMPLE)])
     with torch.inference_mode():
         before = model(ids).logits.float()
         merge(model, "default")
         after = model(ids).logits.float()
     change = float((before - after).abs().max())
     largest = float(before.abs().max())
-    with new_folder(Path(out)) as folder:
-        known = write_weights(
-            model.config, dict(model.named_parameters()), folder, {"eos_token_id": list(stop_ids(path))}
-        )
-        tokenizer.save(folder)
-        count = model.num_parameters()
-        write_manifest(folder, "model", [path, base], known=known, largest_logit_change=change, parameters=count)
+    digest = write_model(model, path, out, [path, base], largest_logit_change=change)
     return {
         "out": str(out), "dtype": str(model.dtype).removeprefix("torch."), "largest_logit_change": change,
-        "largest_logit": largest, "digest": next(iter(known.values())),
+        "largest_logit": largest, "digest": digest,
     }  # fmt: skip
-
-
-def convert_to_hf(source: str | Path, out: str | Path) -> dict[str, Any]:
-    """Write any MODEL as a Hugging Face folder with its tokenizer, in the file's dtype (quantised ones: float32)."""
-    path = resolve(source)
-    if path.is_dir() and is_adapter(path):
-        raise InputError(f"{path} is an adapter: camelid merge puts it into its base")
-    model: Llama = load(path)
-    with new_folder(Path(out)) as folder:
-        known = write_weights(
-            model.config, dict(model.named_parameters()), folder, {"eos_token_id": list(stop_ids(path))}
-        )
-        load_tokenizer(path).save(folder)
-        write_manifest(folder, "model", [path], known=known, parameters=model.num_parameters())
-    size = sum(p.stat().st_size for p in Path(out).iterdir())
-    before = path.stat().st_size if path.is_file() else sum(p.stat().st_size for p in path.iterdir() if p.is_file())
-    return {"out": str(out), "before": {"bytes": before}, "after": {"bytes": size}}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from camelid.kernels import elementwise
+from camelid.kernels.precision import product_dtype
 
 CHUNK_BYTES = 1 << 26  # of a chunk's logits: they are read three times, and one product must be worth its start
 
@@ -24,8 +25,7 @@ def linear_cross_entropy(states: Tensor, weight: Tensor, labels: Tensor, z_loss:
     states [tokens, hidden], weight [vocab, hidden], labels int64 [tokens], all supervised. Under autocast products are
     in its dtype; softmax and sums are float32. Gradients have the dtypes of states and weight.
     """
-    kind = states.device.type
-    product = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
+    product = product_dtype(states)
     if not torch.is_grad_enabled() or not (states.requires_grad or weight.requires_grad):
         return _forward(states, weight, labels, z_loss, product, None, None)
     loss: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
@@ -61,22 +61,20 @@ def _forward(
     d_weight: Tensor | None,
 ) -> Tensor:
     """The loss; fills `d_states`, adds to `d_weight` where they are given."""
-    vocab = weight.shape[0]
     wide = torch.float64 if states.dtype == torch.float64 else torch.float32
-    rows = max(1, CHUNK_BYTES // (vocab * product.itemsize))
     gradient = d_states is not None or d_weight is not None
     total = torch.zeros((), dtype=wide, device=states.device)
     with torch.autocast(states.device.type, enabled=False):
         cast = weight.to(product)
-        for at in range(0, len(states), rows):
-            chunk = states[at : at + rows].to(product)
+        for at in _chunks(states, weight, product):
+            chunk = states[at].to(product)
             logits = chunk @ cast.T
-            wanted = labels[at : at + rows]
+            wanted = labels[at]
             chosen = logits.gather(1, wanted[:, None]).squeeze(1).to(wide)
             log_sum = elementwise.softmax_gradient_(logits, wanted, z_loss, gradient)
             total += (log_sum - chosen + z_loss * log_sum.square()).sum()
             if d_states is not None:
-                d_states[at : at + rows] = logits @ cast
+                d_states[at] = logits @ cast
             if d_weight is None:
                 continue
             if product == d_weight.dtype:
@@ -92,8 +90,7 @@ def linear_log_probs(states: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     For losses that weigh tokens by what comes out; shapes and arithmetic as in `linear_cross_entropy`. The backward
     pass computes the logits again, chunk by chunk, instead of keeping them.
     """
-    kind = states.device.type
-    product = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
+    product = product_dtype(states)
     log_probs: Tensor = _LinearLogProbs.apply(states, weight, labels, product)  # type: ignore[no-untyped-call]
     return log_probs
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from camelid.errors import InputError
+from camelid.kernels.precision import product_dtype
 from camelid.model.llama import Llama
 from camelid.model.quantized import QuantizedLinear
 
@@ -87,10 +88,8 @@ class AdaptedLinear(nn.Module):
             plain: Tensor = self.base(x)
             return plain
         lora: Any = self.adapters[self.active]
-        kind = x.device.type
-        product = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
         out: Tensor = _Adapted.apply(  # type: ignore[no-untyped-call]
-            x, lora.lora_A, lora.lora_B, lora.scale, lambda: dense(self.base), product
+            x, lora.lora_A, lora.lora_B, lora.scale, lambda: dense(self.base), product_dtype(x)
         )
         if lora.lora_magnitude_vector is not None:
             with torch.no_grad():

@@ -55,11 +55,16 @@ class Taken:
 
 
 def autocast(device: torch.device, dtype: str) -> AbstractContextManager[Any]:
-    """bfloat16 arithmetic over float32 weights where the hardware has it, or as told."""
+    """Products in `compute_dtype` over float32 weights."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=compute_dtype(device, dtype) == torch.bfloat16)
+
+
+def compute_dtype(device: torch.device, dtype: str) -> torch.dtype:
+    """What a run multiplies in: bfloat16 where the hardware has it, or as told."""
     if dtype == "auto":
         native = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
-        dtype = "bfloat16" if native else "float32"
-    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
+        return torch.bfloat16 if native else torch.float32
+    return torch.bfloat16 if dtype == "bfloat16" else torch.float32
 
 
 def rows_per_step(settings: TrainSection, data_world: int = 1) -> int:

@@ -112,15 +112,12 @@ def test_templates_at_fault(tmp_path: Path) -> None:
         read_task(str(tmp_path / "t.toml"))
 
 
-def test_smollm2_on_arc(data: Path) -> None:
+def test_smollm2_on_arc(smollm2: Path, data: Path) -> None:
     """Real questions: equal to transformers, choice by choice."""
     transformers = pytest.importorskip("transformers")
-    path = Path(__file__).parents[2] / ".cache" / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    if not path.exists():
-        pytest.skip("SmolLM2 is not at hand: tools/smollm2.py fetches it")
     from camelid.formats.load import load, load_tokenizer
 
-    model, tokenizer = load(path), load_tokenizer(path)
+    model, tokenizer = load(smollm2), load_tokenizer(smollm2)
     asked = questions(data / "eval/mc/arc_challenge_train.jsonl", read_task("arc"))[:3]
     encoded = [encode(q, tokenizer) for q in asked]
     found = log_likelihoods(model, encoded)

@@ -228,12 +228,9 @@ def test_the_mask_is_shown(tokenizer: Tokenizer) -> None:
     assert "\x1b[" in shown([example], tokenizer)
 
 
-def test_smollm2_by_its_own_template(data: Path) -> None:
+def test_smollm2_by_its_own_template(smollm2: Path, data: Path) -> None:
     """Its GGUF's template, on real conversations."""
-    model = Path(__file__).parents[2] / ".cache" / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    if not model.exists():
-        pytest.skip("SmolLM2 is not at hand: tools/smollm2.py fetches it")
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_tokenizer(smollm2)
     encoder = Encoder(tokenizer)
     for row in json.loads((data / "finetune" / "alpaca_zh_demo.json").read_text(encoding="utf-8"))[:50]:
         answer = tokenizer.encode(row["output"].strip(), add_special_tokens=False, parse_special=False)

@@ -16,7 +16,7 @@ from camelid import Engine, SamplingParams
 from camelid.cli import run as cli
 from camelid.errors import FormatError, InputError, RecipeError
 from camelid.finetune import finetune
-from camelid.finetune.job import planned, tuning
+from camelid.finetune.job import planned
 from camelid.finetune.tasks import last_number, same_number
 from camelid.formats import load, save
 from camelid.formats.load import load_tokenizer, stop_ids
@@ -276,8 +276,7 @@ def test_a_plan_covers_it(base: Path, tmp_path: Path, method: str) -> None:
     assert not (tmp_path / "run").exists()
     if method == "qlora":
         assert parts["weights"] < whole["weights"]
-    job, _ = tuning(chosen, Ranks())
-    assert job.model.num_parameters() == said["parameters"]
+    assert planned(chosen, Ranks(), weights=False).model.num_parameters() == said["parameters"]
 
 
 def test_the_command_line(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

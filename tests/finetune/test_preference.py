@@ -32,9 +32,9 @@ def examples(count: int = 5) -> list[tuple[Example, Example]]:
     found = []
     for _ in range(count):
         asked = some(2, 6)
-        both = [some(1, 9), some(1, 9)]
-        found.append(tuple(Example([*asked, *said], [IGNORE] * len(asked) + said) for said in both))
-    return found  # type: ignore[return-value]
+        chosen, rejected = (Example([*asked, *said], [IGNORE] * len(asked) + said) for said in (some(1, 9), some(1, 9)))
+        found.append((chosen, rejected))
+    return found
 
 
 def starts(source: PackedExamples) -> dict[tuple[int, int], int]:

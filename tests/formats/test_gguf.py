@@ -116,15 +116,6 @@ def test_truncated(tmp_path: Path, wide: Llama) -> None:
             load(tmp_path / "cut.gguf")
 
 
-@pytest.fixture(scope="session")
-def smollm2() -> Path:
-    """A real model that `make test` fetches once (tools/smollm2.py); skipped when it is not there."""
-    path = Path(__file__).parents[2] / ".cache" / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    if not path.exists():
-        pytest.skip("SmolLM2 is not in .cache: run tools/smollm2.py to fetch it")
-    return path
-
-
 def test_smollm2_reproduces_the_golden_figures(smollm2: Path, data: Path) -> None:
     golden = json.loads((data / "models" / "smollm2_q4_1_golden.json").read_text())
     tokenizer = load_tokenizer(smollm2)

@@ -1,0 +1,39 @@
+"""Any MODEL as a Hugging Face folder that stands alone: weights, tokenizer, manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from camelid.artifact import new_folder, write_manifest
+from camelid.errors import InputError
+from camelid.formats.adapter import is_adapter
+from camelid.formats.hf import write_weights
+from camelid.formats.load import load, load_tokenizer, resolve, stop_ids
+from camelid.model.llama import Llama
+
+
+def write_model(model: Llama, source: Path, out: str | Path, inputs: list[Path], **facts: Any) -> str:
+    """Write `out`: the weights of `model`, with the tokenizer and the stop ids of `source`. Returns the SHA-256 of its
+    first weights file."""
+    generation = {"eos_token_id": list(stop_ids(source))}
+    with new_folder(Path(out)) as folder:
+        known = write_weights(model.config, dict(model.named_parameters()), folder, generation)
+        load_tokenizer(source).save(folder)
+        write_manifest(folder, "model", inputs, known=known, parameters=model.num_parameters(), **facts)
+    return next(iter(known.values()))
+
+
+def to_hf(source: str | Path, out: str | Path) -> dict[str, Any]:
+    """Write any MODEL as a Hugging Face folder, in the file's dtype (quantised ones: float32)."""
+    path = resolve(source)
+    if path.is_dir() and is_adapter(path):
+        raise InputError(f"{path} is an adapter: camelid merge puts it into its base")
+    model: Llama = load(path)
+    digest = write_model(model, path, out, [path])
+    return {"out": str(out), "before": {"bytes": _size(path)}, "after": {"bytes": _size(Path(out))}, "digest": digest}
+
+
+def _size(path: Path) -> int:
+    files = [path] if path.is_file() else [p for p in path.iterdir() if p.is_file()]
+    return sum(p.stat().st_size for p in files)
