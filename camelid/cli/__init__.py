@@ -23,7 +23,7 @@ VERBS = {
     "finetune": "teach a model: answers, adapters, preferences",
     "merge": "an adapter into its base's weights",
     "convert": "a model into another format",
-    "evaluate": "perplexity, BLEU, ROUGE, with their protocol",
+    "evaluate": "perplexity, BLEU, ROUGE, choices, with their protocol",
     "generate": "complete a prompt",
     "chat": "talk to a model in the terminal",
     "lineage": "where a folder came from, back to the raw files",
