@@ -87,7 +87,7 @@ class TrainSection(_Section):
     max_rollbacks: int = Field(default=2, ge=0)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     activation_checkpointing: Literal["auto", "on", "off"] = "auto"
-    compile: bool = False
+    compile: bool | None = None  # each layer; by default where a GPU is
     memory_gib: float | None = Field(default=None, gt=0)  # what the run may use; by default what the machine has free
     threads: int | None = Field(default=None, ge=1)
     seed: int = 0

@@ -3,7 +3,8 @@ techniques switched off. Of all weights (`full`), or of a LoRA adapter on all li
 the loss on answers: 58 % of the tokens, as in GSM8K under SmolLM2's chat template. Nobody pads.
 
 The peer runs twice: as its documentation shows it, and at its best (compiled, memory kept). Both sides compute in
-bfloat16 where the processor has it, else in float32. No speed is given when the losses disagree.
+bfloat16 where the processor has it, else in float32. No speed is given when the losses disagree. Where there is a GPU,
+all run on it.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from camelid.bench.race import Contestant, race, ratios
 from camelid.errors import CamelidError
 
 # Name: size, rows, sequence length.
-CONFIGS = {"S": ("15m", 16, 256), "M": ("110m", 4, 512)}
+CONFIGS = {"S": ("15m", 16, 256), "M": ("110m", 4, 512), "L": ("llama-3.2-1b", 8, 2048)}
 PEER = ("transformers==5.23.0", "torch==2.13.0", "numpy")
 PEFT = ("peft==0.21.2", *PEER)
 TECHNIQUES = ("native", "memory", "chunks")
+ON_GPU = ("compile", "chunks")
 AGREE = 1e-2  # of the first losses, bfloat16; float32 is two hundred times closer
 
 
@@ -35,10 +37,17 @@ def contestants(config: str, threads: Sequence[int], ablate: bool, task: str = "
         best = (*told, ("BEST", "1"))
         found.append(Contestant(f"{peer} at its best", "peer_train.py", config, packages, count, best))
     if ablate:
-        for technique in TECHNIQUES:
+        for technique in ON_GPU if on_gpu() else TECHNIQUES:
             off = (*told, ("WITHOUT", technique))
             found.append(Contestant(f"camelid without {technique}", "own_train.py", config, (), threads[0], off))
     return found
+
+
+def on_gpu() -> bool:
+    """Whether the race is run on a GPU: the contestants use one where there is one."""
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def run(
@@ -95,7 +104,7 @@ def limits(rows: Sequence[dict[str, Any]], threads: Sequence[int]) -> dict[str, 
     before = torch.get_num_threads()
     for count in threads:
         torch.set_num_threads(count)
-        peak, named = peak_flops(torch.device("cpu"))
+        peak, named = peak_flops(torch.device("cuda" if on_gpu() else "cpu"))
         for row in rows:
             if row["implementation"] == "camelid" and row["threads"] == count and "value" in row:
                 size, _, length = CONFIGS[row["task"]]

@@ -21,7 +21,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     settings.example(data, "camelid bench data --data texts/ --pipeline 100,1000 --workers 2")
 
     train = actions.add_parser("train", help="a training step beside transformers")
-    train.add_argument("--config", choices=("S", "M"), action="append", help="15 M or 110 M weights; by default both")
+    train.add_argument("--config", choices=("S", "M", "L"), action="append",
+                       help="15 M, 110 M or, for a GPU, 1.2 B weights; by default S and M")  # fmt: skip
     train.add_argument("--task", choices=("full", "lora"), default="full", help="all weights, or an adapter (peft)")
     train.add_argument("--rounds", type=int, default=3)
     train.add_argument("--steps", type=int, default=4, help="of each run; the first one is not counted")

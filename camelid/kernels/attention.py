@@ -1,7 +1,8 @@
-"""softmax(Q K^T / sqrt(d_k)) V over packed documents: the torch reference, and the native kernel for training on a CPU.
+"""softmax(Q K^T / sqrt(d_k)) V over packed documents: the torch reference, the native kernel for training on a CPU, and
+flash attention over documents laid end to end on a GPU.
 
-The native kernel skips what a query may not see, the later tokens and the other documents; torch's computes the whole
-square when there is a mask.
+Both skip what a query may not see, the later tokens and the other documents; the reference computes the whole square
+when there is a mask.
 """
 
 from __future__ import annotations
@@ -38,18 +39,52 @@ class Documents:
         positions = torch.arange(self.ids.shape[1], device=self.ids.device).expand_as(self.ids)
         starts = torch.ones_like(self.ids, dtype=torch.bool)
         starts[:, 1:] = self.ids[:, 1:] != self.ids[:, :-1]
-        for row, begins in zip(self.ids, starts, strict=True):
-            if len(row[begins].unique()) < int(begins.sum()):
-                return None
+        ordered = self.ids.sort(1).values
+        distinct = 1 + (ordered[:, 1:] != ordered[:, :-1]).sum(1)
+        if bool((starts.sum(1) > distinct).any()):
+            return None
         return torch.where(starts, positions, 0).cummax(1).values.int()
 
+    def end_to_end(self) -> Stretches | None:
+        """All rows' documents, one after the other; None where `firsts` is."""
+        if self.firsts is None:
+            return None
+        rows, length = self.ids.shape
+        begins = self.firsts == torch.arange(length, device=self.ids.device)
+        cuts = begins.flatten().nonzero().flatten()
+        return Stretches(torch.cat((cuts, cuts.new_tensor([rows * length]))).int(), length)
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Documents | None) -> Tensor:
+
+@dataclass(frozen=True)
+class Stretches:
+    """Documents laid end to end: `cuts` int32 [documents + 1], where each begins and the last one ends, and a length
+    that none exceeds."""
+
+    cuts: Tensor
+    longest: int
+
+
+Mask = Tensor | Documents | Stretches | None
+"""Which keys a query may look at: see `attention`."""
+
+
+def packed(document_ids: Tensor, dtype: torch.dtype, head_dim: int) -> Documents | Stretches:
+    """The mask of packed rows, int64 [batch, seq], in the form that attention over `dtype` wants on this device."""
+    documents = Documents(document_ids)
+    on_gpu = document_ids.device.type == "cuda" and torch.cuda.get_device_capability(document_ids.device) >= (8, 0)
+    if on_gpu and dtype in (torch.bfloat16, torch.float16) and head_dim % 8 == 0 and head_dim <= 256:
+        return documents.end_to_end() or documents
+    return documents
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     """softmax(Q K^T / sqrt(d_k)) V over [batch, heads, seq, head_dim]; k and v may have fewer heads.
 
-    `mask` is bool, True where a query may look, broadcastable to [batch, heads, q_len, k_len], or Documents. None
-    means causal: with more keys than queries the queries are the last ones.
+    `mask` is bool, True where a query may look, broadcastable to [batch, heads, q_len, k_len], or what `packed` made.
+    None means causal: with more keys than queries the queries are the last ones.
     """
+    if isinstance(mask, Stretches):
+        return _flash(q, k, v, mask)
     causal = mask is None and q.shape[2] > 1
     if causal and q.shape[2] != k.shape[2]:
         raise ValueError("a causal mask over cached keys must be given explicitly")
@@ -63,6 +98,16 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Documents | None) 
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
     )
+
+
+def _flash(q: Tensor, k: Tensor, v: Tensor, documents: Stretches) -> Tensor:
+    """torch's own flash attention, which `varlen_attn` wraps: its operator takes fewer key heads in every torch that we
+    support, the wrapper does not."""
+    batch, heads, length, size = q.shape
+    joined = [t.transpose(1, 2).flatten(0, 1) for t in (q, k, v)]
+    cuts, longest = documents.cuts, documents.longest
+    out: Tensor = torch.ops.aten._flash_attention_forward(*joined, cuts, cuts, longest, longest, 0.0, True, False)[0]
+    return out.view(batch, length, heads, size).transpose(1, 2)
 
 
 def _from_zero(q: Tensor) -> Tensor:

@@ -15,7 +15,9 @@ from torch import Tensor
 from camelid.kernels import elementwise
 from camelid.kernels.precision import product_dtype
 
-CHUNK_BYTES = 1 << 26  # of a chunk's logits: they are read three times, and one product must be worth its start
+# Of a chunk's logits. On a CPU they are read three times and should stay near; on a GPU each costs a pass over the
+# whole weight's gradient. One product must be worth its start.
+CHUNK_BYTES = {"cpu": 1 << 26, "cuda": 1 << 30}
 
 
 def linear_cross_entropy(states: Tensor, weight: Tensor, labels: Tensor, z_loss: float = 0.0) -> Tensor:
@@ -130,5 +132,7 @@ class _LinearLogProbs(torch.autograd.Function):
 
 
 def _chunks(states: Tensor, weight: Tensor, product: torch.dtype) -> list[slice]:
-    rows = max(1, CHUNK_BYTES // (len(weight) * product.itemsize))
-    return [slice(at, at + rows) for at in range(0, len(states), rows)]
+    most = max(1, CHUNK_BYTES.get(states.device.type, 1 << 26) // (len(weight) * product.itemsize))
+    count = -(-len(states) // most)
+    rows = -(-len(states) // max(count, 1))  # all alike: what is compiled is compiled for one shape
+    return [slice(at, at + rows) for at in range(0, len(states), max(rows, 1))]

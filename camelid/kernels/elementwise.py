@@ -1,8 +1,13 @@
-"""Passes over large tensors that are worth a fused loop: torch reference, and the native library on a CPU."""
+"""Passes over large tensors that are worth a fused loop: torch reference, the native library on a CPU, the reference
+compiled on a GPU."""
 
 from __future__ import annotations
 
 import ctypes
+import shutil
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -39,6 +44,18 @@ def softmax_gradient_(logits: Tensor, labels: Tensor, z_loss: float = 0.0, gradi
     native = library()
     if native is not None and logits.device.type == "cpu" and logits.dtype in (torch.float32, torch.bfloat16):
         return _native_softmax_gradient(native, logits, labels, z_loss, gradient)
+    one_pass = _compiled_softmax_gradient() if logits.device.type == "cuda" and compiles() else _softmax_gradient
+    log_sum: Tensor = one_pass(logits, labels, z_loss, gradient)
+    return log_sum
+
+
+@cache
+def compiles() -> bool:
+    """Whether torch.compile can make code for a GPU here: it needs Triton and a C compiler."""
+    return find_spec("triton") is not None and any(map(shutil.which, ("cc", "gcc", "clang")))
+
+
+def _softmax_gradient(logits: Tensor, labels: Tensor, z_loss: float, gradient: bool) -> Tensor:
     wide = logits if logits.dtype == torch.float64 else logits.float()
     log_sum = wide.logsumexp(1)
     if gradient:
@@ -47,6 +64,12 @@ def softmax_gradient_(logits: Tensor, labels: Tensor, z_loss: float = 0.0, gradi
         slope.scatter_add_(1, labels[:, None], torch.full_like(log_sum, -1.0)[:, None])
         logits.copy_(slope)
     return log_sum
+
+
+@cache
+def _compiled_softmax_gradient() -> Callable[..., Tensor]:
+    made: Callable[..., Tensor] = torch.compile(_softmax_gradient)
+    return made
 
 
 def _native_softmax_gradient(

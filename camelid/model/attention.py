@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from camelid.kernels.attention import Documents, attention
+from camelid.kernels.attention import Mask, attention
 from camelid.model.config import LlamaConfig
 from camelid.model.rope import Rotation, rotate
 
@@ -36,7 +36,7 @@ class Attention(nn.Module):
         self,
         x: Tensor,
         turn: Rotation,
-        mask: Tensor | Documents | None = None,
+        mask: Mask = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
         """`turn` rotates the new tokens; the cache holds earlier keys already rotated."""

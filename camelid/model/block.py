@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from camelid.kernels.attention import Documents
+from camelid.kernels.attention import Mask
 from camelid.kernels.elementwise import swiglu
 from camelid.model.attention import Attention, LayerCache
 from camelid.model.config import LlamaConfig
@@ -56,7 +56,7 @@ class Block(nn.Module):
         self,
         x: Tensor,
         turn: Rotation,
-        mask: Tensor | Documents | None = None,
+        mask: Mask = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), turn, mask, cache)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from camelid.kernels.attention import Documents
+from camelid.kernels.attention import Mask, packed
+from camelid.kernels.precision import product_dtype
 from camelid.model.attention import LayerCache
 from camelid.model.block import Block, RMSNorm
 from camelid.model.config import LlamaConfig
@@ -109,11 +110,11 @@ class Llama(nn.Module):
         seq = input_ids.shape[1]
         if positions is None:
             positions = cache.positions(seq, input_ids.device) if cache else torch.arange(seq, device=input_ids.device)
-        mask: Tensor | Documents | None = cache.mask(seq, input_ids.device) if cache else None
+        mask: Mask = cache.mask(seq, input_ids.device) if cache else None
         if document_ids is not None:
             if cache is not None:
                 raise ValueError("document_ids and cache cannot be combined")
-            mask = Documents(document_ids)
+            mask = packed(document_ids, product_dtype(self.embed_tokens.weight), self.config.head_size)
         # Only dynamic scaling needs the length. Past the trained context its frequencies change as the text grows;
         # like transformers, cached tokens keep the rotation they had when they were read.
         length = int(positions.max()) + 1 if self.config.rope_scaling.rope_type == "dynamic" else 0

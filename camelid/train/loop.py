@@ -34,7 +34,7 @@ from camelid.train.log import Log
 from camelid.train.optimizer import optimizer_for
 from camelid.train.parallel import Ranks, anywhere, release, rows_of_all, together, told
 from camelid.train.schedule import drawn, learning_rate
-from camelid.train.step import Job, Taken, autocast, rows_per_step, train_step
+from camelid.train.step import Job, Taken, autocast, compiled, rows_per_step, train_step
 
 # What may change when a run goes on; everything else decides what the run computes.
 FREE = ("log", "checkpoint", "evaluate", "parallel", "train.threads", "train.micro_batch_rows", "train.max_skips",
@@ -101,7 +101,7 @@ class _Run:
         if last:
             self.state = checkpoint.restore(last, job.model, self.optimizer)
         job.model.train()
-        if recipe.train.compile:
+        if compiled(self.who.device, recipe.train):
             for layer in job.model.layers:
                 layer.compile()
         if not last:
@@ -157,7 +157,9 @@ class _Run:
         """Measure the model on what it does not learn from. Before a save: what a checkpoint holds was measured."""
         if self.job.check:
             started = time.monotonic()
-            with torch.no_grad(), autocast(self.job.model.device, self.job.recipe.train.dtype):
+            # A check generates: lengths that change with every token are not worth compiling for.
+            eager = torch.compiler.set_stance("force_eager")
+            with torch.no_grad(), autocast(self.job.model.device, self.job.recipe.train.dtype), eager:
                 found = self.job.check(self.job.model)
             release(self.job.model)
             log.checked(self.state, found, time.monotonic() - started)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from camelid.errors import CamelidError, RecipeError
+from camelid.kernels.elementwise import compiles
 from camelid.model.llama import Llama
 from camelid.recipe import Recipe, TrainSection
 from camelid.tokenizer.tokenizer import Tokenizer
@@ -65,6 +66,11 @@ def compute_dtype(device: torch.device, dtype: str) -> torch.dtype:
         native = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
         return torch.bfloat16 if native else torch.float32
     return torch.bfloat16 if dtype == "bfloat16" else torch.float32
+
+
+def compiled(device: torch.device, settings: TrainSection) -> bool:
+    """Whether a run compiles its layers: where a GPU is and code for it can be made, or as told."""
+    return (device.type == "cuda" and compiles()) if settings.compile is None else settings.compile
 
 
 def rows_per_step(settings: TrainSection, data_world: int = 1) -> int:

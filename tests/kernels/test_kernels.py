@@ -17,7 +17,7 @@ native = pytest.mark.skipif(library() is None, reason="the native library is not
 
 @pytest.mark.parametrize("z_loss", [0.0, 1e-2])
 def test_chunked_loss_and_gradients(z_loss: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("camelid.kernels.cross_entropy.CHUNK_BYTES", 7 * 50 * 8)  # several chunks, the last one short
+    monkeypatch.setattr("camelid.kernels.cross_entropy.CHUNK_BYTES", {"cpu": 7 * 50 * 8})  # several, the last one short
     torch.manual_seed(0)
     states, weight = torch.randn(40, 12).double(), torch.randn(50, 12).double()
     labels = torch.randint(0, 50, (40,))

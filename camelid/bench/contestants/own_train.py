@@ -1,10 +1,10 @@
-"""camelid's side of the training race: own_train.py {S,M} FOLDER. BENCH_WITHOUT switches one technique off."""
+"""camelid's side of the training race: own_train.py {S,M,L} FOLDER. BENCH_WITHOUT switches one technique off. On a GPU,
+where there is one."""
 
 from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import time
 from contextlib import nullcontext
@@ -23,8 +23,9 @@ from camelid.model.lora import LoraConfig, adapt
 from camelid.recipe import parse
 from camelid.tokens.batch import IGNORE, Batch
 from camelid.train.optimizer import optimizer_for
-from camelid.train.plan import keeps_memory
-from camelid.train.step import train_step
+from camelid.train.parallel import Ranks
+from camelid.train.plan import keeps_memory, peak_memory
+from camelid.train.step import compute_dtype, train_step
 
 
 def labels(step: torch.Tensor) -> torch.Tensor:
@@ -41,16 +42,16 @@ def main() -> None:
     if without == "native":
         library.PATH = Path("none")
     if without == "chunks":
-        cross_entropy.CHUNK_BYTES = 1 << 40
-    model: Llama = load(folder / "model", dtype=torch.float32)
-    if without == "compile":
+        cross_entropy.CHUNK_BYTES = dict.fromkeys(("cpu", "cuda"), 1 << 40)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model: Llama = load(folder / "model", dtype=torch.float32).to(device)
+    if os.environ.get("BENCH_TASK") == "lora":
+        model.to(compute_dtype(device, "auto"))
+        adapt(model, LoraConfig(r=16, lora_alpha=32.0))
+    if device.type == "cuda" and without != "compile":
         for layer in model.layers:
             layer.compile()
-    if os.environ.get("BENCH_TASK") == "lora":
-        if torch.cpu._is_avx512_bf16_supported():
-            model.to(torch.bfloat16)
-        adapt(model, LoraConfig(r=16, lora_alpha=32.0))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before = peak_memory(Ranks(device=device))
     tokens = torch.from_numpy(np.load(folder / "tokens.npy"))
     rows, length = tokens.shape[1], tokens.shape[2] - 1
     train = {"sequence_length": length, "global_batch_tokens": rows * length, "micro_batch_rows": rows, "steps": 99,
@@ -64,7 +65,7 @@ def main() -> None:
             batch = Batch(step[:, :-1], labels(step), torch.zeros(rows, length, dtype=torch.int64), True)
             losses.append(train_step(model, optimizer, batch, settings, 3e-4).loss)
             seconds.append(time.perf_counter() - started)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_memory(Ranks(device=device))
     print(json.dumps({"value": rows * length / median(seconds[1:]), "unit": "tokens/s", "version": __version__,
                       "first_step_seconds": seconds[0], "losses": losses, "peak_bytes": peak,
                       "peak_of_training": peak - before}))  # fmt: skip

@@ -1,0 +1,191 @@
+"""What a CUDA device computes, against the CPU's float64 and float32: run by hand with `pytest -m gpu`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from camelid.formats import save
+from camelid.generate.engine import Engine
+from camelid.generate.sampling import SamplingParams
+from camelid.kernels.attention import Documents, Stretches, attention, packed
+from camelid.kernels.cross_entropy import linear_cross_entropy
+from camelid.model.config import LlamaConfig
+from camelid.model.llama import Llama
+from camelid.model.lora import LoraConfig, adapt
+from camelid.recipe import parse
+from camelid.tokenizer.tokenizer import Tokenizer
+from camelid.tokens.batch import Batch
+from camelid.tokens.write import build
+from camelid.train import pretrain
+from camelid.train.optimizer import optimizer_for
+from camelid.train.step import train_step
+
+from .conftest import TEXT
+
+pytestmark = pytest.mark.gpu
+GPU = torch.device("cuda")
+SHAPE = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "num_key_value_heads": 2}  # fmt: skip
+IDS = torch.tensor([[0] * 7 + [1] * 50 + [2] * 71, [0] * 128, [0] * 100 + [1] + [-1] * 27])
+
+
+def far(found: Tensor, wanted: Tensor) -> float:
+    """||found - wanted|| / ||wanted||."""
+    wanted = wanted.double().cpu()
+    return float((found.double().cpu() - wanted).norm() / wanted.norm())
+
+
+def with_gradients(q: Tensor, k: Tensor, v: Tensor, slope: Tensor, mask: Any) -> list[Tensor]:
+    leaves = [t.clone().requires_grad_() for t in (q, k, v)]
+    out = attention(*leaves, mask)
+    out.backward(slope)
+    return [out.detach(), *(t.grad for t in leaves if t.grad is not None)]
+
+
+@pytest.mark.parametrize("kv_heads", [8, 2])
+def test_flash_over_documents_is_the_reference(kv_heads: int) -> None:
+    torch.manual_seed(0)
+    q, slope = torch.randn(2, 3, 8, 128, 64).unbind()
+    k, v = torch.randn(2, 3, kv_heads, 128, 64).unbind()
+    q, k, v, slope = (t.bfloat16().double() for t in (q, k, v, slope))
+    wanted = with_gradients(q, k, v, slope, Documents(IDS).mask)
+    mask = packed(IDS.to(GPU), torch.bfloat16, 64)
+    assert isinstance(mask, Stretches)
+    assert mask.cuts.tolist() == [0, 7, 57, 128, 256, 356, 357, 384]
+    narrow = [t.bfloat16().to(GPU) for t in (q, k, v, slope)]
+    found = with_gradients(*narrow, mask)
+    for name, ours, true in zip(("out", "q", "k", "v"), found, wanted, strict=True):
+        assert far(ours, true) < 1e-2, name
+
+
+def test_a_document_that_comes_back_is_seen() -> None:
+    """Its parts are not one stretch, so the whole square is masked instead."""
+    ids = torch.tensor([[0, 0, 1, 0]], device=GPU)
+    assert isinstance(packed(ids, torch.bfloat16, 64), Documents)
+
+
+@pytest.fixture(scope="module")
+def small() -> Llama:
+    torch.manual_seed(0)
+    return Llama(LlamaConfig(vocab_size=400, max_position_embeddings=512, **SHAPE)).double()
+
+
+def gradients(model: Llama, ids: Tensor, documents: Tensor | None, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    model.zero_grad()
+    with torch.autocast(model.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+        states = model.hidden(ids.to(model.device), document_ids=None if documents is None else documents.to(ids))
+        loss = linear_cross_entropy(
+            states[:, :-1].flatten(0, 1), model.lm_head.weight, ids[:, 1:].flatten().to(model.device)
+        )
+    loss.backward()
+    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return found | {"loss": loss.detach()}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "autocast", "bound"), [("float64", None, 1e-6), ("float32", None, 1e-4), ("float32", "bfloat16", 6e-2)]
+)
+def test_loss_and_gradients_are_the_cpus(small: Llama, dtype: str, autocast: str | None, bound: float) -> None:
+    # The tables of rotations are float32 everywhere, and two devices' cosines differ in the last bit.
+    ids = torch.randint(0, 400, (3, 128), generator=torch.Generator().manual_seed(1))
+    wanted = gradients(small, ids, IDS, None)
+    model = Llama(small.config).double()
+    model.load_state_dict(small.state_dict())
+    model.to(GPU, getattr(torch, dtype))
+    found = gradients(model, ids.to(GPU), IDS.to(GPU), getattr(torch, autocast) if autocast else None)
+    for name, true in wanted.items():
+        assert far(found[name], true) < bound, name
+
+
+def test_a_neighbour_is_never_seen(small: Llama) -> None:
+    model = Llama(small.config).to(GPU).bfloat16()
+    ids = torch.randint(0, 400, (3, 128), device=GPU)
+    other = ids.clone()
+    other[0, :57] = (other[0, :57] + 1) % 400  # the first row's first two documents
+    with torch.no_grad():
+        one, two = (model.hidden(x, document_ids=IDS.to(GPU)) for x in (ids, other))
+    assert torch.equal(one[0, 57:], two[0, 57:])
+    assert torch.equal(one[1:], two[1:])
+    assert not torch.equal(one[0, :57], two[0, :57])
+
+
+def test_a_step_takes_the_cpus_way(small: Llama) -> None:
+    """Whole and compiled layers: the losses of six steps, adapters included."""
+    ids = torch.randint(0, 400, (3, 129), generator=torch.Generator().manual_seed(2))
+    batch = Batch(ids[:, :-1], ids[:, 1:].clone(), IDS, False)
+    settings = parse({"train": {"sequence_length": 128, "global_batch_tokens": 384, "dtype": "float32"}}).train
+    for lora in (False, True):
+        ways = {}
+        for way in ("cpu", "cuda", "compiled"):
+            model = Llama(small.config)
+            model.load_state_dict(small.state_dict())
+            model.to("cpu" if way == "cpu" else GPU)
+            if lora:
+                torch.manual_seed(5)
+                adapt(model, LoraConfig(r=4))
+            if way == "compiled":
+                for layer in model.layers:
+                    layer.compile()
+            optimizer = optimizer_for(model.train(), settings)
+            ways[way] = [train_step(model, optimizer, batch, settings, 1e-3).loss for _ in range(6)]
+        assert ways["cuda"] == pytest.approx(ways["cpu"], rel=1e-3)
+        assert ways["compiled"] == pytest.approx(ways["cpu"], rel=1e-3)
+        assert ways["cpu"][-1] < ways["cpu"][0]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_run_learns_and_resumes(tokenizer: Tokenizer, tmp_path: Path, compiled: bool) -> None:
+    tokens = tmp_path / "tokens"
+    build(TEXT, tokenizer, tokens, [])
+    train = {"steps": 30, "sequence_length": 64, "global_batch_tokens": 1024, "micro_batch_rows": 8,
+             "learning_rate": 1e-2, "warmup_steps": 2, "compile": compiled}  # fmt: skip
+
+    def go(out: str, resume: bool = False) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        sections = {"model": SHAPE, "data": {"tokens": str(tokens)}, "train": train,
+                    "checkpoint": {"every": 10, "keep": 9}, "log": {"out": str(tmp_path / out)}}  # fmt: skip
+        summary = pretrain(parse(sections), quiet=True, resume=resume)
+        return summary, [json.loads(line) for line in (tmp_path / out / "metrics.jsonl").read_text().splitlines()]
+
+    whole, records = go("whole")
+    assert records[0]["loss"] > 5
+    assert records[-1]["loss"] < 3.5
+    assert whole["planned"]["memory_bytes"] < 8 * whole["measured"]["memory_bytes"]
+    go("cut")
+    (tmp_path / "cut" / "checkpoints" / "step-00000030" / "camelid.json").unlink()
+    _, again = go("cut", resume=True)
+    assert [r["rows"] for r in again] == [r["rows"] for r in records]
+    assert [r["loss"] for r in again] == pytest.approx([r["loss"] for r in records], rel=2e-2)
+
+
+def test_greedy_text_is_the_cpus(small: Llama, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    small.float()
+    prompts = [tokenizer.encode(text) for text in ("The meaning", "def area(", "骆驼")]
+    params = SamplingParams(max_new_tokens=40, ignore_eos=True)
+    wanted = [r.ids for r in Engine(small, tokenizer).generate(prompts, params)]
+    model = Llama(small.config)
+    model.load_state_dict(small.state_dict())
+    assert [r.ids for r in Engine(model.to(GPU), tokenizer).generate(prompts, params)] == wanted
+    save(model, tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_chunk_is_one_compiled_pass() -> None:
+    """Also where the last chunk is short, and where the number of tokens changes between calls."""
+    torch.manual_seed(0)
+    weight = torch.randn(50_000, 64, dtype=torch.float64)
+    for tokens in (6000, 6001, 77):
+        states, labels = torch.randn(tokens, 64, dtype=torch.float64), torch.randint(0, 50_000, (tokens,))
+        found = []
+        for kind, dtype in ((torch.device("cpu"), torch.float64), (GPU, torch.float32)):
+            leaves = [t.detach().to(kind, dtype).requires_grad_() for t in (states, weight)]
+            loss = linear_cross_entropy(*leaves, labels.to(kind), 1e-4)
+            (loss / tokens).backward()
+            found.append([loss.detach(), *(t.grad for t in leaves if t.grad is not None)])
+        for true, ours in zip(*found, strict=True):
+            assert far(ours, true) < 1e-5
