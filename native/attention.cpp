@@ -203,31 +203,20 @@ INLINE void backward_group(const Shape& s, const Tensor* t, const std::int32_t* 
     }
 }
 
-// The same code for each kind of CPU: registers decide how many rows of C are kept in them.
-using Group = void (*)(const Shape&, const Tensor*, const std::int32_t*, float*, std::int64_t, bool);
-
+// Registers decide how many rows of C are kept in them.
 void group_plain(const Shape& s, const Tensor* t, const std::int32_t* f, float* l, std::int64_t task, bool backward) {
     backward ? backward_group<Sse>(s, t, f, l, task) : forward_group<Sse>(s, t, f, l, task);
 }
 #ifdef CAMELID_X86
-__attribute__((target("avx2,fma"))) void group_avx2(const Shape& s, const Tensor* t, const std::int32_t* f, float* l,
-                                                    std::int64_t task, bool backward) {
+TARGET_AVX2 void group_avx2(const Shape& s, const Tensor* t, const std::int32_t* f, float* l, std::int64_t task,
+                            bool backward) {
     backward ? backward_group<Avx2>(s, t, f, l, task) : forward_group<Avx2>(s, t, f, l, task);
 }
-__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma"))) void group_avx512(
-    const Shape& s, const Tensor* t, const std::int32_t* f, float* l, std::int64_t task, bool backward) {
+TARGET_AVX512 void group_avx512(const Shape& s, const Tensor* t, const std::int32_t* f, float* l, std::int64_t task,
+                                bool backward) {
     backward ? backward_group<Avx512>(s, t, f, l, task) : forward_group<Avx512>(s, t, f, l, task);
 }
 #endif
-
-Group chosen() {
-#ifdef CAMELID_X86
-    if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
-        return group_avx512;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return group_avx2;
-#endif
-    return group_plain;
-}
 
 }  // namespace
 
@@ -244,7 +233,7 @@ extern "C" void camelid_attention(const std::int64_t* shape, float scale, const 
                 static_cast<int>(tensors[5 * i + 4])};
     const std::int64_t tasks = s.batch * s.kv_heads;
     std::atomic<std::int64_t> next{0};
-    const Group group = chosen();
+    const auto group = CHOSEN(group);
     const auto work = [&] {
         for (std::int64_t task; (task = next++) < tasks;) group(s, t, firsts, log_sums, task, backward != 0);
     };

@@ -7,13 +7,25 @@
 #if defined(__x86_64__) && defined(__GNUC__)
 #define CAMELID_X86
 #endif
-#if defined(CAMELID_X86) && !defined(__clang__)
-#define WIDE __attribute__((target_clones("avx512f", "avx2", "default")))
+
+// The same code for each kind of CPU, as NAME_plain, NAME_avx2 and NAME_avx512: CHOSEN(NAME) is the one for this CPU.
+#ifdef CAMELID_X86
+#define TARGET_AVX2 __attribute__((target("avx2,fma")))
+#define TARGET_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma")))
+#define CHOSEN(name) (has_avx512() ? name##_avx512 : has_avx2() ? name##_avx2 : name##_plain)
 #else
-#define WIDE
+#define CHOSEN(name) name##_plain
 #endif
 
 namespace {
+
+#ifdef CAMELID_X86
+inline bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+inline bool has_avx512() {
+    return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512dq");
+}
+#endif
 
 typedef float vector4 __attribute__((vector_size(16)));
 typedef float vector8 __attribute__((vector_size(32)));
