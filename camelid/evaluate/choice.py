@@ -7,9 +7,7 @@ and by log-likelihood per character of the answer, lm-eval's `acc` and `acc_norm
 
 from __future__ import annotations
 
-import json
 import math
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +17,12 @@ import torch
 from torch import Tensor
 
 from camelid.errors import InputError
+from camelid.evaluate.templates import read_rows, read_template
 from camelid.kernels.cross_entropy import linear_log_probs
 from camelid.model.llama import Llama
 from camelid.report.progress import progress
 from camelid.tokenizer.tokenizer import Tokenizer
 
-TASKS = Path(__file__).parent / "tasks"
 ROW = 1024  # tokens that are read together, unless one question needs more
 
 
@@ -49,38 +47,14 @@ class Encoded:
 
 
 def read_task(name: str) -> dict[str, str]:
-    """A task's template: one of ours by name, or a TOML file. Raises InputError naming what is missing."""
-    path = Path(name) if name.endswith(".toml") else TASKS / f"{name}.toml"
-    try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        known = ", ".join(sorted(p.stem for p in TASKS.glob("*.toml")))
-        raise InputError(f"no task template {name}: {error}; known are {known}, or give a .toml file") from None
-    for key in ("prompt", "answer", "choices", "labels", "key"):
-        if not isinstance(found.get(key), str):
-            raise InputError(f"{path} lacks the field {key!r}, or it is not a text")
-    return found
+    """A multiple-choice task's template: see `templates.read_template`."""
+    return read_template(name, ("prompt", "answer", "choices", "labels", "key"))
 
 
 def questions(path: Path, task: Mapping[str, str]) -> list[Question]:
     """The questions of a .jsonl file. Raises InputError naming the line and the field, an answer key above all."""
-    found = []
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--data: {path} cannot be read: {error}") from None
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                found.append(_question(json.loads(line), task))
-            except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-                raise InputError(
-                    f"{path}, line {number}: not a question with {task['choices']}, {task['labels']} and the answer "
-                    f"key {task['key']} ({type(error).__name__}: {error})"
-                ) from None
-    if not found:
-        raise InputError(f"{path} holds no question")
-    return found
+    wanted = f"a question with {task['choices']}, {task['labels']} and the answer key {task['key']}"
+    return read_rows(path, lambda row: _question(row, task), wanted)
 
 
 def _question(row: Mapping[str, Any], task: Mapping[str, str]) -> Question:
@@ -165,19 +139,41 @@ def _below(size: int) -> Tensor:
     return torch.ones(size, size, dtype=torch.bool).tril()
 
 
+@dataclass(frozen=True)
+class Read:
+    """What a model made of questions in one row: the state [tokens, hidden] that predicts each answer token, that
+    token, and which answer of how many it belongs to."""
+
+    states: Tensor
+    tokens: Tensor
+    numbers: Tensor
+    answers: int
+
+    def sums(self, values: Tensor) -> list[float]:
+        """What the tokens of each answer add up to."""
+        empty = torch.zeros(self.answers, dtype=values.dtype, device=values.device)
+        found: list[float] = empty.index_add(0, self.numbers, values).tolist()
+        return found
+
+
 @torch.inference_mode()
-def log_likelihoods(model: Llama, encoded: Sequence[Encoded]) -> list[list[float]]:
-    """log p(answer | prompt) of every answer of every question, read in one row."""
+def read_row(model: Llama, encoded: Sequence[Encoded]) -> Read:
+    """Read every answer of every question once, in one row."""
     row = _Branches(encoded, model.config.num_hidden_layers)
     hidden = model.hidden(torch.tensor([row.ids], device=model.device), cache=row)[0]
     places, tokens, numbers = (torch.tensor(x, device=model.device) for x in zip(*row.scored, strict=True))
-    found = linear_log_probs(hidden[places], model.lm_head.weight, tokens)
-    sums = torch.zeros(row.count, dtype=found.dtype, device=found.device).index_add(0, numbers, found).tolist()
-    ends = iter(sums)
+    return Read(hidden[places], tokens, numbers, row.count)
+
+
+@torch.inference_mode()
+def log_likelihoods(model: Llama, encoded: Sequence[Encoded]) -> list[list[float]]:
+    """log p(answer | prompt) of every answer of every question, read in one row."""
+    read = read_row(model, encoded)
+    ends = iter(read.sums(linear_log_probs(read.states, model.lm_head.weight, read.tokens)))
     return [[next(ends) for _ in e.answers] for e in encoded]
 
 
-def _rows(encoded: Sequence[Encoded]) -> Iterator[list[int]]:
+def rows(encoded: Sequence[Encoded]) -> Iterator[list[int]]:
     """Numbers of questions that are read together."""
     row: list[int] = []
     filled = 0
@@ -204,7 +200,7 @@ def choice(
         )
     found: list[list[float]] = []
     with progress("choice", len(asked), quiet) as advance:
-        for row in _rows(encoded):
+        for row in rows(encoded):
             found += log_likelihoods(model, [encoded[n] for n in row])
             advance(len(found))
     picked = [max(range(len(s)), key=s.__getitem__) for s in found]

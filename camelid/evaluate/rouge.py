@@ -76,11 +76,13 @@ def rouge(
     tokenize: str = "words",
     bootstrap: int = 1000,
     seed: int = 0,
+    items: bool = False,
 ) -> dict[str, Any]:
     """Means over all pairs; with several references the best by F counts.
 
     Returns each kind as {precision, recall, fmeasure, interval}; interval is the half-width of the 95 % bootstrap
-    interval of the mean F. `warning` tells of references that the tokenizer makes nothing of.
+    interval of the mean F. With `items` also every pair with its F. `warning` tells of references that the tokenizer
+    makes nothing of.
     """
     check_lengths(hypotheses, references)
     cut = cutter(tokenize, stemmer)
@@ -96,6 +98,11 @@ def rouge(
             interval = float(high - low) / 2
         results[kind] = {"precision": precision, "recall": recall, "fmeasure": f, "interval": interval}
     how = {"words": "Porter stemmer" if stemmer else "no stemmer"}.get(tokenize, f"tokenizer {tokenize}")
+    if items:
+        results["items"] = [
+            {kind: pair[kind][2] for kind in KINDS} | {"hypothesis": h, "reference": r}
+            for pair, h, r in zip(each, hypotheses, references[0], strict=True)
+        ]
     results["protocol"] = (
         f"ROUGE as rouge-score 0.1.2, {how}, mean of {len(each)} pairs, {len(references)} reference(s)"
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 
 from camelid.artifact import write_atomic
 from camelid.errors import InputError, RecipeError
-from camelid.evaluate import bleu, rouge
+from camelid.evaluate.answers import explained, scores
 from camelid.finetune.read import read_files
 from camelid.finetune.records import Record
 from camelid.formats.load import load
@@ -31,7 +30,6 @@ from camelid.train.step import compute_dtype
 AT_ONCE = 16  # questions answered together
 BEFORE = "answers-before.json"
 SHOWN = 10  # on the page
-NUMBER = re.compile(r"-?\d[\d,]*\.?\d*")
 
 
 @dataclass(frozen=True)
@@ -140,16 +138,7 @@ class Task:
     def score(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """The metric of all answers, and the share of them that the model ended by itself."""
         texts, references = [a.text for a in answers], [q.reference for q in self.asked]
-        found: dict[str, Any]
-        if self.settings.metric == "bleu":
-            found = bleu(texts, [references], tokenize=self.settings.tokenize, ter=False)
-        elif self.settings.metric == "rouge":
-            cut = self.settings.tokenize
-            found = rouge(texts, [references], tokenize="words" if cut == "13a" else cut)
-        else:
-            same = same_number if self.settings.metric == "number" else same_text
-            right = [same(text, reference) for text, reference in zip(texts, references, strict=True)]
-            found = {"accuracy": sum(right) / len(right), "right": sum(right)}
+        found, _ = scores(self.settings.metric, texts, references, self.settings.tokenize)
         return found | {"stopped_by_itself": sum(a.stopped for a in answers) / len(answers)}
 
     def _before(self, base: Path, tokenizer: Tokenizer) -> list[Answer] | None:
@@ -168,11 +157,10 @@ class Task:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def _protocol(self) -> str:
-        how = {"number": "the last number of answer and reference, commas removed", "exact": "equal texts, trimmed"}
         return (
             f"{len(self.asked)} questions not learned from, greedy, at most {self.settings.max_new_tokens} new tokens, "
             f"the model's own chat template, no examples in the prompt; "
-            f"{how.get(self.settings.metric, self.settings.metric + ' of the whole answer')}"
+            f"{explained(self.settings.metric)}"
         )
 
     def _page(self, scores: dict[str, Any], before: Sequence[Answer], after: Sequence[Answer]) -> None:
@@ -195,23 +183,3 @@ def rows_of(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> 
         elif isinstance(value, int | float):
             found.append([f"{prefix}{key}", f"{value:.4g}", f"{after[key]:.4g}"])
     return found
-
-
-def last_number(text: str) -> str | None:
-    """The last number of a text without its commas and closing zeros; None without one."""
-    found = NUMBER.findall(text)
-    if not found:
-        return None
-    digits: str = found[-1].replace(",", "").rstrip(".")
-    return digits.rstrip("0").rstrip(".") if "." in digits else digits
-
-
-def same_number(text: str, reference: str) -> bool:
-    """Whether both end in the same number."""
-    wanted = last_number(reference)
-    return wanted is not None and last_number(text) == wanted
-
-
-def same_text(text: str, reference: str) -> bool:
-    """Whether both are the same, spaces around aside."""
-    return text.strip() == reference.strip()

@@ -13,6 +13,7 @@ from camelid.artifact import write_atomic
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 720, 260, 56, 34
 COLOURS = ("#c2571a", "#2b6cb0", "#2f855a", "#805ad5")
+HEATS = 8
 TINTS = ("#e8590c", "#1c7ed6", "#2f9e44", "#9c36b5", "#f08c00")
 STYLE = """
 :root{color-scheme:light dark}
@@ -26,7 +27,9 @@ td.bar{width:60%}td.bar div{background:#2b6cb0;height:.8rem;border-radius:2px;mi
 svg[role]{width:100%;height:auto}svg text{font-size:12px;fill:currentColor}
 svg[data-x]{cursor:crosshair;touch-action:pan-y;user-select:none}rect.band{fill:#2b6cb033}
 polyline{vector-effect:non-scaling-stroke}p.note{color:#888;font-size:.9rem}
-""" + "".join(f"span.t{i}{{background:{tint}44}}" for i, tint in enumerate(TINTS))
+"""
+STYLE += "".join(f"span.t{i}{{background:{tint}44}}" for i, tint in enumerate(TINTS))
+STYLE += "".join(f"span.h{i}{{background:rgba(224,49,49,{i / 9:.2f})}}" for i in range(HEATS))
 
 # Drag over a plot: its lines fill the width with that stretch, and the scale below follows. Double-click: all of it.
 ZOOM = """
@@ -88,6 +91,19 @@ class Page:
             out.append(html.escape(text[at:start]))
             out.append(f'<span class="t{number % len(TINTS)}" title="{html.escape(label)}">{inner}</span>')
             at = end
+        self.parts.append(f"<pre>{''.join(out)}{html.escape(text[at:])}</pre>")
+
+    def heat(self, text: str, spans: Sequence[tuple[int, int, float, str]]) -> None:
+        """A text with its stretches (start, end, heat, label) the redder the nearer their heat is to 1; the label shows
+        under the pointer."""
+        out, at = [], 0
+        for start, end, heat, label in spans:
+            inner = html.escape(text[start:end]).replace("\n", "↵\n")
+            level = min(HEATS - 1, max(0, int(heat * HEATS)))
+            out.append(
+                f'{html.escape(text[at:start])}<span class="h{level}" title="{html.escape(label)}">{inner}</span>'
+            )
+            at = max(at, end)
         self.parts.append(f"<pre>{''.join(out)}{html.escape(text[at:])}</pre>")
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[object]], best: int | None = None) -> None:

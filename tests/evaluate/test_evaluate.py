@@ -8,35 +8,63 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from camelid.errors import InputError
 from camelid.evaluate import bleu, perplexity, rouge
-from camelid.evaluate.perplexity import negative_log_likelihood, windows
+from camelid.evaluate.perplexity import BosRule, Cut, score, windows
+from camelid.evaluate.texts import Text
+from camelid.generate.cache import KVCache
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
 from camelid.tokenizer.tokenizer import Tokenizer
 
 
-@pytest.mark.parametrize(
-    ("length", "window", "stride"), [(1, 8, 4), (2, 8, 4), (8, 8, 4), (9, 8, 4), (100, 8, 3), (50, 8, 7)]
-)
-def test_windows_score_every_token_once(length: int, window: int, stride: int) -> None:
-    scored = []
+@given(st.integers(1, 200), st.integers(2, 40), st.data())
+def test_windows_score_every_token_once(length: int, window: int, draw: st.DataObject) -> None:
+    stride = draw.draw(st.integers(1, window))
+    scored, read = [], []
     for start, end, first in windows(length, window, stride):
         assert 0 <= start < first < end <= length
-        assert end - start <= window
-        assert start == 0 or first - start >= window - stride
+        assert end - 1 - start <= window
+        assert start == 0 or first - start > window - stride
         scored += range(first, end)
+        read += range(start, end - 1)
     assert scored == list(range(1, length))
+    if stride == window:
+        assert read == list(range(length - 1))  # nothing is read twice
 
 
-def test_against_the_definition(model: Llama) -> None:
+@pytest.mark.parametrize("bos", ["document", "window", "none"])
+@pytest.mark.parametrize(("window", "stride"), [(64, 64), (16, 16), (16, 5)])
+def test_against_the_definition(model: Llama, bos: BosRule, window: int, stride: int) -> None:
+    """Each token by itself, from exactly what its window lets it see."""
     ids = torch.randint(0, 300, (40,), generator=torch.Generator().manual_seed(0)).tolist()
+    whole = ids if bos == "none" else [1, *ids]
+    expected = []
+    for place in range(1, len(whole)):
+        number = 0 if place <= window else -(-(place - window) // stride)
+        start = 0 if number == 0 else number * stride
+        seen = [1, *whole[start + 1 : place]] if bos == "window" else whole[start:place]
+        with torch.inference_mode():
+            expected.append(-float(model(torch.tensor([seen])).logits[0, -1].log_softmax(-1)[whole[place]]))
+    texts = [Text("a", "", ids), Text("b", "", ids[:7])]
+    for batch in (1, 3):
+        one, _ = score(model, texts, Cut(window, stride, bos), 1, batch)
+        assert one.nats == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_cached_path_gives_the_same(model: Llama) -> None:
+    ids = torch.randint(0, 300, (50,), generator=torch.Generator().manual_seed(0)).tolist()
+    [whole] = score(model, [Text("a", "", ids)], Cut(64, 64), 1)
+    cache, logits = KVCache(model.config), []
     with torch.inference_mode():
-        scores = model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
-    expected = -sum(scores[i, ids[i + 1]].item() for i in range(39))
-    assert abs(negative_log_likelihood(model, ids, 64, 32) - expected) < 1e-3
-    assert abs(negative_log_likelihood(model, ids, 16, 8) - expected) > 1e-4  # less context, another number
+        for at in range(0, 50, 7):
+            read = torch.tensor([[1, *ids][at : min(at + 7, 50)]])
+            logits.append(model(read, cache=cache).logits[0])
+    scores = torch.cat(logits).log_softmax(-1)
+    assert whole.nats == pytest.approx([-float(scores[n, i]) for n, i in enumerate(ids)], rel=1e-9)
 
 
 def test_a_model_that_knows_nothing(tokenizer: Tokenizer) -> None:
@@ -51,7 +79,7 @@ def test_a_model_that_knows_nothing(tokenizer: Tokenizer) -> None:
     assert math.isclose(result["token_perplexity"], len(tokenizer), rel_tol=1e-5)
     assert math.isclose(result["bits_per_byte"], count * math.log2(len(tokenizer)) / len(text.encode()), rel_tol=1e-5)
     assert math.isclose(2 ** result["bits_per_byte"], result["byte_perplexity"], rel_tol=1e-9)
-    assert "BOS first" in result["protocol"]
+    assert "BOS before each" in result["protocol"]
     with pytest.raises(InputError, match="no text"):
         perplexity(model, tokenizer, [""], quiet=True)
 

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from camelid import Engine, SamplingParams
 from camelid.cli import run as cli
 from camelid.errors import FormatError, InputError, RecipeError
+from camelid.evaluate.answers import last_number, same_number
 from camelid.finetune import finetune
 from camelid.finetune.job import planned
-from camelid.finetune.tasks import last_number, same_number
 from camelid.formats import load, save
 from camelid.formats.load import load_tokenizer, stop_ids
 from camelid.formats.merge import merge_adapter
@@ -125,7 +125,7 @@ def test_it_learns_the_answers_and_to_stop(base: Path, tmp_path: Path, method: s
     assert merged["largest_logit_change"] < 1e-4
     plain, adapted = load(tmp_path / "merged"), load(tmp_path / "run")
     x = torch.randint(0, 300, (1, 20))
-    torch.testing.assert_close(plain(x).logits, adapted(x).logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(plain(x).logits, adapted(x).logits, rtol=1e-5, atol=1e-4)
     assert not plain.adapters
     assert says(tmp_path / "merged", "ping") == ("pong", "eos")
 

@@ -1,0 +1,223 @@
+"""Questions that a model answers in its own words: asked in batches, scored by number, text, BLEU, ROUGE or a program's
+tests."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from camelid.errors import InputError
+from camelid.evaluate.bleu import bleu
+from camelid.evaluate.programs import pass_at_k, passes
+from camelid.evaluate.rouge import rouge
+from camelid.evaluate.templates import read_rows, read_template
+from camelid.generate.engine import Engine
+from camelid.generate.sampling import SamplingParams
+from camelid.report.progress import progress
+
+NUMBER = re.compile(r"-?\d[\d,]*\.?\d*")
+METRICS = ("number", "exact", "bleu", "rouge", "code")
+AT_ONCE = 16  # questions answered together
+OPTIONAL = {"stop": list, "max_new_tokens": int, "chat": bool, "extract": str, "tokenize": str, "tests": str}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt, the data's answer, and for a program what tests it."""
+
+    prompt: str
+    reference: str
+    tests: str = ""
+
+
+@dataclass(frozen=True)
+class AnswerTask:
+    """How a task asks and scores. `extract` is a pattern whose first group, at its last match, is the answer in a
+    text; `chat` puts the prompt as a user's turn into the model's own template."""
+
+    name: str
+    prompt: str
+    reference: str
+    metric: str
+    stop: tuple[str, ...] = ()
+    max_new_tokens: int = 256
+    chat: bool = False
+    extract: str | None = None
+    tokenize: str = "13a"
+    tests: str = ""
+
+
+def read_answer_task(name: str) -> AnswerTask:
+    """A task whose answers are written: see `templates.read_template`. Raises InputError for an unknown metric or a
+    pattern that is none."""
+    found = read_template(name, ("prompt", "reference", "metric"), OPTIONAL)
+    if found["metric"] not in METRICS:
+        raise InputError(f"{name}: metric {found['metric']!r} is none of {', '.join(METRICS)}")
+    try:
+        groups = re.compile(found.get("extract", "()")).groups
+    except re.error as error:
+        raise InputError(f"{name}: extract is no pattern: {error}") from None
+    if groups < 1:
+        raise InputError(f"{name}: extract has no group: put what is the answer into parentheses")
+    stop = tuple(str(s) for s in found.pop("stop", ()))
+    return AnswerTask(Path(name).stem, stop=stop, **found)
+
+
+def asked_of(path: Path, task: AnswerTask) -> list[Asked]:
+    """The questions of a .jsonl file. Raises InputError naming the line and the field that it lacks."""
+
+    def make(row: Mapping[str, Any]) -> Asked:
+        if not isinstance(row, Mapping):
+            raise TypeError("a row is an object")
+        return Asked(task.prompt.format(**row), task.reference.format(**row), task.tests.format(**row))
+
+    return read_rows(path, make, f"a row that the task {task.name} can fill its prompt with")
+
+
+def answers(
+    engine: Engine,
+    task: AnswerTask,
+    asked: Sequence[Asked],
+    *,
+    shots: Sequence[Asked] = (),
+    samples: int = 1,
+    temperature: float = 0.0,
+    execute: bool = False,
+    quiet: bool = True,
+) -> dict[str, Any]:
+    """Returns the metric's figures, `stopped_by_itself`, `questions`, `answers` (each question, its reference, what the
+    model wrote and whether it is right) and the protocol. `samples` texts are drawn of each question, for pass@k.
+    Raises InputError before anything runs when programs are to be tested and `execute` was not given."""
+    check(task, samples, temperature, execute)
+    tokenizer = engine.tokenizer
+    assert tokenizer is not None
+    if task.chat and not tokenizer.chat_template:
+        raise InputError(f"the task {task.name} asks in the model's chat template, and the model has none")
+    before = "".join(f"{q.prompt}{q.reference}\n\n" for q in shots)
+    prompts = [
+        tokenizer.apply_chat_template([{"role": "user", "content": before + q.prompt}])
+        if task.chat
+        else tokenizer.encode(before + q.prompt, parse_special=False)
+        for q in asked
+    ]
+    texts, ends = _written(engine, task, prompts, samples, temperature, quiet)
+    figures, right = score(task, texts, asked, samples)
+    how = "greedy" if temperature == 0 else f"{samples} samples at temperature {temperature:g}, seeds 0 …"
+    form = "the model's chat template" if task.chat else "no chat template"
+    return figures | {
+        "stopped_by_itself": sum(ends) / len(ends),
+        "questions": len(asked),
+        "answers": [
+            {"question": q.prompt, "reference": q.reference, "answer": texts[n * samples], "right": right[n]}
+            for n, q in enumerate(asked)
+        ],
+        "protocol": (
+            f"{task.name}: {len(asked)} questions, {len(shots)} shots, {how}, at most {task.max_new_tokens} new "
+            f"tokens, {form}, {explained(task.metric)}, "
+            f"{str(engine.model.dtype).removeprefix('torch.')}, tokenizer {tokenizer.digest()[:12]}"
+        ),
+    }  # fmt: skip
+
+
+def check(task: AnswerTask, samples: int, temperature: float, execute: bool) -> None:
+    """Raise InputError when programs would be run without leave, or several texts asked for that would be one."""
+    if task.metric == "code" and not execute:
+        raise InputError(
+            f"the task {task.name} runs what the model writes, as a process of yours with limits on time, memory and "
+            "files, which is no jail: give --execute if that is what you want"
+        )
+    if samples < 1 or (samples > 1 and (task.metric != "code" or temperature == 0)):
+        raise InputError(f"--samples {samples}: several are for programs, with a --temperature above 0")
+
+
+def _written(
+    engine: Engine, task: AnswerTask, prompts: Sequence[Sequence[int]], samples: int, temperature: float, quiet: bool
+) -> tuple[list[str], list[bool]]:
+    """Every question's texts, one after the other, and whether each came to an end of its own."""
+    wanted = [(n, k) for n in range(len(prompts)) for k in range(samples)]
+    # Like lengths together: a batch is done when its longest is.
+    order = sorted(range(len(wanted)), key=lambda i: len(prompts[wanted[i][0]]))
+    texts, ends = [""] * len(wanted), [False] * len(wanted)
+    with progress("answers", len(order), quiet) as advance:
+        for first in range(0, len(order), AT_ONCE):
+            part = order[first : first + AT_ONCE]
+            params = [
+                SamplingParams(
+                    max_new_tokens=task.max_new_tokens, temperature=temperature, seed=wanted[i][1], stop=task.stop
+                )
+                for i in part
+            ]
+            for i, r in zip(part, engine.generate([prompts[wanted[i][0]] for i in part], params, AT_ONCE), strict=True):
+                texts[i], ends[i] = r.text, r.finish_reason in ("eos", "stop")
+            advance(first + len(part))
+    return texts, ends
+
+
+def score(
+    task: AnswerTask, texts: Sequence[str], asked: Sequence[Asked], samples: int
+) -> tuple[dict[str, Any], list[bool | None]]:
+    """The metric over all texts, and of each question whether (its first text) is right, where that can be said."""
+    if task.metric == "code":
+        good = [passes(asked[i // samples].prompt + text, asked[i // samples].tests) for i, text in enumerate(texts)]
+        solved = [sum(good[n * samples : (n + 1) * samples]) for n in range(len(asked))]
+        ks = [k for k in (1, 10, 100) if k <= samples]
+        mean = {f"pass@{k}": sum(pass_at_k(samples, c, k) for c in solved) / len(solved) for k in ks}
+        return mean, [good[n * samples] for n in range(len(asked))]
+    found = [extracted(task, text) for text in texts]
+    return scores(task.metric, found, [extracted(task, q.reference) for q in asked], task.tokenize)
+
+
+def scores(
+    metric: str, texts: Sequence[str], references: Sequence[str], tokenize: str = "13a"
+) -> tuple[dict[str, Any], list[bool | None]]:
+    """number and exact: `accuracy` and `right`; bleu and rouge: their own figures. And of each text whether it is
+    right, None where there is no right and wrong."""
+    if metric == "bleu":
+        return bleu(texts, [references], tokenize=tokenize, ter=False), [None] * len(texts)
+    if metric == "rouge":
+        return rouge(texts, [references], tokenize="words" if tokenize == "13a" else tokenize), [None] * len(texts)
+    same = same_number if metric == "number" else same_text
+    right: list[bool | None] = [same(text, reference) for text, reference in zip(texts, references, strict=True)]
+    count = sum(map(bool, right))
+    return {"accuracy": count / len(right), "right": count}, right
+
+
+def extracted(task: AnswerTask, text: str) -> str:
+    """What of a text is the answer: the pattern's last find, or all of it."""
+    if task.extract is None:
+        return text.strip()
+    found = [match.group(1) for match in re.finditer(task.extract, text)]
+    return found[-1].strip() if found else ""
+
+
+def explained(metric: str) -> str:
+    """How a metric compares."""
+    how = {
+        "number": "the last number of answer and reference, commas removed",
+        "exact": "equal texts, trimmed",
+        "code": "the program passes its tests, pass@k by the unbiased estimate",
+    }
+    return how.get(metric, f"{metric} of the whole answer")
+
+
+def last_number(text: str) -> str | None:
+    """The last number of a text without its commas and closing zeros; None without one."""
+    found = NUMBER.findall(text)
+    if not found:
+        return None
+    digits: str = found[-1].replace(",", "").rstrip(".")
+    return digits.rstrip("0").rstrip(".") if "." in digits else digits
+
+
+def same_number(text: str, reference: str) -> bool:
+    """Whether both end in the same number."""
+    wanted = last_number(reference)
+    return wanted is not None and last_number(text) == wanted
+
+
+def same_text(text: str, reference: str) -> bool:
+    """Whether both are the same, spaces around aside."""
+    return text.strip() == reference.strip()

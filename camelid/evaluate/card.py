@@ -1,0 +1,78 @@
+"""A model card made from records only: what the manifests of the model, its run and its evaluations say, each number
+with its protocol. Nothing in it is written by hand; what no record says is not there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from camelid.artifact import MANIFEST, lineage, read_manifest, sha256_file
+from camelid.evaluate.record import read
+from camelid.formats.load import open_model, resolve
+
+
+def card(model: str, evaluations: Sequence[Path]) -> str:
+    """The card as Markdown, with the front matter that model hubs read. Raises InputError for an evaluation of another
+    model."""
+    path = resolve(model)
+    config = open_model(model).config
+    manifest = read_manifest(path) if (path / MANIFEST).is_file() else None
+    parts = ["---", "library_name: camelid", "tags: [llama]", "---", f"# {path.parent.parent.name or path.name}", ""]
+    parts += ["Made by `camelid evaluate card` from records; every figure is one that a run wrote down.", ""]
+    parts += ["## The model", "", "| field | value |", "|---|---|"]
+    shape = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+             "vocab_size", "max_position_embeddings", "tie_word_embeddings")  # fmt: skip
+    known = config.to_dict()
+    parts += [f"| parameters | {config.num_parameters():,} |", *(f"| {k} | {known[k]} |" for k in shape if k in known)]
+    if manifest:
+        parts += _training(path, manifest)
+    parts += _evaluations(path, evaluations)
+    return "\n".join(parts) + "\n"
+
+
+def _training(path: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
+    yield from ("", "## How it was made", "", f"{manifest['made']}, by camelid {manifest['versions']['camelid']}.", "")
+    settings = {k: v for k, v in manifest.get("settings", {}).items() if v}
+    if settings:
+        yield from ("```json", json.dumps(settings, indent=1, ensure_ascii=False), "```", "")
+    yield from ("| made from | what | SHA-256 |", "|---|---|---|")
+    for node, depth in _walk(lineage(path)["inputs"]):
+        name = "&nbsp;" * 4 * depth + Path(node["path"]).name
+        changed = " (changed since)" if node.get("changed") else ""
+        yield f"| {name} | {node['kind']} | {str(node.get('sha256', ''))[:16]}{changed} |"
+
+
+def _walk(nodes: Sequence[Mapping[str, Any]], depth: int = 0) -> Iterator[tuple[Mapping[str, Any], int]]:
+    for node in nodes:
+        yield node, depth
+        yield from _walk(node["inputs"], depth + 1)
+
+
+def _evaluations(path: Path, folders: Sequence[Path]) -> Iterator[str]:
+    from camelid.errors import InputError
+
+    if not folders:
+        return
+    own = sha256_file(path / MANIFEST) if (path / MANIFEST).is_file() else None
+    yield from ("", "## What it was measured to do", "", "| measure | figure | value |", "|---|---|---|")
+    notes = []
+    for number, folder in enumerate(folders, 1):
+        manifest, _ = read(folder)
+        measured = next((i for i in manifest["inputs"] if i["path"] == str(path.resolve())), None)
+        if measured is None or (own and measured.get("sha256") not in (own, None)):
+            raise InputError(f"{folder} measured another model than {path}: give evaluations of this one")
+        for name, value in _figures(manifest["figures"]):
+            yield f"| {manifest['measure']} [{number}] | {name} | {value} |"
+        data = ", ".join(f"{d['name']} {d['sha256'][:16]}" for d in manifest["data"])
+        notes.append(f"{number}. {manifest['figures']['protocol']}. Data: {data}. {manifest['made']}.")
+    yield from ("", *notes)
+
+
+def _figures(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in figures.items():
+        if isinstance(value, Mapping):
+            yield from _figures(value, f"{prefix}{key} ")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{prefix}{key}", f"{value:.4f}" if isinstance(value, float) else f"{value:,}"

@@ -1,0 +1,138 @@
+"""Any task of EleutherAI's lm-evaluation-harness on a camelid model (extra: harness)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from camelid.errors import InputError, MissingExtra
+from camelid.evaluate.choice import Encoded, read_row, rows
+from camelid.evaluate.perplexity import Cut, score
+from camelid.evaluate.texts import Text
+from camelid.generate.engine import Engine
+from camelid.generate.sampling import SamplingParams
+from camelid.kernels.cross_entropy import linear_log_probs
+from camelid.model.llama import Llama
+from camelid.report.progress import progress
+from camelid.tokenizer.tokenizer import Tokenizer
+
+
+def harness(
+    model: Llama, tokenizer: Tokenizer, tasks: Sequence[str], include: str | None = None, shots: int | None = None,
+    limit: int | None = None, quiet: bool = True,
+) -> dict[str, Any]:  # fmt: skip
+    """Run lm-eval's tasks by name. Returns its `results`, their `samples` and the protocol. Raises InputError for a
+    task it does not know."""
+    try:
+        import lm_eval
+        from lm_eval.api.model import LM
+        from lm_eval.tasks import TaskManager
+    except ImportError:
+        raise MissingExtra("lm-eval", "harness", "evaluate harness") from None
+
+    class Adapted(LM):  # type: ignore[misc]
+        """A camelid model as lm-eval asks for one."""
+
+        def loglikelihood(self, requests: Any, **_: Any) -> list[tuple[float, bool]]:
+            return loglikelihood(model, tokenizer, [r.args for r in requests], quiet)
+
+        def loglikelihood_rolling(self, requests: Any, **_: Any) -> list[float]:
+            return rolling(model, tokenizer, [r.args[0] for r in requests], quiet)
+
+        def generate_until(self, requests: Any, **_: Any) -> list[str]:
+            return generate_until(model, tokenizer, [r.args for r in requests])
+
+    manager = TaskManager(include_path=include)
+    unknown = [name for name in tasks if name not in manager.all_tasks]
+    if unknown:
+        raise InputError(f"--tasks: lm-eval has no task {unknown[0]!r}: give --include a folder with its file")
+    found = lm_eval.simple_evaluate(
+        Adapted(), tasks=list(tasks), num_fewshot=shots, limit=limit, task_manager=manager, bootstrap_iters=0
+    )
+    return {
+        "results": found["results"],
+        "samples": found["samples"],
+        "protocol": (
+            f"lm-eval {lm_eval.__version__}, {str(model.dtype).removeprefix('torch.')}, "
+            f"tokenizer {tokenizer.digest()[:12]}"
+        ),
+    }
+
+
+def loglikelihood(
+    model: Llama, tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]], quiet: bool = True
+) -> list[tuple[float, bool]]:
+    """log p(continuation | context) of every pair, and whether each of its tokens is the likeliest. Continuations of
+    one context that follow each other are read in one row."""
+    encoded = [(context, *encode_pair(tokenizer, context, continuation)) for context, continuation in pairs]
+    groups: list[Encoded] = []
+    last: str | None = None
+    for context, prompt, answer in encoded:
+        room = model.config.max_position_embeddings
+        prompt, answer = _fitting(prompt, answer, room)
+        if groups and context == last and groups[-1].prompt == prompt:
+            groups[-1].answers.append(answer)
+        else:
+            groups.append(Encoded(prompt, [answer]))
+        last = context
+    found: list[tuple[float, bool]] = []
+    with progress("log-likelihoods", len(groups), quiet) as advance:
+        done = 0
+        for row in rows(groups):
+            read = read_row(model, [groups[n] for n in row])
+            with torch.inference_mode():
+                sums = read.sums(linear_log_probs(read.states, model.lm_head.weight, read.tokens))
+                other = read.sums((model.lm_head(read.states).argmax(-1) != read.tokens).long())
+            found += [(total, missed == 0) for total, missed in zip(sums, other, strict=True)]
+            done += len(row)
+            advance(done)
+    return found
+
+
+def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[list[int], list[int]]:
+    """As lm-eval's own models cut: spaces at the context's end belong to the continuation, the tokens of both together
+    are cut where the context's own end, and an empty context is BOS or EOS."""
+    spaces = len(context) - len(context.rstrip())
+    if spaces:
+        context, continuation = context[:-spaces], context[-spaces:] + continuation
+    if not context:
+        first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        ids = tokenizer.encode(continuation, add_special_tokens=False, parse_special=False)
+        return [first if first is not None else 0], list(ids)
+    whole = list(tokenizer.encode(context + continuation, parse_special=False))
+    size = len(tokenizer.encode(context, parse_special=False))
+    return whole[:size], whole[size:]
+
+
+def _fitting(prompt: list[int], answer: list[int], room: int) -> tuple[list[int], list[int]]:
+    """The end of the two together that the model can read; the last token is only predicted."""
+    over = len(prompt) + len(answer) - 1 - room
+    return (prompt[over:], answer) if 0 < over < len(prompt) else (prompt, answer)
+
+
+def rolling(model: Llama, tokenizer: Tokenizer, texts: Sequence[str], quiet: bool = True) -> list[float]:
+    """log p of every whole text, in windows that do not overlap, BOS (or EOS) before it."""
+    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    window = model.config.max_position_embeddings
+    ids = tokenizer.encode_documents(list(texts))
+    named = [Text(f"text {n}", text, list(i)) for n, (text, i) in enumerate(zip(texts, ids, strict=True), 1)]
+    return [-scored.total for scored in score(model, named, Cut(window, window), first, quiet=quiet)]
+
+
+def generate_until(model: Llama, tokenizer: Tokenizer, asked: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+    """What the model writes after each context, up to a stop string: greedily unless the task says otherwise."""
+    engine = Engine(model, tokenizer)
+    prompts, params = [], []
+    for context, how in asked:
+        stop = how.get("until") or []
+        sampled = how.get("do_sample", False)
+        prompts.append(list(tokenizer.encode(context, parse_special=False)))
+        params.append(
+            SamplingParams(
+                max_new_tokens=how.get("max_gen_toks", 256), stop=tuple([stop] if isinstance(stop, str) else stop),
+                temperature=float(how.get("temperature") or 0.0) if sampled else 0.0, seed=0,
+            )
+        )  # fmt: skip
+    return [r.text for r in engine.generate(prompts, params, batch_size=16)]
