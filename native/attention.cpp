@@ -66,6 +66,35 @@ INLINE void load(const Tensor& from, std::int64_t b, std::int64_t h, const Shape
                 head->columns[static_cast<std::size_t>(i * padded + t)] = head->rows[static_cast<std::size_t>(t * s.size + i)];
 }
 
+// Scales a row of scores; returns the largest.
+template <int N>
+INLINE float scaled_top(float* row, float scale) {
+    typename Lanes<N>::Values values, lanes = typename Lanes<N>::Values{} - 3.4e38f;
+    for (int at = 0; at < BLOCK; at += N) {
+        Lanes<N>::load(row + at, &values);
+        values *= scale;
+        Lanes<N>::store(&values, row + at);
+        lanes = values > lanes ? values : lanes;
+    }
+    float top = -3.4e38f;
+    for (int i = 0; i < N; ++i) top = lanes[i] > top ? lanes[i] : top;
+    return top;
+}
+
+// Makes scores e^(score - top); returns their sum.
+template <int N>
+INLINE float exp_row(float* row, float top) {
+    typename Lanes<N>::Values values, lanes = {};
+    for (int at = 0; at < BLOCK; at += N) {
+        exp_below<N>(row + at, top, &values);
+        Lanes<N>::store(&values, row + at);
+        lanes += values;
+    }
+    float total = 0;
+    for (int i = 0; i < N; ++i) total += lanes[i];
+    return total;
+}
+
 template <typename K>
 INLINE void forward_head(const Shape& s, const Head& q, const Head& k, const Head& v, const std::int32_t* first,
                          std::int64_t padded, const Tensor& out, std::int64_t b, std::int64_t h, float* log_sums) {
@@ -87,15 +116,11 @@ INLINE void forward_head(const Shape& s, const Head& q, const Head& k, const Hea
                     std::fill(row, row + BLOCK, 0.0f);
                     continue;
                 }
-                float top = tops[i];
-                for (std::int64_t j = from; j < to; ++j) top = std::max(top, row[j] * s.scale);
+                std::fill(row, row + from, -1e30f);  // e to that is nothing
+                std::fill(row + to, row + BLOCK, -1e30f);
+                const float top = std::max(tops[i], scaled_top<K::lanes>(row, s.scale));
                 const float fade = exp_negative(tops[i] - top);
-                for (std::int64_t j = 0; j < BLOCK; ++j) row[j] = exp_negative(std::min(row[j] * s.scale - top, 0.0f));
-                std::fill(row, row + from, 0.0f);
-                std::fill(row + to, row + BLOCK, 0.0f);
-                float total = 0;
-                for (std::int64_t j = 0; j < BLOCK; ++j) total += row[j];
-                totals[i] = totals[i] * fade + total;
+                totals[i] = totals[i] * fade + exp_row<K::lanes>(row, top);
                 tops[i] = top;
                 if (fade != 1.0f)
                     for (std::int64_t c = 0; c < s.size; ++c) sums[static_cast<std::size_t>(i * s.size + c)] *= fade;

@@ -75,6 +75,74 @@ INLINE void narrow(float value, std::uint16_t* out) {  // round to nearest, ties
     *out = static_cast<std::uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
 }
 
+// N values at a time, written out: left to itself, GCC makes loops over bfloat16 half as wide as they could be.
+template <int N>
+struct Kinds;
+#define KINDS(N)                                                        \
+    template <>                                                         \
+    struct Kinds<N> {                                                   \
+        typedef float Values __attribute__((vector_size(4 * N)));       \
+        typedef std::int32_t Whole __attribute__((vector_size(4 * N))); \
+        typedef std::uint32_t Bits __attribute__((vector_size(4 * N))); \
+        typedef std::uint16_t Halves __attribute__((vector_size(2 * N))); \
+    };
+KINDS(4)
+KINDS(8)
+KINDS(16)
+
+template <int N>
+struct Lanes {
+    using Values = typename Kinds<N>::Values;
+    using Whole = typename Kinds<N>::Whole;
+    using Bits = typename Kinds<N>::Bits;
+    using Halves = typename Kinds<N>::Halves;
+
+    INLINE static void load(const float* from, Values* out) { std::memcpy(out, from, sizeof *out); }
+    INLINE static void load(const std::uint16_t* from, Values* out) {
+        Halves halves;
+        std::memcpy(&halves, from, sizeof halves);
+        const Bits wide = __builtin_convertvector(halves, Bits) << 16;
+        std::memcpy(out, &wide, sizeof *out);
+    }
+    INLINE static void store(const Values* values, float* to) { std::memcpy(to, values, sizeof *values); }
+    INLINE static void store(const Values* values, std::uint16_t* to) {  // as narrow() rounds
+        Bits bits;
+        std::memcpy(&bits, values, sizeof bits);
+        const Halves halves = __builtin_convertvector((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16, Halves);
+        std::memcpy(to, &halves, sizeof halves);
+    }
+};
+
+// exp_negative() of each value.
+template <int N>
+INLINE void exp_values(typename Lanes<N>::Values* values) {
+    using Values = typename Lanes<N>::Values;
+    const Values x = *values;
+    const Values y = x < -87.0f ? Values{} - 87.0f : x;
+    const Values shifted = y * 1.44269504f + 12582912.0f;
+    const Values n = shifted - 12582912.0f;
+    const Values r = y - n * 0.693359375f + n * 2.12194440e-4f;
+    Values p = Values{} + 1.0f / 720.0f;
+    p = p * r + 1.0f / 120.0f;
+    p = p * r + 1.0f / 24.0f;
+    p = p * r + 1.0f / 6.0f;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    const auto bits = (__builtin_convertvector(n, typename Lanes<N>::Whole) + 127) << 23;
+    Values scale;
+    std::memcpy(&scale, &bits, sizeof scale);
+    *values = x < -87.0f ? Values{} : p * scale;
+}
+
+// e^(value - top) of row[0 … N-1].
+template <int N, typename T>
+INLINE void exp_below(const T* row, float top, typename Lanes<N>::Values* out) {
+    Lanes<N>::load(row, out);
+    *out -= top;
+    exp_values<N>(out);
+}
+
 // R rows of C [R, 16] = or += A [R, k] B [k, 16], row-major with the given row lengths.
 template <typename K, int R>
 INLINE void tile(std::int64_t k, const float* a, std::int64_t a_row, const float* b, std::int64_t b_row, float* c,

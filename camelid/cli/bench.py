@@ -9,7 +9,7 @@ from camelid.cli import settings
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(required=True, metavar="{data,train}")
+    actions = parser.add_subparsers(required=True, metavar="{data,train,evaluate}")
     data = actions.add_parser("data", help="filters, MinHash, tokenizers, the pipeline")
     data.add_argument("--data", required=True, help="documents to race on: files or a folder that the corpus reads")
     data.add_argument("--rounds", type=int, default=3)
@@ -31,6 +31,20 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     settings.example(train, "camelid bench train --config S --threads 1 --ablate")
     train.set_defaults(action="train")
 
+    evaluate = actions.add_parser("evaluate", help="perplexity beside transformers, choices beside lm-eval")
+    evaluate.add_argument("model")
+    evaluate.add_argument("--data", help="a text, for perplexity")
+    evaluate.add_argument("--questions", help="a .jsonl file, for multiple choice")
+    evaluate.add_argument("--task", default="arc", help="the questions' template")
+    evaluate.add_argument("--limit", type=int, default=100, help="the first N questions")
+    evaluate.add_argument("--tokens", type=int, default=32768, help="the first N tokens of the text")
+    evaluate.add_argument("--window", type=int, default=2048)
+    evaluate.add_argument("--rounds", type=int, default=3)
+    evaluate.add_argument("--threads", type=_numbers, default=[1, 2], metavar="N,N")
+    evaluate.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
+    settings.example(evaluate, "camelid bench evaluate model/ --data valid.txt --questions arc.jsonl")
+    evaluate.set_defaults(action="evaluate")
+
 
 def _numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
@@ -47,6 +61,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         result = train.run(
             options.config or ["S", "M"], options.rounds, options.threads, options.steps, options.ablate, options.json,
             options.task,
+        )  # fmt: skip
+    elif options.action == "evaluate":
+        from camelid.bench import evaluate
+
+        result = evaluate.run(
+            options.model, options.data, options.questions, options.task, options.limit, options.tokens,
+            options.window, options.rounds, options.threads, options.dtype, options.json,
         )  # fmt: skip
     else:
         result = _data(options)

@@ -152,7 +152,8 @@ def measured(
     context = model.config.max_position_embeddings
     if window is not None and window > context:
         raise InputError(f"--window {window}: the model takes at most {context} tokens")
-    cut = Cut(window or min(WINDOW, context), stride or window or min(WINDOW, context), bos)
+    window = min(WINDOW, context) if window is None else window
+    cut = Cut(window, window if stride is None else stride, bos)
     if batch < 1:
         raise InputError(f"--batch {batch}: at least 1 window is read at a time")
     named = encoded(

@@ -1,4 +1,4 @@
-"""softmax(Q K^T / sqrt(d_k)) V over packed documents: the torch reference, the native kernel for training on a CPU, and
+"""softmax(Q K^T / sqrt(d_k)) V over packed documents: the torch reference, the native kernel on a CPU, and
 flash attention over documents laid end to end on a GPU.
 
 Both skip what a query may not see, the later tokens and the other documents; the reference computes the whole square
@@ -88,7 +88,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     causal = mask is None and q.shape[2] > 1
     if causal and q.shape[2] != k.shape[2]:
         raise ValueError("a causal mask over cached keys must be given explicitly")
-    if not isinstance(mask, Tensor) and _native_takes(q, k, v) and torch.is_grad_enabled() and q.requires_grad:
+    if not isinstance(mask, Tensor) and _native_takes(q, k, v):
         firsts = _from_zero(q) if mask is None else mask.firsts
         if firsts is not None:
             out: Tensor = _NativeAttention.apply(q, k, v, firsts)  # type: ignore[no-untyped-call]

@@ -18,9 +18,62 @@ from torch._subclasses.fake_tensor import FakeTensor
 from camelid.kernels.library import library
 
 
+def _native_takes(*tensors: Tensor) -> bool:
+    """Whether these go through the native library: on a CPU, of one kind, and nothing is to be learned from them."""
+    first = tensors[0]
+    return (
+        not torch.is_grad_enabled()
+        and first.device.type == "cpu"
+        and first.dtype in (torch.float32, torch.bfloat16)
+        and all(t.dtype == first.dtype and not isinstance(t, FakeTensor) for t in tensors)
+        and not torch.compiler.is_compiling()
+        and library() is not None
+    )
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """weight * x / sqrt(mean(x^2) + eps) over the last dimension (arXiv:1910.07467), in float32 or better, rounded to
+    x's dtype before the product with the weight."""
+    if _native_takes(x, weight):
+        return _native_rms_norm(x.contiguous(), weight.contiguous(), eps)
+    # bfloat16 and float16 are widened; float64 stays, so a float64 model is float64 throughout.
+    wide = x if x.dtype == torch.float64 else x.float()
+    normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return weight * normed.to(x.dtype)
+
+
+def _native_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    native, out = library(), torch.empty_like(x)
+    assert native is not None
+    size = x.shape[-1]
+    native.camelid_rms_norm(
+        *(ctypes.c_void_p(t.data_ptr()) for t in (x, weight, out)),
+        ctypes.c_int(x.dtype == torch.bfloat16),
+        ctypes.c_int64(x.numel() // size),
+        ctypes.c_int64(size),
+        ctypes.c_float(eps),
+        ctypes.c_int(torch.get_num_threads()),
+    )
+    return out
+
+
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up (arXiv:2002.05202). Only gate and up are kept for the backward pass, silu(gate) is made again."""
+    if _native_takes(gate, up):
+        return _native_swiglu(gate.contiguous(), up.contiguous())
     out: Tensor = _SwiGLU.apply(gate, up)  # type: ignore[no-untyped-call]
+    return out
+
+
+def _native_swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    native, out = library(), torch.empty_like(gate)
+    assert native is not None
+    native.camelid_swiglu(
+        *(ctypes.c_void_p(t.data_ptr()) for t in (gate, up, out)),
+        ctypes.c_int(gate.dtype == torch.bfloat16),
+        ctypes.c_int64(gate.numel()),
+        ctypes.c_int(torch.get_num_threads()),
+    )
     return out
 
 

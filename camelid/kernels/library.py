@@ -7,7 +7,7 @@ import os
 from functools import cache
 from pathlib import Path
 
-ABI = 2
+ABI = 3
 PATH = Path(__file__).parent / "libcamelid.so"
 
 

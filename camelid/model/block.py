@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from camelid.kernels.attention import Mask
-from camelid.kernels.elementwise import swiglu
+from camelid.kernels.elementwise import rms_norm, swiglu
 from camelid.model.attention import Attention, LayerCache
 from camelid.model.config import LlamaConfig
 from camelid.model.rope import Rotation
@@ -21,10 +21,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        # bfloat16 and float16 are widened; float64 stays, so a float64 model is float64 throughout.
-        wide = x if x.dtype == torch.float64 else x.float()
-        normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * normed.to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class SwiGLU(nn.Module):

@@ -10,6 +10,7 @@ from camelid.kernels import attention as attending
 from camelid.kernels import elementwise
 from camelid.kernels.attention import Documents, attention
 from camelid.kernels.cross_entropy import linear_cross_entropy
+from camelid.kernels.elementwise import rms_norm, swiglu
 from camelid.kernels.library import library
 
 native = pytest.mark.skipif(library() is None, reason="the native library is not built here")
@@ -138,3 +139,33 @@ def test_a_document_in_pieces_goes_by_the_mask() -> None:
     firsts = Documents(torch.tensor([[4, 4, 1, 1, -1]])).firsts
     assert firsts is not None
     assert firsts.tolist() == [[0, 0, 2, 2, 4]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(3, 32), (5, 7, 37), (1, 1), (2, 9, 576), (700, 401)])
+def test_passes_without_gradients_are_the_reference(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """The native norm and gate against torch, odd sizes and several threads included; large and tiny values too."""
+    if library() is None:
+        pytest.skip("the native library was not built")
+    torch.manual_seed(0)
+    x, y = (torch.randn(2, *shape) * torch.tensor([1e-3, 30.0])[torch.randint(0, 2, shape)]).to(dtype)
+    weight = torch.randn(shape[-1]).to(dtype)
+    close = {"rtol": 1e-2, "atol": 1e-6} if dtype == torch.bfloat16 else {"rtol": 2e-6, "atol": 1e-9}
+    for work in (lambda: rms_norm(x, weight, 1e-5), lambda: swiglu(x, y)):
+        wanted = work()
+        with torch.no_grad():
+            found = work()
+        assert found.dtype == dtype
+        assert found.shape == x.shape
+        torch.testing.assert_close(found, wanted.detach(), **close)
+        differ = (found.float() - wanted.detach().float()).abs() > 2e-6 * wanted.detach().float().abs() + 1e-9
+        assert differ.float().mean() < (0.01 if found.numel() > 200 else 0.5)  # of bfloat16, a few round the other way
+
+
+def test_extremes_of_the_gate() -> None:
+    x = torch.tensor([-1e30, -100.0, -0.0, 0.0, 100.0, 1e30, torch.inf, torch.nan])
+    with torch.no_grad():
+        found = swiglu(x, torch.ones(8))
+    assert found[:6].tolist() == pytest.approx([0, 0, 0, 0, 100, 1e30], rel=1e-6, abs=1e-30)
+    assert found[6] == torch.inf
+    assert found[7].isnan()

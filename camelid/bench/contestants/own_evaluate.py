@@ -1,0 +1,48 @@
+"""camelid's side of the evaluation race: own_evaluate.py {perplexity,choice} FOLDER."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from camelid import __version__
+from camelid.evaluate.harness import loglikelihood
+from camelid.evaluate.perplexity import Cut, score
+from camelid.evaluate.texts import Text
+from camelid.formats.load import load, load_tokenizer
+from camelid.model.llama import Llama
+
+
+def main() -> None:
+    task, folder = sys.argv[1], Path(sys.argv[2])
+    torch.set_num_threads(int(os.environ["BENCH_THREADS"]))
+    model: Llama = load(folder / "model", dtype=getattr(torch, os.environ["BENCH_DTYPE"]))
+    if task == "perplexity":
+        ids = np.load(folder / "tokens.npy").tolist()
+        window = int(os.environ["BENCH_WINDOW"])
+        score(model, [Text("", "", ids[:window])], Cut(window, window), None)
+        started = time.perf_counter()
+        [scored] = score(model, [Text("", "", ids)], Cut(window, window), None)
+        seconds = time.perf_counter() - started
+        found = {"value": len(scored.nats) / seconds, "unit": "tokens/s", "nats": scored.total}
+    else:
+        tokenizer = load_tokenizer(folder / "model")
+        asked = json.loads((folder / "questions.json").read_text())
+        pairs = [(context, answer) for context, answers in asked for answer in answers]
+        loglikelihood(model, tokenizer, pairs[:8])
+        started = time.perf_counter()
+        sums = [value for value, _ in loglikelihood(model, tokenizer, pairs)]
+        seconds = time.perf_counter() - started
+        found = {"value": len(asked) / seconds, "unit": "questions/s", "nats": -sum(sums)}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps(found | {"version": __version__, "peak_bytes": peak}))
+
+
+main()

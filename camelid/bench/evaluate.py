@@ -1,0 +1,87 @@
+"""Measuring a model beside the tools that people measure with: perplexity beside transformers, multiple choice beside
+lm-eval's own class for Hugging Face models. The same weights, dtype, windows and questions for all; no speed is given
+when their sums of log-likelihoods disagree.
+
+Each peer runs twice: as its documentation shows it, and at its best (compiled with memory kept; in batches).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from camelid.bench.race import Contestant, race, ratios
+from camelid.errors import CamelidError, InputError
+
+PEER = ("transformers==5.23.0", "torch==2.13.0", "numpy")
+HARNESS = ("lm-eval==0.4.13", "accelerate", *PEER)
+AGREE = {"float32": 1e-4, "bfloat16": 2e-2}  # relative, of the sums of all log-likelihoods
+
+
+def run(
+    model: str, data: str | None, questions: str | None, task: str = "arc", limit: int = 100, tokens: int = 32768,
+    window: int = 2048, rounds: int = 3, threads: Sequence[int] = (1, 2), dtype: str = "auto", quiet: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Race on the first `tokens` tokens of the text `data`, on the first `limit` of `questions`, or on both. Returns
+    rows and ratios. Raises InputError when neither is given."""
+    if not data and not questions:
+        raise InputError("there is nothing to race on: give --data, a text, or --questions, a .jsonl file, or both")
+    rows: list[dict[str, Any]] = []
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        dtype = _prepare(folder, model, data, questions, task, limit, tokens, dtype)
+        told = (("DTYPE", dtype), ("WINDOW", str(window)))
+        for name, peer, packages in (("perplexity", "transformers", PEER), ("choice", "lm-eval", HARNESS)):
+            if not (data if name == "perplexity" else questions):
+                continue
+            best = (*told, ("BEST", "1"))
+            runs = [
+                Contestant(who, script, name, needs, count, settings)
+                for count in threads
+                for who, script, needs, settings in (
+                    ("camelid", "own_evaluate.py", (), told),
+                    (peer, "peer_evaluate.py", packages, told),
+                    (f"{peer} at its best", "peer_evaluate.py", packages, best),
+                )
+            ]
+            found = race(runs, folder, rounds, quiet)
+            _agree(found, AGREE[dtype])
+            rows += found
+    return {"rows": rows, "ratios": ratios(rows), "limits": {"dtype": dtype}}
+
+
+def _prepare(
+    folder: Path, model: str, data: str | None, questions: str | None, task: str, limit: int, tokens: int, dtype: str
+) -> str:
+    """The model as a Hugging Face folder, token ids and questions; returns the dtype that `auto` means here."""
+    import numpy as np
+    import torch
+
+    from camelid.evaluate.choice import questions as read_questions
+    from camelid.evaluate.choice import read_task
+    from camelid.evaluate.texts import read_texts
+    from camelid.formats.hf import save
+    from camelid.formats.load import load, load_tokenizer
+
+    tokenizer = load_tokenizer(model)
+    save(load(model, dtype=torch.float32), folder / "model")
+    tokenizer.save(folder / "model")
+    if data:
+        ids = [i for text in read_texts(Path(data), tokenizer) for i in text.ids][: tokens + 1]
+        np.save(folder / "tokens.npy", np.array(ids))
+    if questions:
+        asked = read_questions(Path(questions), read_task(task))[:limit]
+        (folder / "questions.json").write_text(json.dumps([[q.prompt, q.answers] for q in asked]))
+    if dtype == "auto":
+        return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
+    return dtype
+
+
+def _agree(rows: Sequence[dict[str, Any]], bound: float) -> None:
+    """Raises CamelidError when two contestants' log-likelihoods differ: then one of them measures something else."""
+    sums = {row["implementation"]: row["nats"] for row in rows if "nats" in row}
+    if sums and max(sums.values()) - min(sums.values()) > bound * max(sums.values()):
+        raise CamelidError(f"the log-likelihoods differ, so no speed is given: {sums}")

@@ -1,0 +1,138 @@
+"""What a model writes, scored: extraction, programs and their limits, templates at fault, the verb."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from camelid.cli import run as cli
+from camelid.errors import InputError
+from camelid.evaluate.answers import AnswerTask, Asked, answers, asked_of, extracted, read_answer_task, score, scores
+from camelid.evaluate.programs import pass_at_k, passes
+from camelid.formats import save
+from camelid.generate.engine import Engine
+from camelid.generate.sampling import SamplingParams
+from camelid.model.config import LlamaConfig
+from camelid.model.llama import Llama
+from camelid.tokenizer.tokenizer import Tokenizer
+
+TASK = AnswerTask("t", "Q: {question}\nA:", " {answer}", "exact", max_new_tokens=6)
+QUESTIONS = [Asked(f"Q: {text}\nA:", " 4") for text in ("one", "two and two", "骆驼", "and the last one")]
+
+
+@pytest.fixture
+def engine(tokenizer: Tokenizer) -> Engine:
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256)  # fmt: skip
+    return Engine(Llama(config).eval(), tokenizer)
+
+
+def test_each_question_gets_its_own_answer(engine: Engine) -> None:
+    found = answers(engine, TASK, QUESTIONS, shots=[Asked("Q: zero\nA:", " 0")])
+    assert engine.tokenizer is not None
+    for asked, answer in zip(QUESTIONS, found["answers"], strict=True):
+        prompt = engine.tokenizer.encode("Q: zero\nA: 0\n\n" + asked.prompt, parse_special=False)
+        [alone] = engine.generate([prompt], SamplingParams(max_new_tokens=6))
+        assert answer == {"question": asked.prompt, "reference": " 4", "answer": alone.text, "right": False}
+    assert found["accuracy"] == 0
+    assert found["questions"] == 4
+    assert "1 shots, greedy, at most 6 new tokens" in found["protocol"]
+
+
+def test_what_counts_as_right() -> None:
+    found, right = scores("number", ["so 1,234.50 it is", "7 or 8", "none"], ["#### 1234.5", "#### 7", "#### 3"])
+    assert (found, right) == ({"accuracy": 1 / 3, "right": 1}, [True, False, False])
+    assert scores("exact", [" a ", "b"], ["a", "c"])[0]["accuracy"] == 0.5
+    task = AnswerTask("t", "", "", "exact", extract=r"answer is (\w+)")
+    assert extracted(task, "the answer is B. No, the answer is C.") == "C"
+    assert extracted(task, "no idea") == ""
+
+
+@pytest.mark.parametrize(
+    ("program", "good"),
+    [
+        ("def f(x): return x + 1", True),
+        ("def f(x): return x", False),
+        ("def f(x): return 1 +", False),
+        ("import sys\ndef f(x): sys.exit(0)", True),  # what HumanEval's own runner lets pass too
+        ("while True: pass\ndef f(x): return 2", False),
+        ("a = bytearray(1 << 31)\ndef f(x): return 2", False),
+        ("open('big', 'wb').write(b'x' * (1 << 24))\ndef f(x): return 2", False),
+        ("import os\nassert 'HOME' not in os.environ\nassert os.listdir() == []\ndef f(x): return 2", True),
+        ("\0", False),
+    ],
+)
+def test_programs_run_apart(monkeypatch: pytest.MonkeyPatch, program: str, good: bool) -> None:
+    monkeypatch.setattr("camelid.evaluate.programs.SECONDS", 2)
+    assert passes(program, "assert f(1) == 2") is good
+
+
+def test_pass_at_k_is_the_share_of_draws() -> None:
+    draw = random.Random(0)
+    programs = [True] * 3 + [False] * 7
+    hits = sum(any(draw.sample(programs, 4)) for _ in range(20_000)) / 20_000
+    assert pass_at_k(10, 3, 4) == pytest.approx(hits, abs=0.01)
+    assert (pass_at_k(5, 0, 1), pass_at_k(5, 5, 1), pass_at_k(5, 2, 4)) == (0.0, 1.0, 1.0)
+
+
+def test_pass_at_k_over_questions() -> None:
+    task = AnswerTask("t", "", "", "code")
+    asked = [Asked("def f(x):", "", "assert f(1) == 2"), Asked("def f(x):", "", "assert f(1) == 3")]
+    texts = [" return x + 1", " return 0", " return x + 1", " return 0"]
+    assert score(task, texts, asked, 2) == ({"pass@1": 0.25}, [True, False])
+
+
+def test_programs_need_leave(engine: Engine) -> None:
+    task = read_answer_task("humaneval")
+    with pytest.raises(InputError, match="--execute"):
+        answers(engine, task, QUESTIONS)
+    with pytest.raises(InputError, match="--samples 2"):
+        answers(engine, TASK, QUESTIONS, samples=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('prompt = "x"\nreference = "y"\n', "lacks the field 'metric'"),
+        ('prompt = "x"\nreference = "y"\nmetric = "taste"\n', "none of number, exact"),
+        ('prompt = "x"\nreference = "y"\nmetric = "exact"\nextract = "("\n', "no pattern"),
+        ('prompt = "x"\nreference = "y"\nmetric = "exact"\nextract = "a"\n', "no group"),
+        ('prompt = "x"\nreference = "y"\nmetric = "exact"\nmax_tokens = 3\n', "no field 'max_tokens'"),
+        ('prompt = "x"\nreference = "y"\nmetric = "exact"\nmax_new_tokens = "3"\n', "must be int"),
+        ("prompt", "known are arc"),
+    ],
+)
+def test_templates_at_fault(tmp_path: Path, text: str, why: str) -> None:
+    (tmp_path / "t.toml").write_text(text)
+    with pytest.raises(InputError, match=why):
+        read_answer_task(str(tmp_path / "t.toml"))
+
+
+def test_rows_at_fault(tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text('{"question": "a", "answer": "b"}\n{"question": "a"}\n')
+    with pytest.raises(InputError, match=r"line 2: not a row that the task gsm8k can fill.*'answer'"):
+        asked_of(tmp_path / "q.jsonl", read_answer_task("gsm8k"))
+    assert set(map(read_answer_task, ("gsm8k", "translation", "summary", "humaneval")))
+
+
+def test_the_verb(engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert engine.tokenizer is not None
+    save(engine.model, tmp_path / "m")
+    engine.tokenizer.save(tmp_path / "m")
+    rows = [{"question": f"{n}?", "answer": f"#### {n}"} for n in range(5)]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = ["evaluate", "answers", str(tmp_path / "m"), "--data", str(tmp_path / "q.jsonl"), "--shots", "2"]
+    (tmp_path / "short.toml").write_text('prompt = "{question}"\nreference = "{answer}"\nmetric = "number"\n'
+                                         "max_new_tokens = 4\n")  # fmt: skip
+    assert cli([*words, "--task", str(tmp_path / "short.toml"), "--json", "--out", str(tmp_path / "e")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["questions"] == 3
+    assert {"accuracy", "right", "stopped_by_itself", "protocol"} <= found.keys()
+    assert "2?" in (tmp_path / "e" / "report.html").read_text()
+    assert cli([*words, "--task", "humaneval"]) == 2
+    assert "--execute" in capsys.readouterr().err

@@ -1,0 +1,178 @@
+"""Evaluation folders: what they keep, what is compared, and the card that is made of them."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from camelid.artifact import damage
+from camelid.cli import run as cli
+from camelid.errors import InputError
+from camelid.evaluate.card import card as make_card
+from camelid.evaluate.compare import compare, mcnemar
+from camelid.evaluate.perplexity import measured
+from camelid.evaluate.record import coloured, read
+from camelid.formats import save
+from camelid.model.config import LlamaConfig
+from camelid.model.llama import Llama
+from camelid.tokenizer.tokenizer import Tokenizer
+from camelid.tokens.write import build
+
+from ..conftest import TEXT
+
+
+@pytest.fixture
+def folders(tokenizer: Tokenizer, tmp_path: Path) -> Path:
+    """Two small models, the second one's scores sharper, and a text."""
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        model = Llama(LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=1,
+                                  num_attention_heads=4, max_position_embeddings=128))  # fmt: skip
+        with torch.no_grad():
+            model.lm_head.weight.mul_(1 if seed == 0 else 8)
+        save(model, tmp_path / f"m{seed}")
+        tokenizer.save(tmp_path / f"m{seed}")
+    rows = [{"text": text * (1 + n % 3)} for n, text in enumerate(TEXT[:40])]
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return tmp_path
+
+
+def call(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    assert cli(["evaluate", *words, "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_perplexities_side_by_side(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = (
+        call(
+            capsys,
+            "perplexity",
+            str(folders / f"m{n}"),
+            "--data",
+            str(folders / "d.jsonl"),
+            "--out",
+            str(folders / f"e{n}"),
+        )
+        for n in (0, 1)
+    )
+    assert damage(folders / "e0") is None
+    manifest, kept = read(folders / "e0")
+    assert manifest["figures"]["protocol"] == one["protocol"]
+    assert math.fsum(math.fsum(i["nats"]) for i in kept["items"]) == pytest.approx(one["nats"])
+    assert [len(i["nats"]) for i in kept["items"]] == [d["tokens"] for d in one["documents"]]
+    found = call(capsys, "compare", str(folders / "e0"), str(folders / "e1"))["figures"]["bits_per_byte"]
+    assert found["first"] == pytest.approx(one["bits_per_byte"])
+    assert found["difference"] == pytest.approx(two["bits_per_byte"] - one["bits_per_byte"])
+    assert found["interval"][0] <= found["difference"] <= found["interval"][1]
+    assert found["p"] < 0.01
+    same = compare(folders / "e0", folders / "e0")["figures"]["bits_per_byte"]
+    assert (same["difference"], same["p"]) == (0, 1)
+
+
+def test_what_cannot_be_compared(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folders / "h").write_text("the cat sat\n")
+    (folders / "other.txt").write_text("another text\n")
+    call(capsys, "perplexity", str(folders / "m0"), "--data", str(folders / "d.jsonl"), "--out", str(folders / "a"))
+    call(capsys, "perplexity", str(folders / "m0"), "--data", str(folders / "other.txt"), "--out", str(folders / "b"))
+    call(
+        capsys,
+        "bleu",
+        "--hypotheses",
+        str(folders / "h"),
+        "--references",
+        str(folders / "h"),
+        "--out",
+        str(folders / "c"),
+    )
+    for other, why in (("b", "different data"), ("c", "measures perplexity"), ("m0", "is a model folder")):
+        with pytest.raises(InputError, match=why):
+            compare(folders / "a", folders / other)
+
+
+def test_mcnemar_is_the_binomial() -> None:
+    assert mcnemar(0, 0) == 1
+    assert mcnemar(1, 9) == pytest.approx(2 * (1 + 10) / 2**10)
+    rng = np.random.default_rng(0)
+    extreme = (np.abs(rng.binomial(30, 0.5, 100_000) - 15) >= 6).mean()
+    assert mcnemar(9, 21) == pytest.approx(extreme, abs=5e-3)
+
+
+def test_paired_bleu_is_sacrebleus(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Against sacrebleu's own command on two real systems; only a part of the lines, for time."""
+    folder = data / "eval" / "mt" / "wmt17_ende"
+    names = ["newstest2017.uedin-nmt.4722.en-de.hyp", "newstest2017.xmu.4910.en-de.hyp", "newstest2017.ref.de"]
+    for name in names:
+        (tmp_path / name).write_text("\n".join((folder / name).read_text().split("\n")[:300]) + "\n")
+    for n, name in enumerate(names[:2]):
+        words = ["--hypotheses", str(tmp_path / name), "--references", str(tmp_path / names[2]), "--bootstrap", "0"]
+        call(capsys, "bleu", *words, "--out", str(tmp_path / f"e{n}"))
+    ours = compare(tmp_path / "e0", tmp_path / "e1")["figures"]
+    command = [sys.executable, "-m", "sacrebleu", names[2], "-i", *names[:2], "-m", "bleu", "chrf", "--paired-bs",
+               "--paired-bs-n", "1000", "-f", "json", "-w", "6"]  # fmt: skip
+    theirs = json.loads(subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout)
+    for key, name in (("bleu", "BLEU"), ("chrf", "chrF2")):
+        baseline, system = theirs[0][name], theirs[1][name]
+        assert ours[key]["first"] == pytest.approx(baseline["score"], abs=1e-5)
+        assert ours[key]["second"] == pytest.approx(system["score"], abs=1e-5)
+        assert ours[key]["p"] == pytest.approx(system["p_value"], abs=1e-5)
+
+
+def test_colours_stand_on_their_tokens(folders: Path, tokenizer: Tokenizer) -> None:
+    from camelid.formats.load import load
+
+    text = "def area(width):\n    return 骆驼 < 3  # Ω≈ç"
+    model: Llama = load(folders / "m0")
+    for bos in ("document", "none"):
+        _, [scored] = measured(model, tokenizer, [text], bos=bos, quiet=True)  # type: ignore[arg-type]
+        shown, spans = coloured(scored, tokenizer)
+        assert shown == text
+        assert all(a < b for a, b, _, _ in spans)
+        assert all(x[1] <= y[0] for x, y in pairwise(spans))
+        places = tokenizer.offsets(text)[len(scored.text.ids) - len(scored.nats) :]
+        said = {(a, b): label for a, b, _, label in spans}
+        for (_, start, end), nats in list(zip(places, scored.nats, strict=True))[:4]:
+            assert f"{nats / math.log(2):.2f} bits" in said[start, end]
+
+
+def test_shards_score_as_their_texts(folders: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:
+    build([json.loads(line)["text"] for line in (folders / "d.jsonl").read_text().split("\n")], tokenizer,
+          folders / "tokens", [])  # fmt: skip
+    of_texts = call(capsys, "perplexity", str(folders / "m0"), "--data", str(folders / "d.jsonl"))
+    of_shards = call(capsys, "perplexity", str(folders / "m0"), "--data", str(folders / "tokens"))
+    for key in ("nats", "tokens", "bytes", "words"):
+        assert of_texts[key] == pytest.approx(of_shards[key])
+
+
+def test_a_card_says_what_records_say(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = call(
+        capsys, "perplexity", str(folders / "m0"), "--data", str(folders / "d.jsonl"), "--out", str(folders / "e")
+    )
+    card = call(capsys, "card", str(folders / "m0"), str(folders / "e"))["card"]
+    assert f"| perplexity [1] | bits_per_byte | {found['bits_per_byte']:.4f} |" in card
+    assert found["protocol"] in card
+    assert "| hidden_size | 32 |" in card
+    with pytest.raises(InputError, match="another model"):
+        make_card(str(folders / "m1"), [folders / "e"])
+
+
+def test_windows_and_rules_at_fault(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["evaluate", "perplexity", str(folders / "m0"), "--data", str(folders / "d.jsonl")]
+    for wrong in ("--window 129", "--window 1", "--stride 0", "--window 8 --stride 9", "--batch 0"):
+        assert cli([*words, *wrong.split()]) == 2
+        assert wrong.split()[-2] in capsys.readouterr().err
+    (folders / "empty.txt").write_text("")
+    assert cli(["evaluate", "perplexity", str(folders / "m0"), "--data", str(folders / "empty.txt")]) == 2
+    assert "no text" in capsys.readouterr().err
+    (folders / "short.txt").write_text("short")
+    found = call(capsys, "perplexity", str(folders / "m0"), "--data", str(folders / "short.txt"))
+    assert "no document fills the window" in found["warning"]
