@@ -120,8 +120,8 @@ def _keep(
         from camelid.evaluate import record
         from camelid.formats.load import resolve
 
-        model = resolve(options.model) if tokenizer is not None else None
-        record.write(Path(options.out), options.action, result, model, [Path(d) for d in data], tokenizer, scored)
+        measured = resolve(options.model) if tokenizer is not None else Path(options.hypotheses)
+        record.write(Path(options.out), options.action, result, measured, [Path(d) for d in data], tokenizer, scored)
 
 
 def _perplexity(options: argparse.Namespace) -> dict[str, Any]:
@@ -174,7 +174,7 @@ def _bleu(options: argparse.Namespace) -> dict[str, Any]:
     result = bleu(hypotheses, references, tokenize=options.tokenize, bootstrap=options.bootstrap)
     pairs = zip(hypotheses, zip(*references, strict=True), strict=True)
     result["items"] = [{"hypothesis": h, "references": list(r)} for h, r in pairs]
-    _keep(options, result, [options.hypotheses, *options.references])
+    _keep(options, result, options.references)
     return result
 
 
@@ -186,7 +186,7 @@ def _rouge(options: argparse.Namespace) -> dict[str, Any]:
         hypotheses, references, stemmer=not options.no_stemmer, tokenize=options.tokenize, bootstrap=options.bootstrap,
         items=True,
     )  # fmt: skip
-    _keep(options, result, [options.hypotheses, *options.references])
+    _keep(options, result, options.references)
     return result
 
 

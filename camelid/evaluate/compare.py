@@ -125,8 +125,9 @@ def _bleu(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     found = {}
     for name, key in (("BLEU", "bleu"), ("chrF2", "chrf")):
         first, second = results[name]
-        found[key] = {"first": first.score, "second": second.score, "difference": second.score - first.score,
-                      "p": second.p_value}  # fmt: skip
+        scores = float(first.score), float(second.score)
+        found[key] = {"first": scores[0], "second": scores[1], "difference": scores[1] - scores[0],
+                      "p": float(second.p_value)}  # fmt: skip
     return found
 
 

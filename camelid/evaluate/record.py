@@ -27,15 +27,16 @@ def summary(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write(
-    out: Path, measure: str, result: Mapping[str, Any], model: Path | None, data: Sequence[Path],
+    out: Path, measure: str, result: Mapping[str, Any], measured: Path, data: Sequence[Path],
     tokenizer: Tokenizer | None = None, scored: Sequence[Scored] = (),
 ) -> None:  # fmt: skip
-    """Make the evaluation folder `out` of a result on `data`. Raises InputError when something else is there."""
+    """Make the evaluation folder `out` of what was `measured` (a model, or a file of hypotheses) on `data`. Raises
+    InputError when something else is there."""
     kept = dict(result) | ({"items": [{"nats": s.nats} for s in scored]} if scored else {})
     with new_folder(out) as folder:
         write_atomic(folder / RESULT, json.dumps(kept, ensure_ascii=False) + "\n")
         page(out.name, measure, result, tokenizer, scored).write(folder / "report.html")
-        inputs = [*([model] if model else []), *data]
+        inputs = [measured, *data]
         known = [{"name": path.name, "sha256": _digest(path)} for path in data]
         write_manifest(folder, "evaluation", inputs, measure=measure, data=known, figures=summary(result))
 

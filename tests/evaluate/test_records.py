@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from itertools import pairwise
@@ -118,13 +119,18 @@ def test_paired_bleu_is_sacrebleus(data: Path, tmp_path: Path, capsys: pytest.Ca
         call(capsys, "bleu", *words, "--out", str(tmp_path / f"e{n}"))
     ours = compare(tmp_path / "e0", tmp_path / "e1")["figures"]
     command = [sys.executable, "-m", "sacrebleu", names[2], "-i", *names[:2], "-m", "bleu", "chrf", "--paired-bs",
-               "--paired-bs-n", "1000", "-f", "json", "-w", "6"]  # fmt: skip
-    theirs = json.loads(subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout)
-    for key, name in (("bleu", "BLEU"), ("chrf", "chrF2")):
-        baseline, system = theirs[0][name], theirs[1][name]
-        assert ours[key]["first"] == pytest.approx(baseline["score"], abs=1e-5)
-        assert ours[key]["second"] == pytest.approx(system["score"], abs=1e-5)
-        assert ours[key]["p"] == pytest.approx(system["p_value"], abs=1e-5)
+               "--paired-bs-n", "1000", "-w", "4", "-f", "text"]  # fmt: skip
+    theirs = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    values = {key: [found["first"], found["second"]] for key, found in ours.items()}
+    scores = [
+        [float(x) for x in re.findall(r"(\d+\.\d{4}) \(", line)]
+        for line in theirs.split("\n")
+        if "│" in line and ".hyp" in line
+    ]
+    assert scores == [[pytest.approx(values[key][n], abs=1e-4) for key in ("bleu", "chrf")] for n in (0, 1)]
+    p = [float(x) for x in re.findall(r"p = (\d\.\d+)", theirs)]
+    assert p == [pytest.approx(ours[key]["p"], abs=1e-4) for key in ("bleu", "chrf")]
+    assert json.loads(json.dumps(ours)) == ours
 
 
 def test_colours_stand_on_their_tokens(folders: Path, tokenizer: Tokenizer) -> None:

@@ -1,0 +1,112 @@
+"""The adaptor to lm-eval: what it computes is tested here without lm-eval, and with it on a task file where it is
+installed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from camelid.errors import InputError, MissingExtra
+from camelid.evaluate.harness import encode_pair, generate_until, harness, loglikelihood, rolling
+from camelid.model.config import LlamaConfig
+from camelid.model.llama import Llama
+from camelid.tokenizer.tokenizer import Tokenizer
+
+
+@pytest.fixture
+def scorer(tokenizer: Tokenizer) -> Llama:
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64)  # fmt: skip
+    return Llama(config).eval()
+
+
+def alone(model: Llama, prompt: list[int], answer: list[int]) -> tuple[float, bool]:
+    """One forward pass of the end of both that fits, as lm-eval's own models score a pair."""
+    whole = [*prompt, *answer][-model.config.max_position_embeddings - 1 :]
+    with torch.inference_mode():
+        scores = model(torch.tensor([whole[:-1]])).logits[0].log_softmax(-1)[-len(answer) :]
+    return (
+        sum(float(row[token]) for row, token in zip(scores, answer, strict=True)),
+        scores.argmax(-1).tolist() == answer,
+    )
+
+
+def test_pairs_are_scored_one_by_one(scorer: Llama, tokenizer: Tokenizer) -> None:
+    """Shared contexts, a repeated pair, a context too long for the model, an empty one, spaces at a context's end."""
+    long = "a context that goes on and on, and then on, until no model of this size can read it. " * 6
+    contexts = [
+        "The meaning of life is",
+        "The meaning of life is",
+        "骆驼在",
+        long,
+        "",
+        "to learn ",
+        "The meaning of life is",
+    ]
+    answers = [" to learn", " a number", "沙漠里走", " end", "to", "and", " to learn"]
+    pairs = list(zip(contexts, answers, strict=True))
+    found = loglikelihood(scorer, tokenizer, pairs)
+    for pair, (total, greedy) in zip(pairs, found, strict=True):
+        expected = alone(scorer, *encode_pair(tokenizer, *pair))
+        assert total == pytest.approx(expected[0], rel=1e-4)
+        assert greedy == expected[1]
+    likeliest = scorer(torch.tensor([tokenizer.encode("The")])).logits[0, -1].argmax()
+    word = tokenizer.decode([int(likeliest)])
+    assert loglikelihood(scorer, tokenizer, [("The", word)])[0][1] == (tokenizer.encode("The" + word)[-1] == likeliest)
+
+
+def test_how_a_pair_is_cut(tokenizer: Tokenizer) -> None:
+    prompt, answer = encode_pair(tokenizer, "to learn ", "and")
+    assert (prompt, answer) == encode_pair(tokenizer, "to learn", " and")
+    assert prompt == tokenizer.encode("to learn")
+    assert [*prompt, *answer] == tokenizer.encode("to learn and")
+    empty, whole = encode_pair(tokenizer, "", "to learn")
+    assert empty == [tokenizer.bos_token_id]
+    assert whole == tokenizer.encode("to learn", add_special_tokens=False)
+
+
+def test_whole_texts(scorer: Llama, tokenizer: Tokenizer) -> None:
+    text = "The meaning of life is to learn"
+    bos = tokenizer.bos_token_id
+    assert bos is not None
+    expected = alone(scorer, [bos], tokenizer.encode(text, add_special_tokens=False))[0]
+    assert rolling(scorer, tokenizer, [text, ""]) == pytest.approx([expected, 0.0], rel=1e-5)
+
+
+def test_text_up_to_a_stop(scorer: Llama, tokenizer: Tokenizer) -> None:
+    [whole] = generate_until(scorer, tokenizer, [("The meaning", {"max_gen_toks": 12})])
+    assert len(whole) > 4
+    stop = whole[3]
+    [cut] = generate_until(scorer, tokenizer, [("The meaning", {"max_gen_toks": 12, "until": [stop]})])
+    assert cut == whole[: whole.index(stop)]
+
+
+def test_without_lm_eval_the_extra_is_named(scorer: Llama, tokenizer: Tokenizer) -> None:
+    try:
+        import lm_eval  # noqa: F401
+    except ImportError:
+        with pytest.raises(MissingExtra, match="harness"):
+            harness(scorer, tokenizer, ["arc_easy"])
+    else:
+        with pytest.raises(InputError, match="has no task 'no_such_task'"):
+            harness(scorer, tokenizer, ["no_such_task"])
+
+
+def test_a_task_file_of_lm_eval(scorer: Llama, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval", reason="the extra `harness` is not installed")
+    rows = [{"q": f"{n} and one?", "a": ["to learn", "a number"], "gold": n % 2} for n in range(6)]
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "t.yaml").write_text(
+        f"task: mine\ndataset_path: json\ndataset_kwargs: {{data_files: {{train: {tmp_path / 'd.jsonl'}}}}}\n"
+        "test_split: train\noutput_type: multiple_choice\ndoc_to_text: '{{q}}'\ndoc_to_target: gold\n"
+        "doc_to_choice: '{{a}}'\nmetric_list: [{metric: acc}]\n"
+    )
+    found = harness(scorer, tokenizer, ["mine"], str(tmp_path))
+    pairs = [(r["q"], f" {a}") for r in rows for a in r["a"]]
+    sums = [total for total, _ in loglikelihood(scorer, tokenizer, pairs)]  # type: ignore[arg-type]
+    right = [(sums[2 * n + 1] > sums[2 * n]) == (n % 2) for n in range(6)]
+    assert found["results"]["mine"]["acc,none"] == pytest.approx(sum(right) / 6)
