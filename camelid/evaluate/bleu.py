@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,18 @@ def check_lengths(hypotheses: Sequence[str], references: Sequence[Sequence[str]]
             )
 
 
+def _doubt(references: Sequence[Sequence[str]], tokenize: str) -> str | None:
+    """What may be wrong with references: empty ones, or a script that the tokenizer does not cut."""
+    empty = sum(not any(r[n].strip() for r in references) for n in range(len(references[0])))
+    if empty:
+        return f"{empty} of {len(references[0])} segments have no reference text"
+    text = "".join(references[0])
+    unspaced = len(re.findall(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]", text))
+    if tokenize in ("13a", "intl", "none") and unspaced > 0.3 * len(text):
+        return f"the references are Chinese or Japanese, which {tokenize} does not cut: --tokenize zh or ja-mecab"
+    return None
+
+
 def bleu(
     hypotheses: Sequence[str],
     references: Sequence[Sequence[str]],
@@ -32,7 +45,8 @@ def bleu(
     """Corpus scores. `references` is a list of reference sets, each as long as the hypotheses.
 
     Returns bleu, chrf and (unless ter=False, it is slow) ter as {score, signature, interval}; interval is the
-    half-width of the 95 % bootstrap interval (Koehn 2004), None when bootstrap is 0.
+    half-width of the 95 % bootstrap interval (Koehn 2004), None when bootstrap is 0. `warning` tells of references that
+    are empty, or in a script that the tokenizer does not cut.
     """
     try:
         from sacrebleu.metrics.bleu import BLEU
@@ -55,4 +69,6 @@ def bleu(
             "signature": str(metric.get_signature()),
             "interval": float(score._ci) if bootstrap else None,
         }
+    if doubt := _doubt(sets, tokenize):
+        results["warning"] = doubt
     return results | {"protocol": f"sacrebleu corpus scores over {len(hypotheses)} segments, {len(sets)} reference(s)"}

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from camelid.errors import InputError
+from camelid.errors import CamelidError, InputError
 from camelid.evaluate.templates import read_rows, read_template
 from camelid.kernels.cross_entropy import linear_log_probs
 from camelid.model.llama import Llama
@@ -203,6 +203,8 @@ def choice(
         for row in rows(encoded):
             found += log_likelihoods(model, [encoded[n] for n in row])
             advance(len(found))
+    if not all(math.isfinite(x) for s in found for x in s):
+        raise CamelidError("the model gives an answer no probability (NaN or infinity): its weights are broken")
     picked = [max(range(len(s)), key=s.__getitem__) for s in found]
     even = [
         [x / max(1, len(a.strip())) for x, a in zip(s, q.answers, strict=True)]

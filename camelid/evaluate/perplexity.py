@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from camelid.errors import InputError
+from camelid.errors import CamelidError, InputError
 from camelid.evaluate.texts import Text, encoded
 from camelid.kernels.cross_entropy import linear_log_probs
 from camelid.model.llama import Llama
@@ -124,6 +124,11 @@ def score(
             advance(done)
     for piece, cost in zip(every, costs, strict=True):
         found[piece.text].nats += cost
+    for scored in found:
+        if not math.isfinite(scored.total):
+            raise CamelidError(
+                f"{scored.text.name}: the model gives no probability (NaN or infinity): its weights are broken"
+            )
     return found
 
 
@@ -138,9 +143,10 @@ def perplexity(
     batch: int = 1,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Score `texts`. Returns token_perplexity, word_perplexity, byte_perplexity, bits_per_byte, tokens, words, bytes,
-    `documents` (the same of each), the protocol, and a `warning` when no document fills a window. Raises InputError
-    when there is nothing to score."""
+    """Score `texts`. Returns token_perplexity, word_perplexity (words as spaces part them; None where they are too long
+    for a number), byte_perplexity, bits_per_byte, tokens, words, bytes, `documents` (the same of each), the protocol,
+    and a `warning` when no document fills a window. Raises InputError when there is nothing to score, CamelidError
+    when the model gives no probability."""
     return measured(model, tokenizer, texts, window, stride, bos, batch, quiet)[0]
 
 
@@ -195,5 +201,6 @@ def figures(scored: Sequence[Scored]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _exp(x: float) -> float:
-    return math.exp(x) if x < 700 else math.inf
+def _exp(x: float) -> float | None:
+    """None past what a float holds: a "word" of text without spaces can be that improbable."""
+    return math.exp(x) if x < 700 else None

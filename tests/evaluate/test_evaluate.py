@@ -11,8 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from camelid.errors import InputError
-from camelid.evaluate import bleu, perplexity, rouge
+from camelid.errors import CamelidError, InputError
+from camelid.evaluate import bleu, choice, perplexity, rouge
+from camelid.evaluate.choice import Question
 from camelid.evaluate.perplexity import BosRule, Cut, score, windows
 from camelid.evaluate.texts import Text
 from camelid.generate.cache import KVCache
@@ -111,3 +112,34 @@ def test_rouge_worked_by_hand() -> None:
 def test_files_that_do_not_line_up(score: object) -> None:
     with pytest.raises(InputError, match="2 hypotheses but reference 1 has 1"):
         score(["a", "b"], [["a"]])  # type: ignore[operator]
+
+
+def test_references_that_are_doubtful() -> None:
+    chinese = ["骆驼在沙漠里走，白天热，夜里冷。"]
+    assert "--tokenize zh" in bleu(chinese, [chinese], bootstrap=0, ter=False)["warning"]
+    found = bleu(chinese, [chinese], tokenize="zh", bootstrap=0, ter=False)
+    assert "warning" not in found
+    assert found["bleu"]["score"] == pytest.approx(100)
+    assert "1 of 2 segments" in bleu(["a", "b c"], [["", "b c"]], bootstrap=0, ter=False)["warning"]
+
+
+def test_a_broken_model_has_no_score(model: Llama, tokenizer: Tokenizer) -> None:
+    broken = Llama(LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=1,
+                               num_attention_heads=4))  # fmt: skip
+    with torch.no_grad():
+        broken.norm.weight[3] = torch.nan
+    with pytest.raises(CamelidError, match="no probability"):
+        perplexity(broken, tokenizer, ["a text"], quiet=True)
+    question = Question("a", [" b", " c"], 0)
+    with pytest.raises(CamelidError, match="no probability"):
+        choice(broken, tokenizer, [question])
+
+
+def test_a_text_without_spaces_is_no_word(tokenizer: Tokenizer) -> None:
+    model = Llama(LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=1,
+                              num_attention_heads=4))  # fmt: skip
+    found = perplexity(model, tokenizer, ["骆驼" * 200], quiet=True)
+    assert found["word_perplexity"] is None
+    assert math.isfinite(found["byte_perplexity"])
+    assert "NaN" not in json.dumps(found)
+    assert "Infinity" not in json.dumps(found)
