@@ -1,29 +1,28 @@
 """Read GGUF (ggml's docs/gguf.md, versions 2 and 3): metadata, and tensors as float32 or in their own dtype.
 
 Nothing is allocated from a number the file declares: every count is checked against the bytes that are left, and
-every tensor must end within the file. Quantised blocks (ggml-common.h) are expanded to float32. q and k weights
+every tensor must end within the file. Quantised blocks (`gguf_blocks.py`) are expanded to float32. q and k weights
 are stored in Meta's interleaved pairing and are permuted to ours here.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from camelid.errors import FormatError
 from camelid.formats.checkpoint import Checkpoint
+from camelid.formats.gguf_blocks import BLOCKS, expand
 from camelid.model.config import LlamaConfig, RopeScaling
 from camelid.model.rope import interleaved_to_half_split
 
-Bytes = NDArray[np.uint8]
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _TYPE_NAMES = {
@@ -34,32 +33,7 @@ _TYPE_NAMES = {
 }  # fmt: skip
 
 
-def _half(raw: Bytes) -> NDArray[np.float32]:
-    return np.ascontiguousarray(raw).view(np.float16).astype(np.float32)
-
-
-def _nibbles(raw: Bytes) -> NDArray[np.float32]:
-    """16 bytes -> 32 values: low nibbles first, then high ones."""
-    return np.concatenate([raw & 15, raw >> 4], axis=1).astype(np.float32)
-
-
-def _q8_0(blocks: Bytes) -> NDArray[np.float32]:
-    return _half(blocks[:, :2]) * np.ascontiguousarray(blocks[:, 2:]).view(np.int8).astype(np.float32)
-
-
-def _q4_0(blocks: Bytes) -> NDArray[np.float32]:
-    return _half(blocks[:, :2]) * (_nibbles(blocks[:, 2:]) - 8)
-
-
-def _q4_1(blocks: Bytes) -> NDArray[np.float32]:
-    return _half(blocks[:, :2]) * _nibbles(blocks[:, 4:]) + _half(blocks[:, 2:4])
-
-
-_QUANTISED: dict[str, tuple[int, Callable[[Bytes], NDArray[np.float32]]]] = {
-    "Q8_0": (34, _q8_0), "Q4_0": (18, _q4_0), "Q4_1": (20, _q4_1),
-}  # fmt: skip
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-BLOCK = 32
 
 
 @dataclass(frozen=True)
@@ -88,8 +62,7 @@ class GGUF:
         raw = np.array(self.data[info.start : info.start + info.size])
         if info.type in _PLAIN:
             return torch.from_numpy(raw).view(_PLAIN[info.type]).view(info.shape)
-        width, expand = _QUANTISED[info.type]
-        return torch.from_numpy(expand(raw.reshape(-1, width))).view(info.shape)
+        return torch.from_numpy(expand(info.type, raw)).view(info.shape)
 
 
 class _Reader:
@@ -177,12 +150,13 @@ def _byte_size(path: Path, name: str, shape: tuple[int, ...], kind: str) -> int:
         count *= n
     if kind in _PLAIN:
         return count * _PLAIN[kind].itemsize
-    if kind not in _QUANTISED:
-        supported = ", ".join([*_PLAIN, *_QUANTISED])
+    if kind not in BLOCKS:
+        supported = ", ".join([*_PLAIN, *BLOCKS])
         raise FormatError(f"{path}: tensor {name!r} has the type {kind}, which camelid does not read ({supported})")
-    if shape[-1] % BLOCK:
-        raise FormatError(f"{path}: tensor {name!r} has rows of {shape[-1]}, not a multiple of {BLOCK}")
-    return count // BLOCK * _QUANTISED[kind][0]
+    values, width, _ = BLOCKS[kind]
+    if shape[-1] % values:
+        raise FormatError(f"{path}: tensor {name!r} has rows of {shape[-1]}, not a multiple of {values} ({kind})")
+    return count // values * width
 
 
 _LAYER_NAMES = {
