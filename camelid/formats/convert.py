@@ -1,4 +1,4 @@
-"""Any MODEL as a Hugging Face folder that stands alone: weights, tokenizer, manifest."""
+"""Any MODEL as a folder that stands alone, weights, tokenizer and manifest: Hugging Face's form, or Meta's."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from camelid.artifact import new_folder, write_manifest
 from camelid.errors import InputError
+from camelid.formats import meta
 from camelid.formats.adapter import is_adapter
 from camelid.formats.hf import write_weights
 from camelid.formats.load import load, load_tokenizer, resolve, stop_ids
@@ -24,14 +25,28 @@ def write_model(model: Llama, source: Path, out: str | Path, inputs: list[Path],
     return next(iter(known.values()))
 
 
-def to_hf(source: str | Path, out: str | Path) -> dict[str, Any]:
-    """Write any MODEL as a Hugging Face folder, in the file's dtype (quantised ones: float32)."""
+def convert(source: str | Path, out: str | Path, to: str = "hf", shards: int = 1) -> dict[str, Any]:
+    """Write any MODEL as a Hugging Face folder (`hf`) or as one of Meta's (`meta`, in `shards` files), in the file's
+    dtype (quantised ones: float32)."""
     path = resolve(source)
     if path.is_dir() and is_adapter(path):
         raise InputError(f"{path} is an adapter: camelid merge puts it into its base")
+    if shards != 1 and to != "meta":
+        raise InputError(f"--shards {shards} is for --to meta")
     model: Llama = load(path)
-    digest = write_model(model, path, out, [path])
+    digest = _write_meta(model, path, Path(out), shards) if to == "meta" else write_model(model, path, out, [path])
     return {"out": str(out), "before": {"bytes": _size(path)}, "after": {"bytes": _size(Path(out))}, "digest": digest}
+
+
+def _write_meta(model: Llama, path: Path, out: Path, shards: int) -> str:
+    tokenizer = next((p for p in (path / "tokenizer.model", path.parent / "tokenizer.model") if p.is_file()), None)
+    meta.params_of(model.config)  # what cannot be said is refused before anything is written
+    with new_folder(out) as folder:
+        meta.write(model, folder, tokenizer, shards)
+        if tokenizer is None:  # Meta's code wants a tokenizer.model; ours opens this one
+            load_tokenizer(path).save(folder)
+        manifest = write_manifest(folder, "model", [path], parameters=model.num_parameters())
+    return str(manifest["files"]["consolidated.00.pth"])
 
 
 def _size(path: Path) -> int:

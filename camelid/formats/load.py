@@ -1,4 +1,4 @@
-"""Open any MODEL: a Hugging Face folder, a run folder (its newest good checkpoint) or a `.gguf` file."""
+"""Open any MODEL: a Hugging Face folder, one of Meta's, a run folder (its newest good checkpoint) or a `.gguf` file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from camelid.artifact import MANIFEST
 from camelid.errors import FormatError, InputError
-from camelid.formats import hf
+from camelid.formats import hf, meta
 from camelid.formats.adapter import Fingerprint, attach, base_of, is_adapter
 from camelid.formats.checkpoint import Checkpoint
 from camelid.model.llama import Llama
@@ -29,13 +29,13 @@ def resolve(source: str | Path) -> Path:
         if str(source).count("/") == 1 and not path.parent.exists():
             hint = f" If it is a hub id, download it first: hf download {source} --local-dir {Path(str(source)).name}"
         raise InputError(f"no model at {source}: no such file or folder.{hint}")
-    if path.is_file() or (path / "config.json").exists() or is_adapter(path):
+    if path.is_file() or (path / "config.json").exists() or is_adapter(path) or meta.is_meta(path):
         return path
     if checkpoints := finished(path):
         return checkpoints[0]
     found = ", ".join(sorted(p.name for p in path.iterdir())[:6]) or "nothing"
     raise InputError(
-        f"{path} is not a model: it holds neither config.json nor checkpoints/step-*/ with a manifest "
+        f"{path} is not a model: it holds neither config.json, params.json nor checkpoints/step-*/ with a manifest "
         f"(it holds {found})"
     )
 
@@ -53,12 +53,12 @@ def open_model(source: str | Path) -> Checkpoint:
     if path.is_dir() and is_adapter(path):
         path = resolve(base_of(path))
     if path.is_dir():
-        return hf.open_folder(path)
+        return meta.open_folder(path) if meta.is_meta(path) else hf.open_folder(path)
     if path.suffix == ".gguf":
         from camelid.formats import gguf
 
         return gguf.open_file(path)
-    raise InputError(f"{path}: expected a folder with config.json, or a .gguf file")
+    raise InputError(f"{path}: expected a folder with config.json or params.json, or a .gguf file")
 
 
 def load(
@@ -136,6 +136,8 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
         from camelid.formats import gguf
 
         return from_gguf(path, gguf.parse(path).metadata)
+    if meta.is_meta(path) and not (path / "tokenizer.model").exists() and (path.parent / "tokenizer.model").exists():
+        return from_model_file(path.parent / "tokenizer.model")  # where Meta's downloads of LLaMA 1 and 2 have it
     return from_folder(path)
 
 

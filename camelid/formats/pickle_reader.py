@@ -31,6 +31,10 @@ _DTYPES = {
     "IntStorage": torch.int32,
 }
 MAX_DESCRIPTION_BYTES = 64 * 2**20
+_FAULTS = (
+    zipfile.BadZipFile, pickle.UnpicklingError, EOFError, KeyError, AttributeError, IndexError, TypeError, ValueError,
+    OSError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,19 @@ class _StorageKind:
 
 @dataclass(frozen=True)
 class _Storage:
+    member: str
     dtype: torch.dtype
-    data: bytes
+    count: int
+
+
+@dataclass(frozen=True)
+class Described:
+    """A tensor that was not read yet: elements of `storage` from `start` on, by `size` and `stride`."""
+
+    storage: _Storage
+    start: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
 
 
 def _whole(value: object, what: str) -> int:
@@ -50,7 +65,7 @@ def _whole(value: object, what: str) -> int:
     return value
 
 
-def _rebuild(storage: object, offset: object, size: object, stride: object, *_: object) -> Tensor:
+def _rebuild(storage: object, offset: object, size: object, stride: object, *_: object) -> Described:
     """torch._utils._rebuild_tensor_v2: a strided view of a storage, with its bounds checked."""
     if not isinstance(storage, _Storage) or not isinstance(size, tuple) or not isinstance(stride, tuple):
         raise FormatError("a tensor's description is malformed")
@@ -59,12 +74,10 @@ def _rebuild(storage: object, offset: object, size: object, stride: object, *_: 
     start = _whole(offset, "a tensor's offset")
     sizes = [_whole(n, "a tensor's size") for n in size]
     strides = [_whole(n, "a tensor's stride") for n in stride]
-    available = len(storage.data) // storage.dtype.itemsize
     last = start + sum((n - 1) * step for n, step in zip(sizes, strides, strict=True)) if all(sizes) else start
-    if last >= available or math.prod(sizes) > available:
+    if last >= storage.count or math.prod(sizes) > storage.count:
         raise FormatError("a tensor reaches past the end of its storage: the file is truncated or hostile")
-    flat = torch.frombuffer(bytearray(storage.data), dtype=storage.dtype)
-    return flat.as_strided(sizes, strides, start).clone()
+    return Described(storage, start, tuple(sizes), tuple(strides))
 
 
 def _parameter(data: object, *_: object) -> object:
@@ -97,35 +110,56 @@ class _Unpickler(pickle.Unpickler):  # closed: see find_class
             raise FormatError(f"the storage data/{key} is missing") from None
         if info.file_size < count * kind.dtype.itemsize:
             raise FormatError(f"the storage data/{key} is truncated")
-        return _Storage(kind.dtype, self._archive.read(info))
+        return _Storage(info.filename, kind.dtype, info.file_size // kind.dtype.itemsize)
+
+
+class Archive:
+    """A torch weights file whose tensors are known by name and read one at a time. Raises FormatError naming the file
+    and what is wrong with it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with zipfile.ZipFile(path) as archive:
+                root = _check_members(archive)
+                description = archive.getinfo(f"{root}/data.pkl")
+                if description.file_size > MAX_DESCRIPTION_BYTES:
+                    raise FormatError("its data.pkl is too large for a description of tensors")
+                found = _Unpickler(io.BytesIO(archive.read(description)), archive, root).load()
+        except FormatError as error:
+            raise FormatError(f"{path}: {error}") from None
+        except _FAULTS as error:
+            raise FormatError(f"{path} is not a torch weights file, or is damaged ({error})") from None
+        good = isinstance(found, dict) and all(
+            isinstance(k, str) and isinstance(v, Described) for k, v in found.items()
+        )
+        if not good:
+            raise FormatError(f"{path} does not hold a dictionary of named tensors")
+        self.tensors: dict[str, Described] = dict(found)
+
+    def read(self, name: str) -> Tensor:
+        """One tensor's elements; of its storage only the stretch that it spans is read."""
+        tensor = self.tensors[name]
+        dtype = tensor.storage.dtype
+        span = 1 + sum((n - 1) * step for n, step in zip(tensor.size, tensor.stride, strict=True))
+        if not all(tensor.size):
+            return torch.empty(tensor.size, dtype=dtype)
+        try:
+            with zipfile.ZipFile(self.path) as archive, archive.open(tensor.storage.member) as member:
+                member.seek(tensor.start * dtype.itemsize)
+                data = bytearray(member.read(span * dtype.itemsize))
+        except _FAULTS as error:
+            raise FormatError(f"{self.path}: {name!r} cannot be read ({error})") from None
+        if len(data) != span * dtype.itemsize:
+            raise FormatError(f"{self.path}: {name!r} is cut off: the file is truncated")
+        found = torch.frombuffer(data, dtype=dtype).as_strided(tensor.size, tensor.stride)
+        return found.contiguous()
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The named tensors of a torch weights file. Raises FormatError naming the file and what is wrong with it."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            root = _check_members(archive)
-            description = archive.getinfo(f"{root}/data.pkl")
-            if description.file_size > MAX_DESCRIPTION_BYTES:
-                raise FormatError("its data.pkl is too large for a description of tensors")
-            found = _Unpickler(io.BytesIO(archive.read(description)), archive, root).load()
-    except FormatError as error:
-        raise FormatError(f"{path}: {error}") from None
-    except (
-        zipfile.BadZipFile,
-        pickle.UnpicklingError,
-        EOFError,
-        KeyError,
-        AttributeError,
-        IndexError,
-        TypeError,
-        ValueError,
-        OSError,
-    ) as error:
-        raise FormatError(f"{path} is not a torch weights file, or is damaged ({error})") from None
-    if not isinstance(found, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items()):
-        raise FormatError(f"{path} does not hold a dictionary of named tensors")
-    return dict(found)
+    archive = Archive(path)
+    return {name: archive.read(name) for name in archive.tensors}
 
 
 def _check_members(archive: zipfile.ZipFile) -> str:

@@ -1,0 +1,213 @@
+"""Meta's own folders, both ways: params.json, consolidated.00.pth …, tokenizer.model (llama/model.py, llama3/model.py).
+
+The shards of a model hold parts of each matrix, cut along rows or along columns. q and k are in the interleaved
+pairing, everything else is as ours. A `.pth` file is read by `pickle_reader`, tensor by tensor, and never executed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from camelid.errors import FormatError, InputError
+from camelid.formats.checkpoint import Checkpoint
+from camelid.formats.pickle_reader import Archive
+from camelid.model.config import LlamaConfig, RopeScaling
+from camelid.model.llama import Llama
+from camelid.model.rope import half_split_to_interleaved, interleaved_to_half_split
+
+PARAMS = "params.json"
+# Theirs, ours, and along which dimension shards cut it; None: each has all of it.
+_LAYER = [
+    ("attention.wq", "self_attn.q_proj", 0), ("attention.wk", "self_attn.k_proj", 0),
+    ("attention.wv", "self_attn.v_proj", 0), ("attention.wo", "self_attn.o_proj", 1),
+    ("feed_forward.w1", "mlp.gate_proj", 0), ("feed_forward.w2", "mlp.down_proj", 1),
+    ("feed_forward.w3", "mlp.up_proj", 0), ("attention_norm", "input_layernorm", None),
+    ("ffn_norm", "post_attention_layernorm", None),
+]  # fmt: skip
+_SMALL_32 = {
+    (2048, 16),
+    (3072, 28),
+}  # Llama 3.2's 1B and 3B, (dim, n_layers): their RoPE factor is 32, and they are tied
+LLAMA3_STOPS = [128001, 128008, 128009]
+
+
+def is_meta(folder: Path) -> bool:
+    """Whether a folder is one of Meta's."""
+    return (folder / PARAMS).is_file() and not (folder / "config.json").exists()
+
+
+def open_folder(folder: Path) -> Checkpoint:
+    """Open a folder with params.json. Raises FormatError naming the file and the field or tensor at fault."""
+    files = sorted(folder.glob("consolidated.*.pth"))
+    if not files:
+        raise FormatError(f"{folder} has {PARAMS} but no consolidated.00.pth")
+    if [f.name for f in files] != [f"consolidated.{n:02}.pth" for n in range(len(files))]:
+        raise FormatError(f"{folder}: the shards are {', '.join(f.name for f in files)}: one is missing")
+    archives = [Archive(file) for file in files]
+    config = _config(folder / PARAMS, archives)
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        for theirs, ours, dimension in _names(config, archives):
+            yield ours, _joined(folder, archives, theirs, ours, dimension, config)
+
+    stops: Any = LLAMA3_STOPS if config.vocab_size > 100_000 else config.eos_token_id
+    return Checkpoint(folder, "meta", config, tensors, {"eos_token_id": stops})
+
+
+def _config(path: Path, archives: list[Archive]) -> LlamaConfig:
+    try:
+        params = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FormatError(f"{path} cannot be read: {error}") from None
+    if not isinstance(params, dict):
+        raise FormatError(f"{path} holds a {type(params).__name__}, not a JSON object")
+
+    def need(key: str, default: int | None = None) -> int:
+        value = params.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 24:
+            raise FormatError(f"{path}: {key} is {value!r}, not a whole number above 0")
+        return value
+
+    dim, layers, heads = need("dim"), need("n_layers"), need("n_heads")
+    rows = [_shape(a, "tok_embeddings.weight") for a in archives]
+    # Llama 1 and 2 cut the embedding by columns, Llama 3 by rows.
+    vocab = rows[0][0] if rows[0][1] * len(rows) == dim else sum(r[0] for r in rows)
+    theta, scaled = float(params.get("rope_theta", 10000.0)), bool(params.get("use_scaled_rope", False))
+    third = theta > 100_000
+    eps = float(params.get("norm_eps", 1e-5))
+    first = not third and (eps == 1e-6 or (dim == 8192 and "n_kv_heads" not in params))
+    scaling = RopeScaling()
+    if scaled:
+        factor = 32.0 if (dim, layers) in _SMALL_32 else 8.0
+        scaling = RopeScaling("llama3", factor=factor, original_max_position_embeddings=8192)
+    context = 131072 if scaled else 8192 if third else 2048 if first else 4096
+    small = (dim, layers) in _SMALL_32 and third
+    return LlamaConfig(
+        vocab_size=vocab, hidden_size=dim, intermediate_size=_shape(archives[0], "layers.0.feed_forward.w1.weight")[0]
+        * len(archives), num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=need("n_kv_heads", heads), max_position_embeddings=need("max_seq_len", context),
+        rope_theta=theta, rope_scaling=scaling, rms_norm_eps=eps,
+        tie_word_embeddings=small or "output.weight" not in archives[0].tensors,
+        bos_token_id=128000 if third else 1, eos_token_id=128001 if third else 2,
+    )  # fmt: skip
+
+
+def _shape(archive: Archive, name: str) -> tuple[int, ...]:
+    if name not in archive.tensors:
+        raise FormatError(f"{archive.path}: tensor {name!r} is missing")
+    shape = archive.tensors[name].size
+    if len(shape) != 2:
+        raise FormatError(f"{archive.path}: tensor {name!r} has {len(shape)} dimensions, not 2")
+    return shape
+
+
+def _names(config: LlamaConfig, archives: list[Archive]) -> Iterator[tuple[str, str, int | None]]:
+    """Every tensor that the files should hold; raises FormatError for one that no LLaMA has."""
+    by_columns = _shape(archives[0], "tok_embeddings.weight")[1] != config.hidden_size
+    found = [
+        ("tok_embeddings.weight", "embed_tokens.weight", 1 if by_columns else 0),
+        ("norm.weight", "norm.weight", None),
+    ]
+    if not config.tie_word_embeddings:
+        found.append(("output.weight", "lm_head.weight", 0))
+    for n in range(config.num_hidden_layers):
+        found += [(f"layers.{n}.{a}.weight", f"layers.{n}.{b}.weight", cut) for a, b, cut in _LAYER]
+    known = {name for name, _, _ in found} | {"rope.freqs", "output.weight"}
+    for archive in archives:
+        if strange := sorted(archive.tensors.keys() - known):
+            raise FormatError(f"{archive.path}: tensor {strange[0]!r} is none of a LLaMA's")
+    yield from found
+
+
+def _joined(
+    folder: Path, archives: list[Archive], theirs: str, ours: str, dimension: int | None, config: LlamaConfig
+) -> Tensor:
+    for archive in archives:
+        if theirs not in archive.tensors:
+            raise FormatError(f"{archive.path}: tensor {theirs!r} is missing")
+    if dimension is None:
+        return archives[0].read(theirs)
+    parts = [a.read(theirs) for a in archives]
+    try:
+        whole = torch.cat(parts, dimension) if len(parts) > 1 else parts[0]
+    except RuntimeError:
+        shapes = ", ".join(str(list(p.shape)) for p in parts)
+        raise FormatError(f"{folder}: the parts of {theirs!r} do not fit together: {shapes}") from None
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.kv_heads}.get(ours.split(".")[-2])
+    if heads and len(whole) % (2 * heads):
+        raise FormatError(f"{folder}: {theirs!r} has {len(whole)} rows, which {heads} heads do not share evenly")
+    return interleaved_to_half_split(whole, heads) if heads else whole
+
+
+def write(model: Llama, out: Path, tokenizer_model: Path | None, shards: int = 1) -> None:
+    """Write params.json and `shards` consolidated files into the existing folder `out`, in the model's dtype, with the
+    tokenizer.model if there is one. Raises InputError for a shape that Meta's code cannot say or cut."""
+    config = model.config
+    (out / PARAMS).write_text(json.dumps(params_of(config)) + "\n")
+    for name, size in (("num_attention_heads", config.num_attention_heads), ("num_key_value_heads", config.kv_heads),
+                       ("intermediate_size", config.intermediate_size), ("vocab_size", config.vocab_size)):  # fmt: skip
+        if shards < 1 or size % shards:
+            raise InputError(f"--shards {shards} does not divide the model's {name} {size}")
+    third = config.rope_theta > 100_000
+    tensors: dict[str, Tensor] = dict(model.state_dict())
+    names: list[tuple[str, str, int | None]] = [
+        ("tok_embeddings.weight", "embed_tokens.weight", 0 if third else 1),
+        ("norm.weight", "norm.weight", None), ("output.weight", "lm_head.weight", 0),
+    ]  # fmt: skip
+    for n in range(config.num_hidden_layers):
+        names += [(f"layers.{n}.{a}.weight", f"layers.{n}.{b}.weight", cut) for a, b, cut in _LAYER]
+    for shard in range(shards):
+        held = {}
+        for theirs, ours, cut in names:
+            tensor = tensors[ours]
+            heads = {"q_proj": config.num_attention_heads, "k_proj": config.kv_heads}.get(ours.split(".")[-2])
+            tensor = half_split_to_interleaved(tensor, heads) if heads else tensor
+            held[theirs] = tensor if cut is None else tensor.chunk(shards, cut)[shard].clone()
+        torch.save(held, out / f"consolidated.{shard:02}.pth")
+    if tokenizer_model is not None:
+        shutil.copyfile(tokenizer_model, out / "tokenizer.model")
+
+
+def params_of(config: LlamaConfig) -> dict[str, Any]:
+    """params.json of a shape. Raises InputError for what it has no word for."""
+    if config.attention_bias or config.mlp_bias:
+        raise InputError("Meta's format has no biases, and this model has some: convert it to hf")
+    if config.head_size * config.num_attention_heads != config.hidden_size:
+        raise InputError(
+            f"Meta's format wants heads of dim / n_heads; this model's have {config.head_size}: convert to hf"
+        )
+    kind, small = config.rope_scaling.rope_type, (config.hidden_size, config.num_hidden_layers) in _SMALL_32
+    if kind not in ("default", "llama3") or (
+        kind == "llama3" and config.rope_scaling.factor != (32.0 if small else 8.0)
+    ):
+        raise InputError(
+            f"Meta's format cannot say RoPE scaling {kind!r} by {config.rope_scaling.factor:g}: convert to hf"
+        )
+    found: dict[str, Any] = {
+        "dim": config.hidden_size, "n_layers": config.num_hidden_layers, "n_heads": config.num_attention_heads,
+        "n_kv_heads": config.kv_heads, "vocab_size": config.vocab_size, "norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope_theta, "max_seq_len": config.max_position_embeddings,
+    }  # fmt: skip
+    if kind == "llama3":
+        found["use_scaled_rope"] = True
+    return found | feed_forward_of(config.hidden_size, config.intermediate_size)
+
+
+def feed_forward_of(dim: int, intermediate: int) -> dict[str, Any]:
+    """The multiple and the factor by which Meta's rule makes `intermediate` of `dim`: 2/3 of 4 dim, times the factor,
+    rounded up to the multiple."""
+    plain = int(2 * 4 * dim / 3)
+    for multiple in (256, 1024, 4096, 1):
+        if -(-plain // multiple) * multiple == intermediate:
+            return {"multiple_of": multiple}
+        for factor in (1.3, 1.4, 1.5):
+            if -(-int(factor * plain) // multiple) * multiple == intermediate:
+                return {"multiple_of": multiple, "ffn_dim_multiplier": factor}
+    return {"multiple_of": 1, "ffn_dim_multiplier": (intermediate + 0.5) / plain}
