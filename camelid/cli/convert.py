@@ -1,4 +1,5 @@
-"""Write a model in another format: a Hugging Face folder or one of Meta's, from anything that camelid opens."""
+"""Write a model in another format: a Hugging Face folder, one of Meta's or a GGUF file, from anything that camelid
+opens."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from camelid.cli import settings
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model")
-    parser.add_argument("--to", choices=["hf", "meta"], default="hf")
+    parser.add_argument("--to", choices=["hf", "meta", "gguf"], default="hf")
+    parser.add_argument("--type", default="F16", help="of GGUF's matrices: F32, F16, BF16, Q8_0 or Q4_0")
     parser.add_argument(
         "--shards", type=int, default=1, help="files of Meta's format: as many as its code starts processes"
     )
@@ -22,6 +24,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     from camelid.formats.convert import convert
 
-    found = convert(options.model, options.out, options.to, options.shards)
+    found = convert(options.model, options.out, options.to, options.shards, options.type.upper())
     print(f"{found['before']['bytes']:,} -> {found['after']['bytes']:,} bytes in {found['out']}", file=sys.stderr)
     return found

@@ -1,4 +1,4 @@
-"""Any MODEL as a folder that stands alone, weights, tokenizer and manifest: Hugging Face's form, or Meta's."""
+"""Any MODEL as a folder that stands alone, Hugging Face's or Meta's, or as one GGUF file: weights and tokenizer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from camelid.artifact import new_folder, write_manifest
 from camelid.errors import InputError
-from camelid.formats import meta
+from camelid.formats import gguf_write, meta
 from camelid.formats.adapter import is_adapter
 from camelid.formats.hf import write_weights
 from camelid.formats.load import load, load_tokenizer, resolve, stop_ids
@@ -25,16 +25,19 @@ def write_model(model: Llama, source: Path, out: str | Path, inputs: list[Path],
     return next(iter(known.values()))
 
 
-def convert(source: str | Path, out: str | Path, to: str = "hf", shards: int = 1) -> dict[str, Any]:
+def convert(source: str | Path, out: str | Path, to: str = "hf", shards: int = 1, kind: str = "F16") -> dict[str, Any]:
     """Write any MODEL as a Hugging Face folder (`hf`) or as one of Meta's (`meta`, in `shards` files), in the file's
-    dtype (quantised ones: float32)."""
+    dtype (quantised ones: float32), or as a GGUF file (`gguf`) with matrices of `kind`."""
     path = resolve(source)
     if path.is_dir() and is_adapter(path):
         raise InputError(f"{path} is an adapter: camelid merge puts it into its base")
     if shards != 1 and to != "meta":
         raise InputError(f"--shards {shards} is for --to meta")
     model: Llama = load(path)
-    digest = _write_meta(model, path, Path(out), shards) if to == "meta" else write_model(model, path, out, [path])
+    if to == "gguf":
+        digest = gguf_write.write(model, load_tokenizer(path), Path(out), kind)
+    else:
+        digest = _write_meta(model, path, Path(out), shards) if to == "meta" else write_model(model, path, out, [path])
     return {"out": str(out), "before": {"bytes": _size(path)}, "after": {"bytes": _size(Path(out))}, "digest": digest}
 
 

@@ -25,7 +25,7 @@ from camelid.model.rope import interleaved_to_half_split
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
-_TYPE_NAMES = {
+TYPE_NAMES = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K",
     12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S",
     20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64",
@@ -141,7 +141,7 @@ def _entry(r: _Reader) -> tuple[str, tuple[int, ...], str, int]:
         raise r.fail(f"tensor {name!r} has {dimensions} dimensions")
     shape = tuple(reversed([r.number("Q") for _ in range(dimensions)]))
     kind, offset = r.number("I"), r.number("Q")
-    return name, shape, _TYPE_NAMES.get(kind, f"number {kind}"), offset
+    return name, shape, TYPE_NAMES.get(kind, f"number {kind}"), offset
 
 
 def _byte_size(path: Path, name: str, shape: tuple[int, ...], kind: str) -> int:
@@ -159,22 +159,22 @@ def _byte_size(path: Path, name: str, shape: tuple[int, ...], kind: str) -> int:
     return count // values * width
 
 
-_LAYER_NAMES = {
+LAYER_NAMES = {
     "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
     "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj", "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
 }  # fmt: skip
-_TOP_NAMES = {"token_embd": "embed_tokens", "output_norm": "norm", "output": "lm_head"}
+TOP_NAMES = {"token_embd": "embed_tokens", "output_norm": "norm", "output": "lm_head"}
 
 
 def our_name(name: str) -> str:
     """A GGUF tensor's name as `Llama.state_dict()` has it; unknown names come back unchanged, to be refused."""
     stem, _, leaf = name.rpartition(".")
-    if stem in _TOP_NAMES:
-        return f"{_TOP_NAMES[stem]}.{leaf}"
+    if stem in TOP_NAMES:
+        return f"{TOP_NAMES[stem]}.{leaf}"
     parts = stem.split(".")
-    if len(parts) == 3 and parts[0] == "blk" and parts[2] in _LAYER_NAMES:
-        return f"layers.{parts[1]}.{_LAYER_NAMES[parts[2]]}.{leaf}"
+    if len(parts) == 3 and parts[0] == "blk" and parts[2] in LAYER_NAMES:
+        return f"layers.{parts[1]}.{LAYER_NAMES[parts[2]]}.{leaf}"
     return name
 
 

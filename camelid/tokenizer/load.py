@@ -10,7 +10,7 @@ from typing import Any
 from camelid.errors import FormatError, InputError
 from camelid.tokenizer import byte_level, tiktoken_ranks
 from camelid.tokenizer import sentencepiece_model as spm
-from camelid.tokenizer.patterns import LLAMA3
+from camelid.tokenizer.patterns import LLAMA3, QWEN2
 from camelid.tokenizer.template import LLAMA3 as LLAMA3_TEMPLATE
 from camelid.tokenizer.tokenizer import Tokenizer
 
@@ -159,6 +159,7 @@ def _byte_level(path: Path, metadata: Mapping[str, Any], words: list[str], kinds
     plain = ByteLevel(add_prefix_space=False, use_regex=False)
     known: dict[str, list[PreTokenizer]] = {
         "llama-bpe": [Split(Regex(LLAMA3), "isolated"), plain],
+        "qwen2": [Split(Regex(QWEN2), "isolated"), plain],
         "smollm": [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)],
         "gpt-2": [ByteLevel(add_prefix_space=False)],
     }

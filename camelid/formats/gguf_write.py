@@ -1,0 +1,222 @@
+"""Write GGUF (ggml's docs/gguf.md, version 3): one file with weights, tokenizer and chat template, for llama.cpp and
+whoever else reads it.
+
+Tensors are written one after the other, so the file may be larger than memory. Vectors stay float32, as llama.cpp's own
+converter has them; q and k go back to the interleaved pairing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from camelid.artifact import settle, write_file
+from camelid.errors import InputError
+from camelid.formats.gguf import LAYER_NAMES, TOP_NAMES, TYPE_NAMES
+from camelid.formats.gguf_blocks import BLOCKS, quantize
+from camelid.model.config import LlamaConfig
+from camelid.model.llama import Llama
+from camelid.model.rope import half_split_to_interleaved, inverse_frequencies
+from camelid.tokenizer import sentencepiece_model as spm
+from camelid.tokenizer.patterns import LLAMA3, QWEN2
+from camelid.tokenizer.tokenizer import Tokenizer
+
+ALIGNMENT = 32
+# What a file of mostly this type is called by llama.cpp (llama.h, llama_ftype).
+FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}
+_KINDS = {name: number for number, name in TYPE_NAMES.items()}
+
+
+def write(model: Llama, tokenizer: Tokenizer, out: Path, kind: str) -> str:
+    """Write `out`, matrices as `kind` (a name of FILE_TYPES). Returns the file's SHA-256. Raises InputError for a model
+    or a tokenizer that GGUF has no words for."""
+    if kind not in FILE_TYPES:
+        raise InputError(f"GGUF matrices cannot be written as {kind!r}; choose one of {', '.join(FILE_TYPES)}")
+    metadata = _metadata(model.config, out.stem, kind) | tokenizer_metadata(tokenizer, model.config.vocab_size)
+    tensors = dict(_named(model))
+    kinds = {name: _kind_of(tensor, kind) for name, tensor in tensors.items()}
+    infos, offset = [], 0
+    for name, tensor in tensors.items():
+        infos.append(_string(name) + struct.pack("<I", tensor.dim()))
+        infos.append(struct.pack(f"<{tensor.dim()}Q", *reversed(tensor.shape)))
+        infos.append(struct.pack("<IQ", _KINDS[kinds[name]], offset))
+        offset += _padded(_size(tensor, kinds[name]))
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata))
+    head += b"".join(_string(key) + _value(value) for key, value in metadata.items()) + b"".join(infos)
+
+    def parts() -> Iterator[bytes]:
+        yield head.ljust(_padded(len(head)), b"\0")
+        for name, tensor in tensors.items():
+            data = _bytes(tensor, kinds[name], model.config, name)
+            yield data.ljust(_padded(len(data)), b"\0")
+
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.making")
+    try:
+        digest = write_file(temporary, parts())
+        os.replace(temporary, out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    settle(out.parent)
+    return digest
+
+
+def _named(model: Llama) -> Iterator[tuple[str, Tensor]]:
+    """Tensors under GGUF's names, and llama3's RoPE scaling as the divisors that llama.cpp expects."""
+    layer = {ours: theirs for theirs, ours in LAYER_NAMES.items()}
+    top = {ours: theirs for theirs, ours in TOP_NAMES.items()}
+    config = model.config
+    if config.rope_scaling.rope_type == "llama3":
+        scaled, _ = inverse_frequencies(config)
+        plain = 1.0 / config.rope_theta ** (torch.arange(0, config.head_size, 2).float() / config.head_size)
+        yield "rope_freqs.weight", plain / scaled
+    for name, parameter in model.named_parameters():
+        stem, _, leaf = name.rpartition(".")
+        parts = stem.split(".", 2)
+        theirs = f"blk.{parts[1]}.{layer[parts[2]]}" if parts[0] == "layers" else top[stem]
+        yield f"{theirs}.{leaf}", parameter.detach()
+
+
+def _kind_of(tensor: Tensor, kind: str) -> str:
+    """Vectors are float32; rows that do not fill blocks are float16."""
+    if tensor.dim() < 2:
+        return "F32"
+    return "F16" if kind in BLOCKS and tensor.shape[-1] % BLOCKS[kind][0] else kind
+
+
+def _size(tensor: Tensor, kind: str) -> int:
+    if kind in BLOCKS:
+        values, width, _ = BLOCKS[kind]
+        return tensor.numel() // values * width
+    return tensor.numel() * (4 if kind == "F32" else 2)
+
+
+def _padded(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _bytes(tensor: Tensor, kind: str, config: LlamaConfig, name: str) -> bytes:
+    if ".attn_q." in name or ".attn_k." in name:
+        tensor = half_split_to_interleaved(
+            tensor, config.num_attention_heads if ".attn_q." in name else config.kv_heads
+        )
+    tensor = tensor.cpu().contiguous()
+    if kind == "BF16":
+        return tensor.bfloat16().view(torch.int16).numpy().tobytes()
+    values = tensor.float().numpy()
+    if kind in BLOCKS:
+        return quantize(kind, values).tobytes()
+    return values.astype(np.float16 if kind == "F16" else np.float32).tobytes()
+
+
+def _metadata(config: LlamaConfig, name: str, kind: str) -> dict[str, Any]:
+    if config.rope_scaling.rope_type == "dynamic":
+        raise InputError("GGUF has no word for dynamic RoPE scaling: convert to hf, or set another rope_scaling")
+    scaling = config.rope_scaling
+    found: dict[str, Any] = {
+        "general.architecture": "llama", "general.name": name, "general.file_type": FILE_TYPES[kind],
+        "general.quantization_version": 2, "llama.vocab_size": config.vocab_size,
+        "llama.context_length": config.max_position_embeddings, "llama.embedding_length": config.hidden_size,
+        "llama.block_count": config.num_hidden_layers, "llama.feed_forward_length": config.intermediate_size,
+        "llama.attention.head_count": config.num_attention_heads, "llama.attention.head_count_kv": config.kv_heads,
+        "llama.attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
+        "llama.attention.key_length": config.head_size, "llama.attention.value_length": config.head_size,
+        "llama.rope.freq_base": float(config.rope_theta), "llama.rope.dimension_count": config.head_size,
+    }  # fmt: skip
+    if scaling.rope_type in ("linear", "yarn"):
+        found |= {"llama.rope.scaling.type": scaling.rope_type, "llama.rope.scaling.factor": float(scaling.factor)}
+        if scaling.original_max_position_embeddings:
+            found["llama.rope.scaling.original_context_length"] = scaling.original_max_position_embeddings
+    return found
+
+
+def tokenizer_metadata(tokenizer: Tokenizer, rows: int) -> dict[str, Any]:
+    """A tokenizer in GGUF's fields, filled up to the embedding's `rows`. Raises InputError for one that cuts text in a
+    way GGUF has no name for: another program would then see other tokens."""
+    description = json.loads(tokenizer.backend.to_str())
+    model, added = description["model"], {t["id"]: t for t in description["added_tokens"]}
+    sentencepiece = bool(model.get("byte_fallback"))
+    vocabulary = {i: word for word, i in model["vocab"].items()} | {i: t["content"] for i, t in added.items()}
+    words = [vocabulary.get(i, f"[PAD{i}]") for i in range(rows)]
+    kinds = [_piece_kind(i, word, vocabulary, added, model, sentencepiece) for i, word in enumerate(words)]
+    found: dict[str, Any] = {
+        "tokenizer.ggml.model": "llama" if sentencepiece else "gpt2",
+        "tokenizer.ggml.tokens": words, "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.add_bos_token": tokenizer.encode("") == [tokenizer.bos_token_id],
+    }  # fmt: skip
+    merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
+    if sentencepiece:
+        ranks: dict[str, int] = {}
+        for rank, pair in enumerate(merges):
+            ranks.setdefault("".join(pair), rank)
+        found["tokenizer.ggml.scores"] = [-float(ranks.get(word, len(merges))) for word in words]
+        found["tokenizer.ggml.add_space_prefix"] = "Prepend" in json.dumps(description["normalizer"])
+    else:
+        found["tokenizer.ggml.pre"] = _cutting(description["pre_tokenizer"])
+        found["tokenizer.ggml.merges"] = [" ".join(pair) for pair in merges]
+    for key in ("bos", "eos", "pad"):
+        if (token := getattr(tokenizer, f"{key}_token_id")) is not None:
+            found[f"tokenizer.ggml.{'padding' if key == 'pad' else key}_token_id"] = token
+    if tokenizer.chat_template:
+        found["tokenizer.chat_template"] = tokenizer.chat_template
+    return found
+
+
+def _piece_kind(
+    i: int,
+    word: str,
+    vocabulary: Mapping[int, str],
+    added: Mapping[int, Any],
+    model: Mapping[str, Any],
+    bytes_too: bool,
+) -> int:
+    if i not in vocabulary:
+        return spm.UNUSED
+    if word == model.get("unk_token"):
+        return spm.UNKNOWN
+    if i in added:
+        return spm.CONTROL if added[i]["special"] else spm.USER_DEFINED
+    return spm.BYTE if bytes_too and len(word) == 6 and word.startswith("<0x") else spm.NORMAL
+
+
+def _cutting(cutter: Mapping[str, Any] | None) -> str:
+    """What GGUF calls a byte-level tokenizer's way of cutting text into words."""
+    steps = (cutter or {}).get("pretokenizers", [cutter] if cutter else [])
+    patterns = [s["pattern"].get("Regex") for s in steps if s["type"] == "Split"]
+    digits = any(s["type"] == "Digits" and s["individual_digits"] for s in steps)
+    whole = any(s["type"] == "ByteLevel" and s["use_regex"] for s in steps)
+    if patterns == [LLAMA3] and not digits:
+        return "llama-bpe"
+    if patterns == [QWEN2] and not digits:
+        return "qwen2"
+    if not patterns and whole:
+        return "smollm" if digits else "gpt-2"
+    raise InputError("GGUF has no name for how this tokenizer cuts text into words: convert to hf instead")
+
+
+def _string(text: str) -> bytes:
+    data = text.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+def _value(value: Any) -> bytes:
+    """A typed metadata value (gguf.md's numbers: 4 uint32, 5 int32, 6 float32, 7 bool, 8 string, 9 array)."""
+    if isinstance(value, bool):
+        return struct.pack("<I?", 7, value)
+    if isinstance(value, int):
+        return struct.pack("<II", 4, value)
+    if isinstance(value, float):
+        return struct.pack("<If", 6, value)
+    if isinstance(value, str):
+        return struct.pack("<I", 8) + _string(value)
+    if isinstance(value[0], str):
+        return struct.pack("<IIQ", 9, 8, len(value)) + b"".join(map(_string, value))
+    code, number = ("f", 6) if isinstance(value[0], float) else ("i", 5)
+    return struct.pack("<IIQ", 9, number, len(value)) + struct.pack(f"<{len(value)}{code}", *value)

@@ -1,0 +1,142 @@
+"""GGUF files of ours: read back, read by the gguf package and by transformers, with the same ids for the same text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from camelid.cli import run as cli
+from camelid.errors import InputError
+from camelid.formats import load, save
+from camelid.formats.convert import convert
+from camelid.formats.gguf import parse
+from camelid.formats.gguf_blocks import quantize
+from camelid.formats.gguf_write import FILE_TYPES, tokenizer_metadata
+from camelid.formats.load import load_tokenizer, open_model
+from camelid.model.config import LlamaConfig, RopeScaling
+from camelid.model.llama import Llama
+from camelid.tokenizer.load import from_folder
+from camelid.tokenizer.tokenizer import Tokenizer
+
+from ..conftest import TEXT
+
+gguf = pytest.importorskip("gguf")
+TEXTS = [*TEXT[:4], " leading", "trailing ", "", "a\n\n\nb\t c", "1234567 don't 🦙 中文，日本語", "<s> </s> <|eot_id|>"]
+
+
+def model_of(**changes: Any) -> Llama:
+    torch.manual_seed(0)
+    shape = {"vocab_size": 448, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5}  # fmt: skip
+    return Llama(LlamaConfig(**(shape | changes))).eval()
+
+
+def written(model: Llama, tokenizer: Tokenizer, folder: Path, kind: str) -> Path:
+    save(model, folder / "hf")
+    tokenizer.save(folder / "hf")
+    convert(folder / "hf", folder / "m.gguf", "gguf", kind=kind)
+    return folder / "m.gguf"
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
+def test_rounding_is_the_references(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((10_000, 32)).astype(np.float32) * rng.choice([1e-6, 1, 300], (10_000, 1)).astype(
+        np.float32
+    )
+    values[7] = 0
+    values[8, :16] = 0
+    theirs = gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind])
+    assert np.array_equal(quantize(kind, values), theirs.reshape(10_000, -1))
+
+
+@pytest.mark.parametrize("kind", FILE_TYPES)
+def test_weights_come_back(tokenizer: Tokenizer, tmp_path: Path, kind: str) -> None:
+    model = model_of()
+    path = written(model, tokenizer, tmp_path, kind)
+    back: Llama = load(path, dtype=torch.float32)
+    reader = {t.name: t for t in gguf.GGUFReader(path).tensors}
+    assert reader["blk.1.ffn_down.weight"].tensor_type.name == kind
+    assert reader["output_norm.weight"].tensor_type.name == "F32"
+    for name, tensor in model.named_parameters():
+        found = back.state_dict()[name]
+        if kind == "F32" or tensor.dim() == 1:
+            assert torch.equal(found, tensor), name
+        elif kind in ("F16", "BF16"):
+            narrow = torch.float16 if kind == "F16" else torch.bfloat16
+            assert torch.equal(found, tensor.to(narrow).float()), name
+        else:
+            step = tensor.detach().view(-1, 32).abs().amax(1) / (127 if kind == "Q8_0" else 8)
+            assert ((found - tensor).abs().view(-1, 32).amax(1) <= step * 1.02 + 1e-6).all(), name
+    config = open_model(path).config
+    same = ("hidden_size", "intermediate_size", "num_hidden_layers", "kv_heads", "head_size", "rms_norm_eps",
+            "max_position_embeddings", "rope_theta", "tie_word_embeddings", "vocab_size")  # fmt: skip
+    assert {k: getattr(config, k) for k in same} == {k: getattr(model.config, k) for k in same}
+
+
+@pytest.mark.parametrize("which", ["byte-level", "sentencepiece"])
+def test_text_is_cut_the_same(tokenizers: dict[str, Path], tmp_path: Path, which: str) -> None:
+    tokenizer = from_folder(tokenizers[which])
+    path = written(model_of(), tokenizer, tmp_path, "F16")
+    back = load_tokenizer(path)
+    for text in TEXTS:
+        assert back.encode(text) == tokenizer.encode(text), text
+        assert back.encode(text, parse_special=False) == tokenizer.encode(text, parse_special=False), text
+        assert back.decode(tokenizer.encode(text)) == tokenizer.decode(tokenizer.encode(text))
+    assert (back.bos_token_id, back.eos_token_id, back.pad_token_id) == (
+        tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id,
+    )  # fmt: skip
+    assert back.chat_template == tokenizer.chat_template
+    assert len(parse(path).metadata["tokenizer.ggml.tokens"]) == 448
+
+
+def test_transformers_reads_what_we_wrote(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Through its own GGUF reader: logits equal ours, so nothing is permuted wrongly."""
+    transformers = pytest.importorskip("transformers")
+    model = model_of()
+    path = written(model, tokenizer, tmp_path, "F32")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=path.name, dtype=torch.float32)
+    ids = torch.randint(0, 400, (1, 30), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        torch.testing.assert_close(theirs(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_scaled_rotations(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    linear = RopeScaling("linear", factor=4.0)
+    llama3 = RopeScaling("llama3", factor=8.0, original_max_position_embeddings=8192)
+    for number, scaling in enumerate((linear, llama3)):
+        model = model_of(rope_scaling=scaling, rope_theta=500000.0, max_position_embeddings=32768)
+        path = written(model, tokenizer, tmp_path / str(number), "F32")
+        ids = torch.randint(0, 400, (1, 40))
+        positions = torch.arange(40) * 700
+        with torch.inference_mode():
+            wanted, found = (m.hidden(ids, positions=positions) for m in (model, load(path)))
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    with pytest.raises(InputError, match="no word for dynamic"):
+        written(model_of(rope_scaling=RopeScaling("dynamic", factor=2.0)), tokenizer, tmp_path / "2", "F32")
+
+
+def test_what_gguf_cannot_say(tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tokenizers import pre_tokenizers
+
+    strange = Tokenizer(tokenizer.backend, bos_token_id=None, eos_token_id=0)
+    kept = tokenizer.backend.pre_tokenizer
+    try:
+        tokenizer.backend.pre_tokenizer = pre_tokenizers.Whitespace()
+        with pytest.raises(InputError, match="no name for how this tokenizer cuts"):
+            tokenizer_metadata(strange, 448)
+    finally:
+        tokenizer.backend.pre_tokenizer = kept
+    save(model_of(), tmp_path / "hf")
+    tokenizer.save(tmp_path / "hf")
+    words = ["convert", str(tmp_path / "hf"), "--to", "gguf", "--out", str(tmp_path / "x.gguf"), "--type", "q3_z"]
+    assert cli(words) == 2
+    assert "'Q3_Z'; choose one of F32" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*x.gguf*"))
+    assert cli([*words[:-1], "q8_0", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["after"]["bytes"] == (tmp_path / "x.gguf").stat().st_size
