@@ -65,6 +65,12 @@ def settle(path: Path) -> None:
         os.close(descriptor)
 
 
+def check_free(out: Path) -> None:
+    """Raise InputError when `out` is a file or a folder that camelid did not make."""
+    if out.exists() and not (out / MANIFEST).exists() and (out.is_file() or any(out.iterdir())):
+        raise InputError(f"{out} exists and is not an output of camelid: choose another --out, or remove it")
+
+
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """A scratch folder beside `out` that takes its name when the block ends well, and vanishes when it does not.
@@ -72,8 +78,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     An earlier output of camelid under that name is replaced; anything else there is left alone.
     Raises InputError when `out` is a file or a folder that camelid did not make.
     """
-    if out.exists() and not (out / MANIFEST).exists() and (out.is_file() or any(out.iterdir())):
-        raise InputError(f"{out} exists and is not an output of camelid: choose another --out, or remove it")
+    check_free(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = out.with_name(f".{out.name}.{os.getpid()}.making")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -205,6 +210,7 @@ def lineage(folder: Path) -> dict[str, Any]:
             child["changed"] = sha256_file(path / MANIFEST) != entry.get("sha256")
         else:
             child = {"kind": "file", **entry, "inputs": []}
-            child["changed"] = not path.is_file() or sha256_file(path) != entry.get("sha256")
+            known = entry.get("sha256")  # none of a folder without a manifest: nothing is known of it
+            child["changed"] = known is not None and (not path.is_file() or sha256_file(path) != known)
         node["inputs"].append(child)
     return node

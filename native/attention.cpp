@@ -116,8 +116,8 @@ INLINE void forward_head(const Shape& s, const Head& q, const Head& k, const Hea
                     std::fill(row, row + BLOCK, 0.0f);
                     continue;
                 }
-                std::fill(row, row + from, -1e30f);  // e to that is nothing
-                std::fill(row + to, row + BLOCK, -1e30f);
+                std::fill(row, row + from, -INFINITY);  // e to that is nothing
+                std::fill(row + to, row + BLOCK, -INFINITY);
                 const float top = std::max(tops[i], scaled_top<K::lanes>(row, s.scale));
                 const float fade = exp_negative(tops[i] - top);
                 totals[i] = totals[i] * fade + exp_row<K::lanes>(row, top);

@@ -82,6 +82,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
+    if options.action != "card" and getattr(options, "out", None):
+        from camelid.artifact import check_free
+
+        check_free(Path(options.out))  # before the work, not after it
     result = MEASURES[options.action](options)
     from camelid.evaluate.record import summary
 
@@ -139,12 +143,13 @@ def _perplexity(options: argparse.Namespace) -> dict[str, Any]:
 
 def _choice(options: argparse.Namespace) -> dict[str, Any]:
     from camelid.evaluate.choice import choice, questions, read_task
-    from camelid.evaluate.templates import split_shots
+    from camelid.evaluate.templates import split_shots, template_digest
 
     asked = questions(Path(options.data), read_task(options.task))
     asked, shots = split_shots(asked, options.shots, options.limit)
     model, tokenizer = _opened(options)
-    result = choice(model, tokenizer, asked, shots=shots, quiet=options.json)
+    task = f"{Path(options.task).stem} {template_digest(options.task)[:8]}"
+    result = choice(model, tokenizer, asked, shots=shots, task=task, quiet=options.json)
     _keep(options, result, [options.data], tokenizer)
     return result
 
@@ -198,10 +203,12 @@ def _pairs(options: argparse.Namespace) -> tuple[list[str], list[list[str]]]:
 
 def _harness(options: argparse.Namespace) -> dict[str, Any]:
     from camelid.evaluate.harness import harness
+    from camelid.formats.load import stop_ids
 
     model, tokenizer = _opened(options)
     names = [name for name in options.tasks.split(",") if name]
-    return harness(model, tokenizer, names, options.include, options.shots, options.limit, options.json)
+    stops = stop_ids(options.model)
+    return harness(model, tokenizer, names, options.include, options.shots, options.limit, options.json, stops)
 
 
 def _compare(options: argparse.Namespace) -> dict[str, Any]:

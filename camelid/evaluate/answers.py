@@ -13,12 +13,12 @@ from camelid.errors import InputError
 from camelid.evaluate.bleu import bleu
 from camelid.evaluate.programs import pass_at_k, passes
 from camelid.evaluate.rouge import rouge
-from camelid.evaluate.templates import read_rows, read_template
+from camelid.evaluate.templates import read_rows, read_template, template_digest
 from camelid.generate.engine import Engine
 from camelid.generate.sampling import SamplingParams
 from camelid.report.progress import progress
 
-NUMBER = re.compile(r"-?\d[\d,]*\.?\d*")
+NUMBER = re.compile(r"-?(?:\d[\d,]*\.?\d*|\.\d+)")
 METRICS = ("number", "exact", "bleu", "rouge", "code")
 AT_ONCE = 16  # questions answered together
 OPTIONAL = {"stop": list, "max_new_tokens": int, "chat": bool, "extract": str, "tokenize": str, "tests": str}
@@ -48,6 +48,7 @@ class AnswerTask:
     extract: str | None = None
     tokenize: str = "13a"
     tests: str = ""
+    digest: str = ""
 
 
 def read_answer_task(name: str) -> AnswerTask:
@@ -63,7 +64,7 @@ def read_answer_task(name: str) -> AnswerTask:
     if groups < 1:
         raise InputError(f"{name}: extract has no group: put what is the answer into parentheses")
     stop = tuple(str(s) for s in found.pop("stop", ()))
-    return AnswerTask(Path(name).stem, stop=stop, **found)
+    return AnswerTask(Path(name).stem, stop=stop, digest=template_digest(name), **found)
 
 
 def asked_of(path: Path, task: AnswerTask) -> list[Asked]:
@@ -72,7 +73,8 @@ def asked_of(path: Path, task: AnswerTask) -> list[Asked]:
     def make(row: Mapping[str, Any]) -> Asked:
         if not isinstance(row, Mapping):
             raise TypeError("a row is an object")
-        return Asked(task.prompt.format(**row), task.reference.format(**row), task.tests.format(**row))
+        said = {key: value for key, value in row.items() if value is not None}
+        return Asked(task.prompt.format(**said), task.reference.format(**said), task.tests.format(**said))
 
     return read_rows(path, make, f"a row that the task {task.name} can fill its prompt with")
 
@@ -103,6 +105,9 @@ def answers(
         else tokenizer.encode(before + q.prompt, parse_special=False)
         for q in asked
     ]
+    _fits(engine, task, prompts)
+    if task.metric in ("bleu", "rouge"):  # a wrong tokenizer or a missing package is told before the work
+        scores(task.metric, [q.reference for q in asked[:2]], [q.reference for q in asked[:2]], task.tokenize)
     texts, ends = _written(engine, task, prompts, samples, temperature, quiet)
     figures, right = score(task, texts, asked, samples)
     how = "greedy" if temperature == 0 else f"{samples} samples at temperature {temperature:g}, seeds 0 …"
@@ -110,16 +115,28 @@ def answers(
     return figures | {
         "stopped_by_itself": sum(ends) / len(ends),
         "questions": len(asked),
+        "samples": samples,
         "answers": [
             {"question": q.prompt, "reference": q.reference, "answer": texts[n * samples], "right": right[n]}
             for n, q in enumerate(asked)
         ],
         "protocol": (
-            f"{task.name}: {len(asked)} questions, {len(shots)} shots, {how}, at most {task.max_new_tokens} new "
-            f"tokens, {form}, {explained(task.metric)}, "
+            f"task {task.name} {task.digest[:8]}: {len(asked)} questions, {len(shots)} shots, {how}, at most "
+            f"{task.max_new_tokens} new tokens, {form}, {explained(task.metric)}, "
             f"{str(engine.model.dtype).removeprefix('torch.')}, tokenizer {tokenizer.digest()[:12]}"
         ),
     }  # fmt: skip
+
+
+def _fits(engine: Engine, task: AnswerTask, prompts: Sequence[Sequence[int]]) -> None:
+    """Raise InputError for a question that leaves no room for an answer: it would be cut, and scored."""
+    longest = max(range(len(prompts)), key=lambda n: len(prompts[n]))
+    needed, context = len(prompts[longest]) + task.max_new_tokens, engine.context_length
+    if needed > context:
+        raise InputError(
+            f"question {longest + 1} needs {needed} tokens with max_new_tokens {task.max_new_tokens} of the task "
+            f"{task.name}, the model takes {context}: fewer --shots, or a smaller max_new_tokens"
+        )
 
 
 def check(task: AnswerTask, samples: int, temperature: float, execute: bool) -> None:
@@ -166,31 +183,35 @@ def score(
         ks = [k for k in (1, 10, 100) if k <= samples]
         mean = {f"pass@{k}": sum(pass_at_k(samples, c, k) for c in solved) / len(solved) for k in ks}
         return mean, [good[n * samples] for n in range(len(asked))]
-    found = [extracted(task, text) for text in texts]
-    return scores(task.metric, found, [extracted(task, q.reference) for q in asked], task.tokenize)
+    # A reference may be the bare answer, without the words that lead up to it.
+    references = [extracted(task, q.reference) or q.reference.strip() for q in asked]
+    return scores(task.metric, [extracted(task, text) for text in texts], references, task.tokenize)
 
 
 def scores(
-    metric: str, texts: Sequence[str], references: Sequence[str], tokenize: str = "13a"
+    metric: str, texts: Sequence[str | None], references: Sequence[str], tokenize: str = "13a"
 ) -> tuple[dict[str, Any], list[bool | None]]:
     """number and exact: `accuracy` and `right`; bleu and rouge: their own figures. And of each text whether it is
-    right, None where there is no right and wrong."""
+    right, None where there is no right and wrong. A text that is None holds no answer, and is wrong."""
+    given = [text or "" for text in texts]
     if metric == "bleu":
-        return bleu(texts, [references], tokenize=tokenize, ter=False), [None] * len(texts)
+        return bleu(given, [references], tokenize=tokenize, ter=False), [None] * len(texts)
     if metric == "rouge":
-        return rouge(texts, [references], tokenize="words" if tokenize == "13a" else tokenize), [None] * len(texts)
+        return rouge(given, [references], tokenize="words" if tokenize == "13a" else tokenize), [None] * len(texts)
     same = same_number if metric == "number" else same_text
-    right: list[bool | None] = [same(text, reference) for text, reference in zip(texts, references, strict=True)]
+    right: list[bool | None] = [
+        text is not None and same(text, reference) for text, reference in zip(texts, references, strict=True)
+    ]
     count = sum(map(bool, right))
     return {"accuracy": count / len(right), "right": count}, right
 
 
-def extracted(task: AnswerTask, text: str) -> str:
-    """What of a text is the answer: the pattern's last find, or all of it."""
+def extracted(task: AnswerTask, text: str) -> str | None:
+    """What of a text is the answer: what the pattern finds last, or all of it without one; None for nothing found."""
     if task.extract is None:
         return text.strip()
-    found = [match.group(1) for match in re.finditer(task.extract, text)]
-    return found[-1].strip() if found else ""
+    found = [match.group(1) for match in re.finditer(task.extract, text) if match.group(1) is not None]
+    return found[-1].strip() if found else None
 
 
 def explained(metric: str) -> str:
@@ -209,6 +230,7 @@ def last_number(text: str) -> str | None:
     if not found:
         return None
     digits: str = found[-1].replace(",", "").rstrip(".")
+    digits = re.sub(r"^(-?)\.", r"\g<1>0.", digits)
     return digits.rstrip("0").rstrip(".") if "." in digits else digits
 
 

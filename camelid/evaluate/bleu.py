@@ -71,4 +71,10 @@ def bleu(
         }
     if doubt := _doubt(sets, tokenize):
         results["warning"] = doubt
-    return results | {"protocol": f"sacrebleu corpus scores over {len(hypotheses)} segments, {len(sets)} reference(s)"}
+    results["bleu"]["tokenize"] = tokenize
+    signature = results["bleu"]["signature"]
+    return results | {
+        "protocol": (
+            f"sacrebleu corpus scores over {len(hypotheses)} segments, {len(sets)} reference(s), BLEU {signature}"
+        ),
+    }

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from camelid.artifact import MANIFEST, lineage, read_manifest, sha256_file
-from camelid.evaluate.record import read
+from camelid.artifact import MANIFEST, lineage, read_manifest
+from camelid.errors import InputError
+from camelid.evaluate.record import identity, read
 from camelid.formats.load import open_model, resolve
 
 
@@ -19,7 +20,14 @@ def card(model: str, evaluations: Sequence[Path]) -> str:
     path = resolve(model)
     config = open_model(model).config
     manifest = read_manifest(path) if (path / MANIFEST).is_file() else None
-    parts = ["---", "library_name: camelid", "tags: [llama]", "---", f"# {path.parent.parent.name or path.name}", ""]
+    parts = [
+        "---",
+        "library_name: camelid",
+        "tags: [llama]",
+        "---",
+        f"# {path.parent.parent.name if path.parent.name == 'checkpoints' else path.stem}",
+        "",
+    ]
     parts += ["Made by `camelid evaluate card` from records; every figure is one that a run wrote down.", ""]
     parts += ["## The model", "", "| field | value |", "|---|---|"]
     shape = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
@@ -51,18 +59,15 @@ def _walk(nodes: Sequence[Mapping[str, Any]], depth: int = 0) -> Iterator[tuple[
 
 
 def _evaluations(path: Path, folders: Sequence[Path]) -> Iterator[str]:
-    from camelid.errors import InputError
-
     if not folders:
         return
-    own = sha256_file(path / MANIFEST) if (path / MANIFEST).is_file() else None
+    own = identity(path)
     yield from ("", "## What it was measured to do", "", "| measure | figure | value |", "|---|---|---|")
     notes = []
     for number, folder in enumerate(folders, 1):
         manifest, _ = read(folder)
-        measured = next((i for i in manifest["inputs"] if i["path"] == str(path.resolve())), None)
-        if measured is None or (own and measured.get("sha256") not in (own, None)):
-            raise InputError(f"{folder} measured another model than {path}: give evaluations of this one")
+        if manifest["measured"]["sha256"] != own:
+            raise InputError(f"{folder} measured another model than {path}, or other weights of it: measure this one")
         for name, value in _figures(manifest["figures"]):
             yield f"| {manifest['measure']} [{number}] | {name} | {value} |"
         data = ", ".join(f"{d['name']} {d['sha256'][:16]}" for d in manifest["data"])

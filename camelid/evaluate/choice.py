@@ -187,10 +187,12 @@ def rows(encoded: Sequence[Encoded]) -> Iterator[list[int]]:
 
 
 def choice(
-    model: Llama, tokenizer: Tokenizer, asked: Sequence[Question], *, shots: Sequence[Question] = (), quiet: bool = True
-) -> dict[str, Any]:
+    model: Llama, tokenizer: Tokenizer, asked: Sequence[Question], *, shots: Sequence[Question] = (), task: str = "",
+    quiet: bool = True,
+) -> dict[str, Any]:  # fmt: skip
     """Returns accuracy, accuracy_normalized, their standard errors, questions, `answers` (each choice's log-likelihood
-    and what was picked) and the protocol. `shots` are solved questions that stand before each one."""
+    and what was picked) and the protocol, which names the `task`. `shots` are solved questions that stand before
+    each one."""
     before = "".join(f"{q.prompt}{q.answers[q.right]}\n\n" for q in shots)
     encoded = [encode(q, tokenizer, before) for q in asked]
     longest = max(len(e.prompt) + max(len(a) for a in e.answers) for e in encoded)
@@ -223,8 +225,9 @@ def choice(
             for s, p, e, q in zip(found, picked, picked_even, asked, strict=True)
         ],
         "protocol": (
-            f"likeliest of the choices over {len(asked)} questions, {len(shots)} shots, sum of log p and the same per "
-            f"character, {bos}, {str(model.dtype).removeprefix('torch.')}, tokenizer {tokenizer.digest()[:12]}"
+            f"{f'task {task}, ' if task else ''}likeliest of the choices over {len(asked)} questions, "
+            f"{len(shots)} shots, sum of log p and the same per character, {bos}, "
+            f"{str(model.dtype).removeprefix('torch.')}, tokenizer {tokenizer.digest()[:12]}"
         ),
     }  # fmt: skip
 

@@ -8,8 +8,7 @@ a mean over documents or pairs by a paired bootstrap of our own.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,8 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
     measure = one["measure"]
     if two["measure"] != measure:
         raise InputError(f"{first} measures {measure}, {second} {two['measure']}: they cannot be compared")
-    if one["data"] != two["data"]:
+    data = [[entry["sha256"] for entry in manifest["data"]] for manifest in (one, two)]
+    if data[0] != data[1]:
         raise InputError(f"{first} and {second} measured different data: {one['data']} and {two['data']}")
     if measure == "perplexity":
         found = _perplexity(a, b)
@@ -82,9 +82,8 @@ def _perplexity(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
 
 def _ratio(a: Floats, b: Floats, sizes: Floats) -> dict[str, Any]:
     """Of sums of nats over sums of bytes, in bits."""
-    drawn = _draws(len(sizes))
     bits = 1 / math.log(2)
-    differences = (b - a)[drawn].sum(1) / sizes[drawn].sum(1) * bits
+    differences = _drawn(lambda at: (b - a)[at].sum() / sizes[at].sum() * bits, len(sizes))
     return _said(float(a.sum() / sizes.sum()) * bits, float(b.sum() / sizes.sum()) * bits, differences)
 
 
@@ -92,20 +91,27 @@ def _means(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
     if len(a) != len(b):
         raise InputError(f"{len(a)} items and {len(b)}: they cannot be paired")
     one, two = np.array(a), np.array(b)
-    return _said(float(one.mean()), float(two.mean()), (two - one)[_draws(len(one))].mean(1))
+    return _said(float(one.mean()), float(two.mean()), _drawn(lambda at: (two - one)[at].mean(), len(one)))
 
 
-def _draws(count: int) -> NDArray[np.int64]:
-    return np.random.default_rng(SEED).integers(0, count, (SAMPLES, count))
+def _drawn(figure: Callable[[NDArray[np.int64]], Any], count: int) -> Floats | None:
+    """A figure of samples as large as the data, drawn from it; None for too few to draw from."""
+    if count < FEW:
+        return None
+    rng = np.random.default_rng(SEED)
+    return np.array([figure(rng.integers(0, count, count)) for _ in range(SAMPLES)])
 
 
-def _said(first: float, second: float, differences: Floats) -> dict[str, Any]:
+def _said(first: float, second: float, differences: Floats | None) -> dict[str, Any]:
     """p: how often the difference of a drawn sample is as far from the real one as that is from nothing."""
     difference = second - first
+    found: dict[str, Any] = {"first": first, "second": second, "difference": difference}
+    if differences is None:
+        return found | {"interval": None, "p": None, "why": f"fewer than {FEW} to draw from"}
     far = np.abs(differences - differences.mean()) >= abs(difference)
     low, high = np.percentile(differences, [2.5, 97.5])
     p = (int(far.sum()) + 1) / (len(differences) + 1)
-    return {"first": first, "second": second, "difference": difference, "interval": [float(low), float(high)], "p": p}
+    return found | {"interval": [float(low), float(high)], "p": p}
 
 
 def _bleu(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
@@ -115,9 +121,11 @@ def _bleu(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
 
     references = [list(r) for r in zip(*(item["references"] for item in a["items"]), strict=True)]
     systems: Any = [(name, [i["hypothesis"] for i in r["items"]]) for name, r in (("first", a), ("second", b))]
-    tokenizer = re.search(r"tok:([^|]+)", a["bleu"]["signature"])
+    for metric in ("bleu", "chrf"):
+        if a[metric]["signature"] != b[metric]["signature"]:
+            raise InputError(f"the two were scored differently: {a[metric]['signature']} and {b[metric]['signature']}")
     metrics: dict[str, Any] = {
-        "BLEU": BLEU(tokenize=tokenizer[1] if tokenizer else "13a", references=references),
+        "BLEU": BLEU(tokenize=a["bleu"]["tokenize"], references=references),
         "chrF2": CHRF(references=references),
     }
     test: Any = PairedTest(systems, metrics, references=None, test_type="bs", n_samples=SAMPLES)
@@ -126,8 +134,9 @@ def _bleu(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     for name, key in (("BLEU", "bleu"), ("chrF2", "chrf")):
         first, second = results[name]
         scores = float(first.score), float(second.score)
-        found[key] = {"first": scores[0], "second": scores[1], "difference": scores[1] - scores[0],
-                      "p": float(second.p_value)}  # fmt: skip
+        # sacrebleu counts samples that differ by more: of two equal systems it would find none.
+        p = float(second.p_value) if scores[0] != scores[1] else 1.0
+        found[key] = {"first": scores[0], "second": scores[1], "difference": scores[1] - scores[0], "p": p}
     return found
 
 
@@ -138,6 +147,8 @@ def _answers(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
         pairs = {"accuracy": "picked", "accuracy_normalized": "picked_normalized"}
     if len(a["answers"]) != len(b["answers"]):
         raise InputError(f"{len(a['answers'])} questions and {len(b['answers'])}: they cannot be paired")
+    if max(r.get("samples", 1) for r in (a, b)) > 1:
+        raise InputError("several samples of a question have no single right and wrong: compare with --samples 1")
     if any(x["right"] is None for x in (*a["answers"], *b["answers"])):
         raise InputError("these answers have no right and wrong: score them by `camelid evaluate bleu` or `rouge`")
     found = {}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from camelid.errors import InputError, MissingExtra
+from camelid.errors import CamelidError, InputError, MissingExtra
 from camelid.evaluate.choice import Encoded, read_row, rows
 from camelid.evaluate.perplexity import Cut, score
 from camelid.evaluate.texts import Text
@@ -21,10 +22,10 @@ from camelid.tokenizer.tokenizer import Tokenizer
 
 def harness(
     model: Llama, tokenizer: Tokenizer, tasks: Sequence[str], include: str | None = None, shots: int | None = None,
-    limit: int | None = None, quiet: bool = True,
+    limit: int | None = None, quiet: bool = True, stops: Sequence[int] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Run lm-eval's tasks by name. Returns its `results`, their `samples` and the protocol. Raises InputError for a
-    task it does not know."""
+    """Run lm-eval's tasks by name; `stops` are the ids that end a text. Returns its `results`, their `samples` and the
+    protocol. Raises InputError for a task it does not know."""
     try:
         import lm_eval
         from lm_eval.api.model import LM
@@ -42,7 +43,7 @@ def harness(
             return rolling(model, tokenizer, [r.args[0] for r in requests], quiet)
 
         def generate_until(self, requests: Any, **_: Any) -> list[str]:
-            return generate_until(model, tokenizer, [r.args for r in requests])
+            return generate_until(model, tokenizer, [r.args for r in requests], stops)
 
     manager = TaskManager(include_path=include)
     unknown = [name for name in tasks if name not in manager.all_tasks]
@@ -71,6 +72,8 @@ def loglikelihood(
     last: str | None = None
     for context, prompt, answer in encoded:
         room = model.config.max_position_embeddings
+        if not answer:
+            raise InputError(f"after {context[-40:]!r} there is no token of the continuation left to score")
         prompt, answer = _fitting(prompt, answer, room)
         if groups and context == last and groups[-1].prompt == prompt:
             groups[-1].answers.append(answer)
@@ -85,6 +88,8 @@ def loglikelihood(
             with torch.inference_mode():
                 sums = read.sums(linear_log_probs(read.states, model.lm_head.weight, read.tokens))
                 other = read.sums((model.lm_head(read.states).argmax(-1) != read.tokens).long())
+            if not all(map(math.isfinite, sums)):
+                raise CamelidError("the model gives a text no probability (NaN or infinity): its weights are broken")
             found += [(total, missed == 0) for total, missed in zip(sums, other, strict=True)]
             done += len(row)
             advance(done)
@@ -121,17 +126,21 @@ def rolling(model: Llama, tokenizer: Tokenizer, texts: Sequence[str], quiet: boo
     return [-scored.total for scored in score(model, named, Cut(window, window), first, quiet=quiet)]
 
 
-def generate_until(model: Llama, tokenizer: Tokenizer, asked: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
-    """What the model writes after each context, up to a stop string: greedily unless the task says otherwise."""
-    engine = Engine(model, tokenizer)
+def generate_until(
+    model: Llama, tokenizer: Tokenizer, asked: Sequence[tuple[str, dict[str, Any]]], stops: Sequence[int] | None = None
+) -> list[str]:
+    """What the model writes after each context, up to a stop string: greedily unless the task says otherwise. Of a
+    context that leaves no room the beginning is cut off, as lm-eval's own models do."""
+    engine = Engine(model, tokenizer, stops)
     prompts, params = [], []
     for context, how in asked:
-        stop = how.get("until") or []
+        stop, new = how.get("until") or [], int(how.get("max_gen_toks", 256))
         sampled = how.get("do_sample", False)
-        prompts.append(list(tokenizer.encode(context, parse_special=False)))
+        room = max(1, engine.context_length - new)
+        prompts.append(list(tokenizer.encode(context, parse_special=False))[-room:])
         params.append(
             SamplingParams(
-                max_new_tokens=how.get("max_gen_toks", 256), stop=tuple([stop] if isinstance(stop, str) else stop),
+                max_new_tokens=new, stop=tuple([stop] if isinstance(stop, str) else stop),
                 temperature=float(how.get("temperature") or 0.0) if sampled else 0.0, seed=0,
             )
         )  # fmt: skip

@@ -11,6 +11,7 @@ from camelid.corpus.decontaminate import unchecked
 from camelid.corpus.read import find_files
 from camelid.formats.hf import dtype_named
 from camelid.formats.load import load, load_tokenizer, resolve
+from camelid.kernels.precision import native_dtype
 from camelid.model.llama import Llama
 from camelid.tokenizer.tokenizer import Tokenizer
 
@@ -19,8 +20,7 @@ def open_for(source: str, dtype: str, data: str | None) -> tuple[Llama, Tokenize
     """MODEL on the GPU if there is one, its tokenizer, and a warning when its corpora were not kept clear of `data`.
     `auto` is bfloat16 where the processor multiplies it."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    native = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
-    wanted = (torch.bfloat16 if native else torch.float32) if dtype == "auto" else dtype_named(dtype)
+    wanted = native_dtype(device) if dtype == "auto" else dtype_named(dtype)
     warning = None
     if data is not None and not (Path(data) / MANIFEST).exists():
         warning = unchecked(resolve(source), find_files([data]))

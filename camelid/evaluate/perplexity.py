@@ -172,8 +172,6 @@ def measured(
         raise InputError("there is no text to score: every document is empty, or a single token without BOS")
     rule = {"document": "BOS before each, not scored", "window": "BOS before each window, not scored"}
     said = rule.get(bos, "") if tokenizer.bos_token_id is not None else ""
-    rule = {"document": "BOS before each, not scored", "window": "BOS before each window, not scored"}
-    said = rule.get(bos, "") if tokenizer.bos_token_id is not None else ""
     found = figures(scored) | {"documents": each}
     longest = max(d["tokens"] for d in each)
     if longest < cut.window:

@@ -1,19 +1,24 @@
 """Programs that a model wrote, run against their tests, and pass@k (arXiv:2107.03374, section 2.1).
 
-A program runs as a process of this user, in an empty folder that is removed, without this process's environment, with
-limits on its time, memory, processes and the size of what it writes, and without a network where the kernel lets an
-ordinary user leave it. That stops accidents, not an adversary.
+A program runs as a process of this user, begun in an empty folder that is removed, without this process's environment,
+with limits on its time, memory and the size of a file it writes, and without a network where the kernel lets an
+ordinary user leave it. What it started ends with it. It can read and write whatever this user can: that stops
+accidents, not an adversary.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import resource
+import secrets
 import shutil
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from functools import cache
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 
 SECONDS = 10
 MEMORY = 1 << 30
@@ -21,17 +26,24 @@ WRITES = 1 << 20
 
 
 def passes(program: str, tests: str) -> bool:
-    """Whether a Python program, with its tests after it, ends well."""
-    with TemporaryDirectory() as folder:
-        command = [*_apart(), sys.executable, "-I", "-S", "-c", f"{program}\n\n{tests}\n"]
+    """Whether a Python program gets through the tests after it. One that ends before their end does not."""
+    through = secrets.token_hex(16)
+    with TemporaryDirectory() as folder, TemporaryFile() as said:
+        text = f"{program}\n\n{tests}\nimport os as _os\n_os.write(1, b'\\n{through}')\n"
         try:
-            done = subprocess.run(
-                command, cwd=folder, env={}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL, timeout=SECONDS, check=False, start_new_session=True, preexec_fn=_limit,
+            process = subprocess.Popen(
+                [*_apart(), sys.executable, "-I", "-S", "-c", text], cwd=folder, env={}, stdin=subprocess.DEVNULL,
+                stdout=said, stderr=subprocess.DEVNULL, start_new_session=True, preexec_fn=_limit,
             )  # fmt: skip
-        except (subprocess.TimeoutExpired, ValueError, OSError):  # a NUL in the text, or a text too long for a command
+        except (ValueError, OSError):  # a NUL in the text, or a text too long for a command
             return False
-        return done.returncode == 0
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(SECONDS)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # what it started, too
+        process.wait()
+        said.seek(0)
+        return process.returncode == 0 and said.read().endswith(through.encode())
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:

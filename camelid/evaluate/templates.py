@@ -6,18 +6,30 @@ import json
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from string import Formatter
 from typing import Any, TypeVar
 
+from camelid.artifact import sha256_file
 from camelid.errors import InputError
 
 TASKS = Path(__file__).parent / "tasks"
 Made = TypeVar("Made")
 
 
+def template_path(name: str) -> Path:
+    """Where a template is: one of ours by name, or a path."""
+    return Path(name) if name.endswith(".toml") else TASKS / f"{name}.toml"
+
+
+def template_digest(name: str) -> str:
+    """SHA-256 of a template, for a protocol: two tasks of one name may ask different things."""
+    return sha256_file(template_path(name))
+
+
 def read_template(name: str, required: Sequence[str], optional: Mapping[str, type] | None = None) -> dict[str, Any]:
     """A task's template: one of ours by name, or a TOML file. Raises InputError naming what is missing, unknown or of
     another type."""
-    path = Path(name) if name.endswith(".toml") else TASKS / f"{name}.toml"
+    path = template_path(name)
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -33,6 +45,11 @@ def read_template(name: str, required: Sequence[str], optional: Mapping[str, typ
             raise InputError(f"{path}: this kind of task has no field {key!r}; it has {known}")
         if not isinstance(value, kind):
             raise InputError(f"{path}: {key} must be {kind.__name__}, not {value!r}")
+        if key in ("prompt", "reference", "answer", "tests"):
+            try:
+                list(Formatter().parse(str(value)))
+            except ValueError as error:
+                raise InputError(f"{path}: {key} has a brace that is no field: write {{{{ and }}}} ({error})") from None
     return found
 
 

@@ -19,13 +19,14 @@ from camelid.kernels.library import library
 
 
 def _native_takes(*tensors: Tensor) -> bool:
-    """Whether these go through the native library: on a CPU, of one kind, and nothing is to be learned from them."""
+    """Whether these go through the native library: in inference mode only, for what is trained, measured while training
+    or a reference of training must come out of the same arithmetic."""
     first = tensors[0]
     return (
-        not torch.is_grad_enabled()
-        and first.device.type == "cpu"
+        torch.is_inference_mode_enabled()
+        and all(t.device.type == "cpu" and t.dtype == first.dtype for t in tensors)
         and first.dtype in (torch.float32, torch.bfloat16)
-        and all(t.dtype == first.dtype and not isinstance(t, FakeTensor) for t in tensors)
+        and not any(isinstance(t, FakeTensor) for t in tensors)
         and not torch.compiler.is_compiling()
         and library() is not None
     )
@@ -34,7 +35,7 @@ def _native_takes(*tensors: Tensor) -> bool:
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """weight * x / sqrt(mean(x^2) + eps) over the last dimension (arXiv:1910.07467), in float32 or better, rounded to
     x's dtype before the product with the weight."""
-    if _native_takes(x, weight):
+    if _native_takes(x, weight) and weight.shape == x.shape[-1:]:
         return _native_rms_norm(x.contiguous(), weight.contiguous(), eps)
     # bfloat16 and float16 are widened; float64 stays, so a float64 model is float64 throughout.
     wide = x if x.dtype == torch.float64 else x.float()
@@ -59,7 +60,7 @@ def _native_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up (arXiv:2002.05202). Only gate and up are kept for the backward pass, silu(gate) is made again."""
-    if _native_takes(gate, up):
+    if _native_takes(gate, up) and gate.shape == up.shape:
         return _native_swiglu(gate.contiguous(), up.contiguous())
     out: Tensor = _SwiGLU.apply(gate, up)  # type: ignore[no-untyped-call]
     return out

@@ -6,6 +6,12 @@ import torch
 from torch import Tensor
 
 
+def native_dtype(device: torch.device) -> torch.dtype:
+    """What `device` multiplies fastest without losing a model: bfloat16 where the hardware has it, else float32."""
+    native = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
 def product_dtype(x: Tensor) -> torch.dtype:
     """Autocast's, where it is on for x's device, else x's own: for products that autocast does not see."""
     kind = x.device.type

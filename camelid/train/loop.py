@@ -251,6 +251,8 @@ def same_run(last: Path, job: Job) -> None:
     """Raises InputError naming the setting or the data that is not what the checkpoint was trained with."""
     manifest = json.loads((last / MANIFEST).read_text())
     then, now = _flat(manifest["settings"]), _flat(json.loads(json.dumps(job.recipe.settings())))
+    if then.get("train.compile") is False:  # what a run without a word on it said before GPUs compiled by themselves
+        then["train.compile"] = now.get("train.compile")
     for key in sorted(then.keys() | now.keys()):
         if then.get(key) != now.get(key) and not key.startswith(FREE):
             raise InputError(

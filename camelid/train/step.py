@@ -12,6 +12,7 @@ import torch
 
 from camelid.errors import CamelidError, RecipeError
 from camelid.kernels.elementwise import compiles
+from camelid.kernels.precision import native_dtype
 from camelid.model.llama import Llama
 from camelid.recipe import Recipe, TrainSection
 from camelid.tokenizer.tokenizer import Tokenizer
@@ -63,8 +64,7 @@ def autocast(device: torch.device, dtype: str) -> AbstractContextManager[Any]:
 def compute_dtype(device: torch.device, dtype: str) -> torch.dtype:
     """What a run multiplies in: bfloat16 where the hardware has it, or as told."""
     if dtype == "auto":
-        native = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
-        return torch.bfloat16 if native else torch.float32
+        return native_dtype(device)
     return torch.bfloat16 if dtype == "bfloat16" else torch.float32
 
 

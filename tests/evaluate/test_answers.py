@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,17 @@ import torch
 
 from camelid.cli import run as cli
 from camelid.errors import InputError
-from camelid.evaluate.answers import AnswerTask, Asked, answers, asked_of, extracted, read_answer_task, score, scores
+from camelid.evaluate.answers import (
+    AnswerTask,
+    Asked,
+    answers,
+    asked_of,
+    extracted,
+    last_number,
+    read_answer_task,
+    score,
+    scores,
+)
 from camelid.evaluate.programs import pass_at_k, passes
 from camelid.formats import save
 from camelid.generate.engine import Engine
@@ -50,7 +61,13 @@ def test_what_counts_as_right() -> None:
     assert scores("exact", [" a ", "b"], ["a", "c"])[0]["accuracy"] == 0.5
     task = AnswerTask("t", "", "", "exact", extract=r"answer is (\w+)")
     assert extracted(task, "the answer is B. No, the answer is C.") == "C"
-    assert extracted(task, "no idea") == ""
+    assert extracted(task, "no idea") is None
+    asked = [Asked("", "The answer is B."), Asked("", "C"), Asked("", "D")]
+    texts = ["i have no idea", "so the answer is C", "the answer is B"]
+    assert score(task, texts, asked, 1) == ({"accuracy": 1 / 3, "right": 1}, [False, True, False])
+    optional = AnswerTask("t", "", "", "exact", extract=r"(?:x(a)|.)")
+    assert extracted(optional, "xa..") == "a"
+    assert [last_number(text) for text in (".5", "0.50", "-.5", "5")] == ["0.5", "0.5", "-0.5", "5"]
 
 
 @pytest.mark.parametrize(
@@ -59,7 +76,10 @@ def test_what_counts_as_right() -> None:
         ("def f(x): return x + 1", True),
         ("def f(x): return x", False),
         ("def f(x): return 1 +", False),
-        ("import sys\ndef f(x): sys.exit(0)", True),  # what HumanEval's own runner lets pass too
+        ("import sys\nsys.exit(0)", False),
+        ("import os\ndef f(x): os._exit(0)", False),
+        ("import os\nif os.fork(): os._exit(0)\ndef f(x): return 3", False),
+        ("print('x' * (1 << 22))\ndef f(x): return 2", False),
         ("while True: pass\ndef f(x): return 2", False),
         ("a = bytearray(1 << 31)\ndef f(x): return 2", False),
         ("open('big', 'wb').write(b'x' * (1 << 24))\ndef f(x): return 2", False),
@@ -70,6 +90,15 @@ def test_what_counts_as_right() -> None:
 def test_programs_run_apart(monkeypatch: pytest.MonkeyPatch, program: str, good: bool) -> None:
     monkeypatch.setattr("camelid.evaluate.programs.SECONDS", 2)
     assert passes(program, "assert f(1) == 2") is good
+
+
+def test_what_a_program_started_ends_with_it(tmp_path: Path) -> None:
+    late = tmp_path / "late"
+    child = f"import time; time.sleep(1.5); open({str(late)!r}, 'w')"
+    program = f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', {child!r}])\n"
+    assert passes(program, "")
+    time.sleep(2.5)
+    assert not late.exists()
 
 
 def test_pass_at_k_is_the_share_of_draws() -> None:
@@ -104,6 +133,7 @@ def test_programs_need_leave(engine: Engine) -> None:
         ('prompt = "x"\nreference = "y"\nmetric = "exact"\nextract = "a"\n', "no group"),
         ('prompt = "x"\nreference = "y"\nmetric = "exact"\nmax_tokens = 3\n', "no field 'max_tokens'"),
         ('prompt = "x"\nreference = "y"\nmetric = "exact"\nmax_new_tokens = "3"\n', "must be int"),
+        ('prompt = "{x"\nreference = "y"\nmetric = "exact"\n', "prompt has a brace that is no field"),
         ("prompt", "known are arc"),
     ],
 )
@@ -117,7 +147,18 @@ def test_rows_at_fault(tmp_path: Path) -> None:
     (tmp_path / "q.jsonl").write_text('{"question": "a", "answer": "b"}\n{"question": "a"}\n')
     with pytest.raises(InputError, match=r"line 2: not a row that the task gsm8k can fill.*'answer'"):
         asked_of(tmp_path / "q.jsonl", read_answer_task("gsm8k"))
+    (tmp_path / "q.jsonl").write_text('{"question": null, "answer": "b"}\n')
+    with pytest.raises(InputError, match="'question'"):
+        asked_of(tmp_path / "q.jsonl", read_answer_task("gsm8k"))
     assert set(map(read_answer_task, ("gsm8k", "translation", "summary", "humaneval")))
+
+
+def test_no_answer_is_cut_by_the_context(engine: Engine) -> None:
+    wide = AnswerTask("t", "", "", "exact", max_new_tokens=250)
+    with pytest.raises(InputError, match=r"question 2 needs \d+ tokens .* the model takes 256"):
+        answers(engine, wide, [Asked("a", ""), Asked("a longer question than the other", "")])
+    with pytest.raises(InputError, match="no tokenizer 'german'"):
+        answers(engine, AnswerTask("t", "", "", "bleu", tokenize="german", max_new_tokens=4), QUESTIONS)
 
 
 def test_the_verb(engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

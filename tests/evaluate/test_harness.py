@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from camelid.errors import InputError, MissingExtra
+from camelid.errors import CamelidError, InputError, MissingExtra
 from camelid.evaluate.harness import encode_pair, generate_until, harness, loglikelihood, rolling
+from camelid.generate.engine import Engine
+from camelid.generate.sampling import SamplingParams
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
 from camelid.tokenizer.tokenizer import Tokenizer
@@ -59,6 +61,15 @@ def test_pairs_are_scored_one_by_one(scorer: Llama, tokenizer: Tokenizer) -> Non
     assert loglikelihood(scorer, tokenizer, [("The", word)])[0][1] == (tokenizer.encode("The" + word)[-1] == likeliest)
 
 
+def test_what_cannot_be_scored(scorer: Llama, tokenizer: Tokenizer) -> None:
+    with pytest.raises(InputError, match="no token of the continuation"):
+        loglikelihood(scorer, tokenizer, [("The", "")])
+    with torch.no_grad():
+        scorer.norm.weight[0] = torch.nan
+    with pytest.raises(CamelidError, match="no probability"):
+        loglikelihood(scorer, tokenizer, [("The", " meaning")])
+
+
 def test_how_a_pair_is_cut(tokenizer: Tokenizer) -> None:
     prompt, answer = encode_pair(tokenizer, "to learn ", "and")
     assert (prompt, answer) == encode_pair(tokenizer, "to learn", " and")
@@ -83,6 +94,11 @@ def test_text_up_to_a_stop(scorer: Llama, tokenizer: Tokenizer) -> None:
     stop = whole[3]
     [cut] = generate_until(scorer, tokenizer, [("The meaning", {"max_gen_toks": 12, "until": [stop]})])
     assert cut == whole[: whole.index(stop)]
+    long = "a context that goes on and on, and then on. " * 20
+    [late] = generate_until(scorer, tokenizer, [(long, {"max_gen_toks": 12})])
+    end = tokenizer.encode(long)[-52:]
+    [alone_] = Engine(scorer, tokenizer).generate([end], SamplingParams(max_new_tokens=12))
+    assert late == alone_.text
 
 
 def test_without_lm_eval_the_extra_is_named(scorer: Llama, tokenizer: Tokenizer) -> None:

@@ -22,7 +22,7 @@ from camelid.evaluate.card import card as make_card
 from camelid.evaluate.compare import compare, mcnemar
 from camelid.evaluate.perplexity import measured
 from camelid.evaluate.record import coloured, read
-from camelid.formats import save
+from camelid.formats import load, save
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
 from camelid.tokenizer.tokenizer import Tokenizer
@@ -100,6 +100,59 @@ def test_what_cannot_be_compared(folders: Path, capsys: pytest.CaptureFixture[st
             compare(folders / "a", folders / other)
 
 
+def test_too_few_to_tell(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folders / "one.txt").write_text("The meaning of life is to learn.")
+    for n in (0, 1):
+        words = [str(folders / f"m{n}"), "--data", str(folders / "one.txt"), "--out", str(folders / f"o{n}")]
+        call(capsys, "perplexity", *words)
+    found = compare(folders / "o0", folders / "o1")["figures"]["bits_per_byte"]
+    assert (found["interval"], found["p"]) == (None, None)
+    assert "fewer than 20" in found["why"]
+
+
+def test_a_changed_record_is_refused(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call(capsys, "perplexity", str(folders / "m0"), "--data", str(folders / "d.jsonl"), "--out", str(folders / "e"))
+    path = folders / "e" / "result.json"
+    path.write_text(path.read_text().replace('"bytes"', '"byte5"', 1))
+    with pytest.raises(InputError, match=r"result\.json is damaged"):
+        read(folders / "e")
+
+
+def test_unlike_tasks_and_scores_are_told(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"question": f"{n}?", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "A"} for n in range(9)
+    ]
+    (folders / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for task in ("arc", "commonsense_qa"):
+        words = [str(folders / "m0"), "--data", str(folders / "q.jsonl"), "--task", task, "--out", str(folders / task)]
+        call(capsys, "choice", *words)
+    assert "protocols differ" in compare(folders / "arc", folders / "commonsense_qa")["warning"]
+    assert compare(folders / "arc", folders / "arc")["figures"]["accuracy"]["p"] == 1
+    (folders / "h").write_text("the cat sat on the mat\na dog ran\n")
+    for cut in ("13a", "zh"):
+        words = ["--hypotheses", str(folders / "h"), "--references", str(folders / "h"), "--tokenize", cut]
+        call(capsys, "bleu", *words, "--out", str(folders / cut))
+    with pytest.raises(InputError, match="scored differently"):
+        compare(folders / "13a", folders / "zh")
+    same = compare(folders / "13a", folders / "13a")["figures"]
+    assert [same[key]["p"] for key in ("bleu", "chrf")] == [1, 1]
+
+
+def test_records_of_folders_of_texts(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folders / "texts").mkdir()
+    for name in ("a.txt", "b.txt"):
+        (folders / "texts" / name).write_text(f"a text named {name}")
+    call(capsys, "perplexity", str(folders / "m0"), "--data", str(folders / "texts"), "--out", str(folders / "e"))
+    assert [d["name"] for d in read(folders / "e")[0]["data"]] == ["a.txt", "b.txt"]
+    (folders / "busy").mkdir()
+    (folders / "busy" / "mine").write_text("x")
+    words = ["evaluate", "perplexity", str(folders / "m0"), "--data", str(folders / "texts"), "--out"]
+    assert cli([*words, str(folders / "busy")]) == 2
+    told = capsys.readouterr()
+    assert "not an output of camelid" in told.err
+    assert "perplexity" not in told.out  # before the work
+
+
 def test_mcnemar_is_the_binomial() -> None:
     assert mcnemar(0, 0) == 1
     assert mcnemar(1, 9) == pytest.approx(2 * (1 + 10) / 2**10)
@@ -134,8 +187,6 @@ def test_paired_bleu_is_sacrebleus(data: Path, tmp_path: Path, capsys: pytest.Ca
 
 
 def test_colours_stand_on_their_tokens(folders: Path, tokenizer: Tokenizer) -> None:
-    from camelid.formats.load import load
-
     text = "def area(width):\n    return 骆驼 < 3  # Ω≈ç"
     model: Llama = load(folders / "m0")
     for bos in ("document", "none"):
@@ -169,6 +220,20 @@ def test_a_card_says_what_records_say(folders: Path, capsys: pytest.CaptureFixtu
     assert "| hidden_size | 32 |" in card
     with pytest.raises(InputError, match="another model"):
         make_card(str(folders / "m1"), [folders / "e"])
+    (folders / "m0" / "camelid.json").unlink()  # as a folder from a hub: known by its weights
+    with pytest.raises(InputError, match="other weights"):
+        make_card(str(folders / "m0"), [folders / "e"])
+    call(capsys, "perplexity", str(folders / "m0"), "--data", str(folders / "d.jsonl"), "--out", str(folders / "e"))
+    assert make_card(str(folders / "m0"), [folders / "e"]).startswith(
+        "---\nlibrary_name: camelid\ntags: [llama]\n---\n# m0\n"
+    )
+    model: Llama = load(folders / "m0")
+    with torch.no_grad():
+        model.norm.weight[0] += 1
+    save(model, folders / "m0-changed")
+    (folders / "m0-changed" / "model.safetensors").replace(folders / "m0" / "model.safetensors")
+    with pytest.raises(InputError, match="other weights"):
+        make_card(str(folders / "m0"), [folders / "e"])
 
 
 def test_windows_and_rules_at_fault(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:

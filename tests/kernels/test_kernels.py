@@ -12,6 +12,8 @@ from camelid.kernels.attention import Documents, attention
 from camelid.kernels.cross_entropy import linear_cross_entropy
 from camelid.kernels.elementwise import rms_norm, swiglu
 from camelid.kernels.library import library
+from camelid.model.config import LlamaConfig
+from camelid.model.llama import Llama
 
 native = pytest.mark.skipif(library() is None, reason="the native library is not built here")
 
@@ -143,7 +145,7 @@ def test_a_document_in_pieces_goes_by_the_mask() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(3, 32), (5, 7, 37), (1, 1), (2, 9, 576), (700, 401)])
-def test_passes_without_gradients_are_the_reference(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+def test_passes_of_inference_are_the_reference(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     """The native norm and gate against torch, odd sizes and several threads included; large and tiny values too."""
     if library() is None:
         pytest.skip("the native library was not built")
@@ -153,7 +155,7 @@ def test_passes_without_gradients_are_the_reference(dtype: torch.dtype, shape: t
     close = {"rtol": 1e-2, "atol": 1e-6} if dtype == torch.bfloat16 else {"rtol": 2e-6, "atol": 1e-9}
     for work in (lambda: rms_norm(x, weight, 1e-5), lambda: swiglu(x, y)):
         wanted = work()
-        with torch.no_grad():
+        with torch.inference_mode():
             found = work()
         assert found.dtype == dtype
         assert found.shape == x.shape
@@ -164,8 +166,29 @@ def test_passes_without_gradients_are_the_reference(dtype: torch.dtype, shape: t
 
 def test_extremes_of_the_gate() -> None:
     x = torch.tensor([-1e30, -100.0, -0.0, 0.0, 100.0, 1e30, torch.inf, torch.nan])
-    with torch.no_grad():
+    with torch.inference_mode():
         found = swiglu(x, torch.ones(8))
     assert found[:6].tolist() == pytest.approx([0, 0, 0, 0, 100, 1e30], rel=1e-6, abs=1e-30)
     assert found[6] == torch.inf
     assert found[7].isnan()
+
+
+def test_a_gate_of_another_shape_is_broadcast() -> None:
+    gate, up = torch.ones(2, 3), torch.tensor([1.0, 2.0, 3.0])
+    with torch.inference_mode():
+        assert torch.equal(swiglu(gate, up), torch.nn.functional.silu(gate) * up)
+        assert torch.equal(rms_norm(gate, torch.ones(1), 0.0), torch.ones(2, 3))
+
+
+def test_training_and_its_references_compute_alike() -> None:
+    """DPO's reference log-probabilities are made without gradients: at step 0 they are the policy's, bit for bit."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4
+    )
+    model, ids = Llama(config), torch.randint(0, 64, (2, 40))
+    for dtype in (torch.float32, torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            learned = model.hidden(ids)
+            with torch.no_grad():
+                assert torch.equal(model.hidden(ids), learned)
