@@ -11,6 +11,7 @@ import json
 import os
 import struct
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from camelid.artifact import settle, write_file
 from camelid.errors import InputError
 from camelid.formats.gguf import LAYER_NAMES, TOP_NAMES, TYPE_NAMES
 from camelid.formats.gguf_blocks import BLOCKS, quantize
-from camelid.model.config import LlamaConfig
+from camelid.model.config import LlamaConfig, RopeScaling
 from camelid.model.llama import Llama
 from camelid.model.rope import half_split_to_interleaved, inverse_frequencies
 from camelid.tokenizer import sentencepiece_model as spm
@@ -40,6 +41,11 @@ def write(model: Llama, tokenizer: Tokenizer, out: Path, kind: str) -> str:
     or a tokenizer that GGUF has no words for."""
     if kind not in FILE_TYPES:
         raise InputError(f"GGUF matrices cannot be written as {kind!r}; choose one of {', '.join(FILE_TYPES)}")
+    if out.exists():  # it may be the very model that is read
+        raise InputError(f"{out} exists: choose another --out, or remove it")
+    if len(tokenizer) > model.config.vocab_size:
+        raise InputError(f"the tokenizer has {len(tokenizer)} tokens, the embedding {model.config.vocab_size} rows")
+    out.parent.mkdir(parents=True, exist_ok=True)
     metadata = _metadata(model.config, out.stem, kind) | tokenizer_metadata(tokenizer, model.config.vocab_size)
     tensors = dict(_named(model))
     kinds = {name: _kind_of(tensor, kind) for name, tensor in tensors.items()}
@@ -117,9 +123,13 @@ def _bytes(tensor: Tensor, kind: str, config: LlamaConfig, name: str) -> bytes:
 
 
 def _metadata(config: LlamaConfig, name: str, kind: str) -> dict[str, Any]:
-    if config.rope_scaling.rope_type == "dynamic":
-        raise InputError("GGUF has no word for dynamic RoPE scaling: convert to hf, or set another rope_scaling")
     scaling = config.rope_scaling
+    known = RopeScaling(scaling.rope_type, factor=scaling.factor)
+    if scaling.rope_type != "default":
+        trained = 8192 if scaling.rope_type == "llama3" else scaling.original_max_position_embeddings
+        known = replace(known, original_max_position_embeddings=trained)
+    if scaling != known or scaling.rope_type == "dynamic":
+        raise InputError(f"GGUF has no word for this {scaling.rope_type} RoPE scaling: convert to hf")
     found: dict[str, Any] = {
         "general.architecture": "llama", "general.name": name, "general.file_type": FILE_TYPES[kind],
         "general.quantization_version": 2, "llama.vocab_size": config.vocab_size,

@@ -16,7 +16,7 @@ from camelid.formats import load, save
 from camelid.formats.convert import convert
 from camelid.formats.gguf import parse
 from camelid.formats.gguf_blocks import quantize
-from camelid.formats.gguf_write import FILE_TYPES, tokenizer_metadata
+from camelid.formats.gguf_write import FILE_TYPES, tokenizer_metadata, write
 from camelid.formats.load import load_tokenizer, open_model
 from camelid.model.config import LlamaConfig, RopeScaling
 from camelid.model.llama import Llama
@@ -117,8 +117,12 @@ def test_scaled_rotations(tokenizer: Tokenizer, tmp_path: Path) -> None:
         with torch.inference_mode():
             wanted, found = (m.hidden(ids, positions=positions) for m in (model, load(path)))
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
-    with pytest.raises(InputError, match="no word for dynamic"):
-        written(model_of(rope_scaling=RopeScaling("dynamic", factor=2.0)), tokenizer, tmp_path / "2", "F32")
+    for number, scaling in enumerate((
+        RopeScaling("dynamic", factor=2.0), RopeScaling("yarn", factor=2.0, beta_fast=8.0),
+        RopeScaling("llama3", factor=8.0, original_max_position_embeddings=4096),
+    ), 2):  # fmt: skip
+        with pytest.raises(InputError, match="no word for this"):
+            written(model_of(rope_scaling=scaling), tokenizer, tmp_path / str(number), "F32")
 
 
 def test_what_gguf_cannot_say(tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,3 +144,7 @@ def test_what_gguf_cannot_say(tokenizer: Tokenizer, tmp_path: Path, capsys: pyte
     assert not list(tmp_path.glob("*x.gguf*"))
     assert cli([*words[:-1], "q8_0", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["after"]["bytes"] == (tmp_path / "x.gguf").stat().st_size
+    assert cli([*words[:-1], "q8_0"]) == 2
+    assert "exists" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"tokenizer has \d+ tokens, the embedding 64 rows"):
+        write(model_of(vocab_size=64), tokenizer, tmp_path / "y.gguf", "F16")
