@@ -41,19 +41,28 @@ using Sse = Kind<vector4, 2>;
 using Avx2 = Kind<vector8, 6>;
 using Avx512 = Kind<vector16, 12>;
 
-// e^x for x <= 0: 2^n p(r) with a polynomial of degree 6 on |r| <= ln(2)/2, relative error below 3e-7; 0 below -87.
-INLINE float exp_negative(float x) {
-    const float y = x < -87.0f ? -87.0f : x;
-    const float shifted = y * 1.44269504f + 12582912.0f;  // adding 1.5 * 2^23 rounds to a whole number
-    const float n = shifted - 12582912.0f;
-    const float r = y - n * 0.693359375f + n * 2.12194440e-4f;
-    float p = 1.0f / 720.0f;
+// p(r), about e^r, of a value or of many at once.
+template <typename V>
+INLINE void exp_series(const V* at, V* out) {
+    const V r = *at;
+    V p = V{} + 1.0f / 720.0f;
     p = p * r + 1.0f / 120.0f;
     p = p * r + 1.0f / 24.0f;
     p = p * r + 1.0f / 6.0f;
     p = p * r + 0.5f;
     p = p * r + 1.0f;
     p = p * r + 1.0f;
+    *out = p;
+}
+
+// e^x for x <= 0: 2^n p(r) with a polynomial of degree 6 on |r| <= ln(2)/2, relative error below 3e-7; 0 below -87.
+INLINE float exp_negative(float x) {
+    const float y = x < -87.0f ? -87.0f : x;
+    const float shifted = y * 1.44269504f + 12582912.0f;  // adding 1.5 * 2^23 rounds to a whole number
+    const float n = shifted - 12582912.0f;
+    const float r = y - n * 0.693359375f + n * 2.12194440e-4f;
+    float p;
+    exp_series(&r, &p);
     const std::int32_t bits = (static_cast<std::int32_t>(n) + 127) * (1 << 23);
     float scale;
     std::memcpy(&scale, &bits, 4);
@@ -122,13 +131,8 @@ INLINE void exp_values(typename Lanes<N>::Values* values) {
     const Values shifted = y * 1.44269504f + 12582912.0f;
     const Values n = shifted - 12582912.0f;
     const Values r = y - n * 0.693359375f + n * 2.12194440e-4f;
-    Values p = Values{} + 1.0f / 720.0f;
-    p = p * r + 1.0f / 120.0f;
-    p = p * r + 1.0f / 24.0f;
-    p = p * r + 1.0f / 6.0f;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
+    Values p;
+    exp_series(&r, &p);
     const auto bits = (__builtin_convertvector(n, typename Lanes<N>::Whole) + 127) << 23;
     Values scale;
     std::memcpy(&scale, &bits, sizeof scale);

@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from camelid.cli import run as cli
 from camelid.errors import InputError
@@ -27,7 +26,6 @@ from camelid.evaluate.programs import pass_at_k, passes
 from camelid.formats import save
 from camelid.generate.engine import Engine
 from camelid.generate.sampling import SamplingParams
-from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
 from camelid.tokenizer.tokenizer import Tokenizer
 
@@ -36,11 +34,8 @@ QUESTIONS = [Asked(f"Q: {text}\nA:", " 4") for text in ("one", "two and two", "é
 
 
 @pytest.fixture
-def engine(tokenizer: Tokenizer) -> Engine:
-    torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256)  # fmt: skip
-    return Engine(Llama(config).eval(), tokenizer)
+def engine(scorer: Llama, tokenizer: Tokenizer) -> Engine:
+    return Engine(scorer, tokenizer)
 
 
 def test_each_question_gets_its_own_answer(engine: Engine) -> None:

@@ -13,7 +13,6 @@ from camelid.cli import run as cli
 from camelid.errors import InputError
 from camelid.evaluate.choice import choice, encode, log_likelihoods, questions, read_task
 from camelid.formats import save
-from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
 from camelid.tokenizer.tokenizer import Tokenizer
 
@@ -33,14 +32,6 @@ ROWS = [
 def file(tmp_path: Path) -> Path:
     (tmp_path / "q.jsonl").write_text("\n".join(json.dumps(r) for r in ROWS * 9) + "\n")
     return tmp_path / "q.jsonl"
-
-
-@pytest.fixture
-def scorer(tokenizer: Tokenizer) -> Llama:
-    torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256)  # fmt: skip
-    return Llama(config).eval()
 
 
 def alone(model: Llama, prompt: list[int], answer: list[int]) -> float:

@@ -13,17 +13,8 @@ from camelid.errors import CamelidError, InputError, MissingExtra
 from camelid.evaluate.harness import encode_pair, generate_until, harness, loglikelihood, rolling
 from camelid.generate.engine import Engine
 from camelid.generate.sampling import SamplingParams
-from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
 from camelid.tokenizer.tokenizer import Tokenizer
-
-
-@pytest.fixture
-def scorer(tokenizer: Tokenizer) -> Llama:
-    torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64)  # fmt: skip
-    return Llama(config).eval()
 
 
 def alone(model: Llama, prompt: list[int], answer: list[int]) -> tuple[float, bool]:
@@ -39,7 +30,7 @@ def alone(model: Llama, prompt: list[int], answer: list[int]) -> tuple[float, bo
 
 def test_pairs_are_scored_one_by_one(scorer: Llama, tokenizer: Tokenizer) -> None:
     """Shared contexts, a repeated pair, a context too long for the model, an empty one, spaces at a context's end."""
-    long = "a context that goes on and on, and then on, until no model of this size can read it. " * 6
+    long = "a context that goes on and on, and then on, until no model of this size can read it. " * 12
     contexts = [
         "The meaning of life is",
         "The meaning of life is",
@@ -94,9 +85,9 @@ def test_text_up_to_a_stop(scorer: Llama, tokenizer: Tokenizer) -> None:
     stop = whole[3]
     [cut] = generate_until(scorer, tokenizer, [("The meaning", {"max_gen_toks": 12, "until": [stop]})])
     assert cut == whole[: whole.index(stop)]
-    long = "a context that goes on and on, and then on. " * 20
+    long = "a context that goes on and on, and then on. " * 40
     [late] = generate_until(scorer, tokenizer, [(long, {"max_gen_toks": 12})])
-    end = tokenizer.encode(long)[-52:]
+    end = tokenizer.encode(long)[-244:]
     [alone_] = Engine(scorer, tokenizer).generate([end], SamplingParams(max_new_tokens=12))
     assert late == alone_.text
 
