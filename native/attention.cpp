@@ -180,17 +180,16 @@ INLINE void backward_head(const Shape& s, const Head& q, const Head& k, const He
     }
 }
 
+// One query head: nothing that it writes is another one's, so that threads share heads out evenly.
 template <typename K>
 INLINE void forward_group(const Shape& s, const Tensor* t, const std::int32_t* firsts, float* log_sums, std::int64_t task) {
-    const std::int64_t b = task / s.kv_heads, kv = task % s.kv_heads, group = s.heads / s.kv_heads;
+    const std::int64_t b = task / s.heads, h = task % s.heads, kv = h / (s.heads / s.kv_heads);
     const std::int64_t padded = (s.length + BLOCK - 1) / BLOCK * BLOCK;
     Head q, k, v;
+    load(t[0], b, h, s, padded, false, &q);
     load(t[1], b, kv, s, padded, true, &k);
     load(t[2], b, kv, s, padded, false, &v);
-    for (std::int64_t h = kv * group; h < (kv + 1) * group; ++h) {
-        load(t[0], b, h, s, padded, false, &q);
-        forward_head<K>(s, q, k, v, firsts + b * s.length, padded, t[3], b, h, log_sums + (b * s.heads + h) * s.length);
-    }
+    forward_head<K>(s, q, k, v, firsts + b * s.length, padded, t[3], b, h, log_sums + task * s.length);
 }
 
 template <typename K>
@@ -256,7 +255,7 @@ extern "C" void camelid_attention(const std::int64_t* shape, float scale, const 
     for (int i = 0; i < (backward ? 8 : 4); ++i)
         t[i] = {reinterpret_cast<void*>(tensors[5 * i]), tensors[5 * i + 1], tensors[5 * i + 2], tensors[5 * i + 3],
                 static_cast<int>(tensors[5 * i + 4])};
-    const std::int64_t tasks = s.batch * s.kv_heads;
+    const std::int64_t tasks = s.batch * (backward ? s.kv_heads : s.heads);
     std::atomic<std::int64_t> next{0};
     const auto group = CHOSEN(group);
     const auto work = [&] {

@@ -31,15 +31,24 @@ typedef float vector4 __attribute__((vector_size(16)));
 typedef float vector8 __attribute__((vector_size(32)));
 typedef float vector16 __attribute__((vector_size(64)));
 
-// A kind of CPU for products: its register, and how many rows of 16 columns it can keep in registers.
-template <typename V, int R>
+// A kind of CPU for products: its register, and how many rows of how many registers it can keep of C.
+template <typename V, int R, int A>
 struct Kind {
     using Vector = V;
-    static constexpr int lanes = sizeof(V) / 4, across = 16 / lanes, rows = R;
+    static constexpr int lanes = sizeof(V) / 4, rows = R, across = A, width = lanes * A;
 };
-using Sse = Kind<vector4, 2>;
-using Avx2 = Kind<vector8, 6>;
-using Avx512 = Kind<vector16, 12>;
+struct Sse : Kind<vector4, 2, 4> {
+    using Narrow = Sse;  // what takes the last columns where `width` does not divide them
+};
+struct Avx2 : Kind<vector8, 6, 2> {
+    using Narrow = Avx2;
+};
+struct Avx512Narrow : Kind<vector16, 12, 1> {
+    using Narrow = Avx512Narrow;
+};
+struct Avx512 : Kind<vector16, 8, 2> {
+    using Narrow = Avx512Narrow;
+};
 
 // p(r), about e^r, of a value or of many at once.
 template <typename V>
@@ -147,7 +156,7 @@ INLINE void exp_below(const T* row, float top, typename Lanes<N>::Values* out) {
     exp_values<N>(out);
 }
 
-// R rows of C [R, 16] = or += A [R, k] B [k, 16], row-major with the given row lengths.
+// R rows of C [R, width] = or += A [R, k] B [k, width], row-major with the given row lengths.
 template <typename K, int R>
 INLINE void tile(std::int64_t k, const float* a, std::int64_t a_row, const float* b, std::int64_t b_row, float* c,
                  std::int64_t c_row, bool add) {
@@ -169,17 +178,24 @@ INLINE void tile(std::int64_t k, const float* a, std::int64_t a_row, const float
         for (int x = 0; x < K::across; ++x) std::memcpy(c + r * c_row + x * K::lanes, &sum[r][x], sizeof(V));
 }
 
+template <typename K>
+INLINE void stripe(std::int64_t m, std::int64_t k, const float* a, std::int64_t a_row, const float* b,
+                   std::int64_t b_row, float* c, std::int64_t c_row, bool add) {
+    std::int64_t i = 0;
+    for (; i + K::rows <= m; i += K::rows)
+        tile<K, K::rows>(k, a + i * a_row, a_row, b, b_row, c + i * c_row, c_row, add);
+    for (; i + 2 <= m; i += 2) tile<K, 2>(k, a + i * a_row, a_row, b, b_row, c + i * c_row, c_row, add);
+    for (; i < m; ++i) tile<K, 1>(k, a + i * a_row, a_row, b, b_row, c + i * c_row, c_row, add);
+}
+
 // C [m, n] = or += A [m, k] B [k, n]; n is a multiple of 16.
 template <typename K>
 INLINE void product(std::int64_t m, std::int64_t n, std::int64_t k, const float* a, std::int64_t a_row, const float* b,
                     std::int64_t b_row, float* c, std::int64_t c_row, bool add) {
-    for (std::int64_t j = 0; j < n; j += 16) {
-        std::int64_t i = 0;
-        for (; i + K::rows <= m; i += K::rows)
-            tile<K, K::rows>(k, a + i * a_row, a_row, b + j, b_row, c + i * c_row + j, c_row, add);
-        for (; i + 2 <= m; i += 2) tile<K, 2>(k, a + i * a_row, a_row, b + j, b_row, c + i * c_row + j, c_row, add);
-        for (; i < m; ++i) tile<K, 1>(k, a + i * a_row, a_row, b + j, b_row, c + i * c_row + j, c_row, add);
-    }
+    using Last = typename K::Narrow;
+    std::int64_t j = 0;
+    for (; j + K::width <= n; j += K::width) stripe<K>(m, k, a, a_row, b + j, b_row, c + j, c_row, add);
+    for (; j < n; j += Last::width) stripe<Last>(m, k, a, a_row, b + j, b_row, c + j, c_row, add);
 }
 
 }  // namespace
