@@ -23,7 +23,7 @@ from camelid.model.llama import Llama
 from camelid.report.progress import progress
 from camelid.tokenizer.tokenizer import Tokenizer
 
-ROW = 1024  # tokens that are read together, unless one question needs more
+ROW = 512  # tokens that are read together, unless one question needs more
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from camelid.evaluate.perplexity import Cut, score
 from camelid.evaluate.texts import Text
 from camelid.generate.engine import Engine
 from camelid.generate.sampling import SamplingParams
-from camelid.kernels.cross_entropy import linear_log_probs
 from camelid.model.llama import Llama
 from camelid.report.progress import progress
 from camelid.tokenizer.tokenizer import Tokenizer
@@ -86,8 +85,9 @@ def loglikelihood(
         for row in rows(groups):
             read = read_row(model, [groups[n] for n in row])
             with torch.inference_mode():
-                sums = read.sums(linear_log_probs(read.states, model.lm_head.weight, read.tokens))
-                other = read.sums((model.lm_head(read.states).argmax(-1) != read.tokens).long())
+                logits = model.lm_head(read.states)
+                sums = read.sums(logits.float().log_softmax(-1).gather(1, read.tokens[:, None])[:, 0])
+                other = read.sums((logits.argmax(-1) != read.tokens).long())
             if not all(map(math.isfinite, sums)):
                 raise CamelidError("the model gives a text no probability (NaN or infinity): its weights are broken")
             found += [(total, missed == 0) for total, missed in zip(sums, other, strict=True)]

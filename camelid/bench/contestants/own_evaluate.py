@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from camelid import __version__
-from camelid.evaluate.harness import loglikelihood
+from camelid.evaluate.choice import Question, choice
 from camelid.evaluate.perplexity import Cut, score
 from camelid.evaluate.texts import Text
 from camelid.formats.load import load, load_tokenizer
@@ -34,11 +34,12 @@ def main() -> None:
         found = {"value": len(scored.nats) / seconds, "unit": "tokens/s", "nats": scored.total}
     else:
         tokenizer = load_tokenizer(folder / "model")
-        asked = json.loads((folder / "questions.json").read_text())
-        pairs = [(context, answer) for context, answers in asked for answer in answers]
-        loglikelihood(model, tokenizer, pairs[:8])
+        asked = [
+            Question(prompt, answers, 0) for prompt, answers in json.loads((folder / "questions.json").read_text())
+        ]
+        choice(model, tokenizer, asked[:2])
         started = time.perf_counter()
-        sums = [value for value, _ in loglikelihood(model, tokenizer, pairs)]
+        sums = [x for answer in choice(model, tokenizer, asked)["answers"] for x in answer["log_likelihoods"]]
         seconds = time.perf_counter() - started
         found = {"value": len(asked) / seconds, "unit": "questions/s", "nats": -sum(sums)}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
