@@ -8,17 +8,15 @@ Each peer runs twice: as its documentation shows it, and at its best (compiled w
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from camelid.bench.race import Contestant, race, ratios
-from camelid.errors import CamelidError, InputError
+from camelid.bench.race import TRANSFORMERS, Contestant, agree, race, ratios
+from camelid.errors import InputError
 
-PEER = ("transformers==5.23.0", "torch==2.13.0", "numpy")
-HARNESS = ("lm-eval==0.4.13", "accelerate", *PEER)
+HARNESS = ("lm-eval==0.4.13", "accelerate", *TRANSFORMERS)
 AGREE = {"float32": 1e-4, "bfloat16": 2e-2}  # relative, of the sums of all log-likelihoods
 
 
@@ -35,7 +33,7 @@ def run(
         folder = Path(scratch)
         dtype = _prepare(folder, model, data, questions, task, limit, tokens, dtype)
         told = (("DTYPE", dtype), ("WINDOW", str(window)))
-        for name, peer, packages in (("perplexity", "transformers", PEER), ("choice", "lm-eval", HARNESS)):
+        for name, peer, packages in (("perplexity", "transformers", TRANSFORMERS), ("choice", "lm-eval", HARNESS)):
             if not (data if name == "perplexity" else questions):
                 continue
             best = (*told, ("BEST", "1"))
@@ -49,7 +47,8 @@ def run(
                 )
             ]
             found = race(runs, folder, rounds, quiet)
-            _agree(found, AGREE[dtype])
+            largest = max((row["nats"] for row in found if "nats" in row), default=0.0)
+            agree(found, lambda row: float(row["nats"]), AGREE[dtype] * largest, "the log-likelihoods")
             rows += found
     return {"rows": rows, "ratios": ratios(rows), "limits": {"dtype": dtype}}
 
@@ -79,11 +78,3 @@ def _prepare(
     if dtype == "auto":
         return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
     return dtype
-
-
-def _agree(rows: Sequence[dict[str, Any]], bound: float) -> None:
-    """Raises CamelidError when two contestants' log-likelihoods differ: then one of them measures something else."""
-    sums = {f"{row['implementation']}, {row['threads']} threads": row["nats"] for row in rows if "nats" in row}
-    good = all(math.isfinite(x) for x in sums.values())
-    if sums and not (good and max(sums.values()) - min(sums.values()) <= bound * max(sums.values())):
-        raise CamelidError(f"the log-likelihoods differ, so no speed is given: {sums}")

@@ -4,16 +4,20 @@ object with `value`, `unit` and `version`; peers run in environments of their ow
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from camelid.errors import CamelidError
 from camelid.report.progress import progress
 
+TRANSFORMERS = ("transformers==5.23.0", "torch==2.13.0", "numpy")
 SCRIPTS = Path(__file__).parent / "contestants"
 
 
@@ -108,3 +112,12 @@ def ratios(rows: list[dict[str, Any]], ours: str = "camelid", key: str = "value"
             threads = f", {r['threads']} threads" if r["threads"] > 1 else ""
             found[f"{r['task']}{threads}: {ours} / {r['implementation']}"] = round(own[place] / r[key], 3)
     return found
+
+
+def agree(rows: list[dict[str, Any]], figure: Callable[[dict[str, Any]], float], bound: float, what: str) -> None:
+    """Raises CamelidError when a figure that should be all contestants' differs by more than `bound`, or is no number:
+    then one of them computes something else. Rows without figures are left out."""
+    found = {f"{r['implementation']}, {r['threads']} threads": figure(r) for r in rows if "value" in r}
+    finite = all(math.isfinite(x) for x in found.values())
+    if found and not (finite and max(found.values()) - min(found.values()) <= bound):
+        raise CamelidError(f"{what} differ, so no speed is given: {found}")

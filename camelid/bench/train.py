@@ -14,13 +14,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from camelid.bench.race import Contestant, race, ratios
-from camelid.errors import CamelidError
+from camelid.bench.race import TRANSFORMERS, Contestant, agree, race, ratios
 
 # Name: size, rows, sequence length.
 CONFIGS = {"S": ("15m", 16, 256), "M": ("110m", 4, 512), "L": ("llama-3.2-1b", 8, 2048)}
-PEER = ("transformers==5.23.0", "torch==2.13.0", "numpy")
-PEFT = ("peft==0.21.2", *PEER)
+PEFT = ("peft==0.21.2", *TRANSFORMERS)
 TECHNIQUES = ("native", "memory", "chunks")
 ON_GPU = ("compile", "chunks")
 AGREE = 1e-2  # of the first losses, bfloat16; float32 is two hundred times closer
@@ -29,7 +27,7 @@ AGREE = 1e-2  # of the first losses, bfloat16; float32 is two hundred times clos
 def contestants(config: str, threads: Sequence[int], ablate: bool, task: str = "full") -> list[Contestant]:
     """Ours and the peer twice, on each number of threads; with `ablate` also ours without each technique."""
     found = []
-    peer, packages = ("peft", PEFT) if task == "lora" else ("transformers", PEER)
+    peer, packages = ("peft", PEFT) if task == "lora" else ("transformers", TRANSFORMERS)
     told = (("TASK", task),)
     for count in threads:
         found.append(Contestant("camelid", "own_train.py", config, (), count, told))
@@ -60,7 +58,7 @@ def run(
         with TemporaryDirectory() as scratch:
             prepare(Path(scratch), config, steps)
             found = race(contestants(config, threads, ablate, task), Path(scratch), rounds, quiet)
-        agree(found)
+        agree(found, lambda row: float(row["losses"][0]), AGREE, "the losses of the first step")
         rows += found
     speeds = ratios(rows)
     memory = {
@@ -84,13 +82,6 @@ def prepare(folder: Path, config: str, steps: int) -> None:
     save(model, folder / "model")
     shape = (steps, rows, length + 1)
     np.save(folder / "tokens.npy", np.random.default_rng(0).integers(0, model.config.vocab_size, shape))
-
-
-def agree(rows: Sequence[dict[str, Any]]) -> None:
-    """Raises CamelidError when two contestants' first losses differ: then one of them computes something else."""
-    firsts = {row["implementation"]: row["losses"][0] for row in rows if "losses" in row}
-    if firsts and max(firsts.values()) - min(firsts.values()) > AGREE:
-        raise CamelidError(f"the losses of the first step differ, so no speed is given: {firsts}")
 
 
 def limits(rows: Sequence[dict[str, Any]], threads: Sequence[int]) -> dict[str, Any]:

@@ -143,13 +143,12 @@ def _perplexity(options: argparse.Namespace) -> dict[str, Any]:
 
 def _choice(options: argparse.Namespace) -> dict[str, Any]:
     from camelid.evaluate.choice import choice, questions, read_task
-    from camelid.evaluate.templates import split_shots, template_digest
+    from camelid.evaluate.templates import split_shots, template_label
 
     asked = questions(Path(options.data), read_task(options.task))
     asked, shots = split_shots(asked, options.shots, options.limit)
     model, tokenizer = _opened(options)
-    task = f"{Path(options.task).stem} {template_digest(options.task)[:8]}"
-    result = choice(model, tokenizer, asked, shots=shots, task=task, quiet=options.json)
+    result = choice(model, tokenizer, asked, shots=shots, task=template_label(options.task), quiet=options.json)
     _keep(options, result, [options.data], tokenizer)
     return result
 

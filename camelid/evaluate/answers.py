@@ -11,10 +11,11 @@ from typing import Any
 
 from camelid.errors import InputError
 from camelid.evaluate.bleu import bleu
+from camelid.evaluate.opened import measured_in
 from camelid.evaluate.programs import pass_at_k, passes
 from camelid.evaluate.rouge import rouge
-from camelid.evaluate.templates import read_rows, read_template, template_digest
-from camelid.generate.engine import Engine
+from camelid.evaluate.templates import read_rows, read_template, template_label
+from camelid.generate.engine import Engine, Result
 from camelid.generate.sampling import SamplingParams
 from camelid.report.progress import progress
 
@@ -48,7 +49,7 @@ class AnswerTask:
     extract: str | None = None
     tokenize: str = "13a"
     tests: str = ""
-    digest: str = ""
+    label: str = ""
 
 
 def read_answer_task(name: str) -> AnswerTask:
@@ -64,7 +65,7 @@ def read_answer_task(name: str) -> AnswerTask:
     if groups < 1:
         raise InputError(f"{name}: extract has no group: put what is the answer into parentheses")
     stop = tuple(str(s) for s in found.pop("stop", ()))
-    return AnswerTask(Path(name).stem, stop=stop, digest=template_digest(name), **found)
+    return AnswerTask(Path(name).stem, stop=stop, label=template_label(name), **found)
 
 
 def asked_of(path: Path, task: AnswerTask) -> list[Asked]:
@@ -121,9 +122,9 @@ def answers(
             for n, q in enumerate(asked)
         ],
         "protocol": (
-            f"task {task.name} {task.digest[:8]}: {len(asked)} questions, {len(shots)} shots, {how}, at most "
+            f"task {task.label}: {len(asked)} questions, {len(shots)} shots, {how}, at most "
             f"{task.max_new_tokens} new tokens, {form}, {explained(task.metric)}, "
-            f"{str(engine.model.dtype).removeprefix('torch.')}, tokenizer {tokenizer.digest()[:12]}"
+            f"{measured_in(engine.model, tokenizer)}"
         ),
     }  # fmt: skip
 
@@ -154,23 +155,29 @@ def _written(
     engine: Engine, task: AnswerTask, prompts: Sequence[Sequence[int]], samples: int, temperature: float, quiet: bool
 ) -> tuple[list[str], list[bool]]:
     """Every question's texts, one after the other, and whether each came to an end of its own."""
-    wanted = [(n, k) for n in range(len(prompts)) for k in range(samples)]
-    # Like lengths together: a batch is done when its longest is.
-    order = sorted(range(len(wanted)), key=lambda i: len(prompts[wanted[i][0]]))
-    texts, ends = [""] * len(wanted), [False] * len(wanted)
-    with progress("answers", len(order), quiet) as advance:
+    each = [
+        SamplingParams(max_new_tokens=task.max_new_tokens, temperature=temperature, seed=seed, stop=task.stop)
+        for seed in range(samples)
+    ]
+    asked = [prompt for prompt in prompts for _ in each]
+    found = in_batches(engine, asked, each * len(prompts), [len(p) for p in asked], "answers", quiet)
+    return [r.text for r in found], [r.finish_reason in ("eos", "stop") for r in found]
+
+
+def in_batches(
+    engine: Engine, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams], lengths: Sequence[int],
+    label: str, quiet: bool,
+) -> list[Result]:  # fmt: skip
+    """Complete every prompt by its own params, like `lengths` together: a batch is done when its longest is."""
+    order = sorted(range(len(prompts)), key=lengths.__getitem__)
+    found: dict[int, Result] = {}
+    with progress(label, len(order), quiet) as advance:
         for first in range(0, len(order), AT_ONCE):
             part = order[first : first + AT_ONCE]
-            params = [
-                SamplingParams(
-                    max_new_tokens=task.max_new_tokens, temperature=temperature, seed=wanted[i][1], stop=task.stop
-                )
-                for i in part
-            ]
-            for i, r in zip(part, engine.generate([prompts[wanted[i][0]] for i in part], params, AT_ONCE), strict=True):
-                texts[i], ends[i] = r.text, r.finish_reason in ("eos", "stop")
+            results = engine.generate([prompts[n] for n in part], [params[n] for n in part], AT_ONCE)
+            found |= dict(zip(part, results, strict=True))
             advance(first + len(part))
-    return texts, ends
+    return [found[n] for n in range(len(prompts))]
 
 
 def score(

@@ -10,7 +10,7 @@ from typing import Any
 
 from camelid.artifact import MANIFEST, lineage, read_manifest
 from camelid.errors import InputError
-from camelid.evaluate.record import identity, read
+from camelid.evaluate.record import identity, numbers, read
 from camelid.formats.load import open_model, resolve
 
 
@@ -68,16 +68,8 @@ def _evaluations(path: Path, folders: Sequence[Path]) -> Iterator[str]:
         manifest, _ = read(folder)
         if manifest["measured"]["sha256"] != own:
             raise InputError(f"{folder} measured another model than {path}, or other weights of it: measure this one")
-        for name, value in _figures(manifest["figures"]):
+        for name, value in numbers(manifest["figures"]):
             yield f"| {manifest['measure']} [{number}] | {name} | {value} |"
         data = ", ".join(f"{d['name']} {d['sha256'][:16]}" for d in manifest["data"])
         notes.append(f"{number}. {manifest['figures']['protocol']}. Data: {data}. {manifest['made']}.")
     yield from ("", *notes)
-
-
-def _figures(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in figures.items():
-        if isinstance(value, Mapping):
-            yield from _figures(value, f"{prefix}{key} ")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield f"{prefix}{key}", f"{value:.4f}" if isinstance(value, float) else f"{value:,}"

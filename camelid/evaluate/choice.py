@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from camelid.errors import CamelidError, InputError
+from camelid.errors import InputError
+from camelid.evaluate.opened import check_finite, measured_in
 from camelid.evaluate.templates import read_rows, read_template
 from camelid.kernels.cross_entropy import linear_log_probs
 from camelid.model.llama import Llama
@@ -205,8 +206,7 @@ def choice(
         for row in rows(encoded):
             found += log_likelihoods(model, [encoded[n] for n in row])
             advance(len(found))
-    if not all(math.isfinite(x) for s in found for x in s):
-        raise CamelidError("the model gives an answer no probability (NaN or infinity): its weights are broken")
+    check_finite((x for s in found for x in s), "an answer")
     picked = [max(range(len(s)), key=s.__getitem__) for s in found]
     even = [
         [x / max(1, len(a.strip())) for x, a in zip(s, q.answers, strict=True)]
@@ -227,7 +227,7 @@ def choice(
         "protocol": (
             f"{f'task {task}, ' if task else ''}likeliest of the choices over {len(asked)} questions, "
             f"{len(shots)} shots, sum of log p and the same per character, {bos}, "
-            f"{str(model.dtype).removeprefix('torch.')}, tokenizer {tokenizer.digest()[:12]}"
+            f"{measured_in(model, tokenizer)}"
         ),
     }  # fmt: skip
 

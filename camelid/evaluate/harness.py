@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from camelid.errors import CamelidError, InputError, MissingExtra
+from camelid.errors import InputError, MissingExtra
 from camelid.evaluate.choice import Encoded, read_row, rows
+from camelid.evaluate.opened import check_finite, measured_in
 from camelid.evaluate.perplexity import Cut, score
 from camelid.evaluate.texts import Text
 from camelid.generate.engine import Engine
@@ -54,10 +54,7 @@ def harness(
     return {
         "results": found["results"],
         "samples": found["samples"],
-        "protocol": (
-            f"lm-eval {lm_eval.__version__}, {str(model.dtype).removeprefix('torch.')}, "
-            f"tokenizer {tokenizer.digest()[:12]}"
-        ),
+        "protocol": (f"lm-eval {lm_eval.__version__}, {measured_in(model, tokenizer)}"),
     }
 
 
@@ -88,8 +85,7 @@ def loglikelihood(
                 logits = model.lm_head(read.states)
                 sums = read.sums(logits.float().log_softmax(-1).gather(1, read.tokens[:, None])[:, 0])
                 other = read.sums((logits.argmax(-1) != read.tokens).long())
-            if not all(map(math.isfinite, sums)):
-                raise CamelidError("the model gives a text no probability (NaN or infinity): its weights are broken")
+            check_finite(sums, "a text")
             found += [(total, missed == 0) for total, missed in zip(sums, other, strict=True)]
             done += len(row)
             advance(done)
@@ -103,12 +99,17 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[
     if spaces:
         context, continuation = context[:-spaces], context[-spaces:] + continuation
     if not context:
-        first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        first = _first(tokenizer)
         ids = tokenizer.encode(continuation, add_special_tokens=False, parse_special=False)
         return [first if first is not None else 0], list(ids)
     whole = list(tokenizer.encode(context + continuation, parse_special=False))
     size = len(tokenizer.encode(context, parse_special=False))
     return whole[:size], whole[size:]
+
+
+def _first(tokenizer: Tokenizer) -> int | None:
+    """What stands before a text by itself: BOS, else EOS."""
+    return tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
 
 
 def _fitting(prompt: list[int], answer: list[int], room: int) -> tuple[list[int], list[int]]:
@@ -119,7 +120,7 @@ def _fitting(prompt: list[int], answer: list[int], room: int) -> tuple[list[int]
 
 def rolling(model: Llama, tokenizer: Tokenizer, texts: Sequence[str], quiet: bool = True) -> list[float]:
     """log p of every whole text, in windows that do not overlap, BOS (or EOS) before it."""
-    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    first = _first(tokenizer)
     window = model.config.max_position_embeddings
     ids = tokenizer.encode_documents(list(texts))
     named = [Text(f"text {n}", text, list(i)) for n, (text, i) in enumerate(zip(texts, ids, strict=True), 1)]

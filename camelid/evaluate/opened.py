@@ -1,7 +1,9 @@
-"""A model opened to be measured."""
+"""A model opened to be measured: what protocols say of it, and what no score is made of."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -9,6 +11,7 @@ import torch
 from camelid.artifact import MANIFEST
 from camelid.corpus.decontaminate import unchecked
 from camelid.corpus.read import find_files
+from camelid.errors import CamelidError
 from camelid.formats.hf import dtype_named
 from camelid.formats.load import load, load_tokenizer, resolve
 from camelid.kernels.precision import native_dtype
@@ -26,3 +29,14 @@ def open_for(source: str, dtype: str, data: str | None) -> tuple[Llama, Tokenize
         warning = unchecked(resolve(source), find_files([data]))
     model: Llama = load(source, dtype=wanted, device=device)
     return model, load_tokenizer(source), warning
+
+
+def measured_in(model: Llama, tokenizer: Tokenizer) -> str:
+    """The end of every protocol: the model's dtype and its tokenizer."""
+    return f"{str(model.dtype).removeprefix('torch.')}, tokenizer {tokenizer.digest()[:12]}"
+
+
+def check_finite(log_likelihoods: Iterable[float], what: str) -> None:
+    """Raise CamelidError where a model gives `what` no probability: NaN is never a score."""
+    if not all(map(math.isfinite, log_likelihoods)):
+        raise CamelidError(f"the model gives {what} no probability (NaN or infinity): its weights are broken")

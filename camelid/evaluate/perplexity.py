@@ -19,7 +19,8 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from camelid.errors import CamelidError, InputError
+from camelid.errors import InputError
+from camelid.evaluate.opened import check_finite, measured_in
 from camelid.evaluate.texts import Text, encoded
 from camelid.kernels.cross_entropy import linear_log_probs
 from camelid.model.llama import Llama
@@ -125,10 +126,7 @@ def score(
     for piece, cost in zip(every, costs, strict=True):
         found[piece.text].nats += cost
     for scored in found:
-        if not math.isfinite(scored.total):
-            raise CamelidError(
-                f"{scored.text.name}: the model gives no probability (NaN or infinity): its weights are broken"
-            )
+        check_finite([scored.total], scored.text.name)
     return found
 
 
@@ -178,8 +176,7 @@ def measured(
         found["warning"] = f"no document fills the window: the longest has {longest} tokens of {cut.window}"
     found["protocol"] = (
         f"window {cut.window}, stride {cut.stride}, each of {len(passages)} documents by itself, "
-        f"{said or 'no BOS, first token not scored'}, {str(model.dtype).removeprefix('torch.')}, "
-        f"tokenizer {tokenizer.digest()[:12]}"
+        f"{said or 'no BOS, first token not scored'}, {measured_in(model, tokenizer)}"
     )
     return found, scored
 

@@ -78,7 +78,7 @@ def page(
     made.text(result["protocol"])
     if "warning" in result:
         made.text(f"Warning: {result['warning']}")
-    made.table(["figure", "value"], [[k, v] for k, v in _numbers(summary(result))])
+    made.table(["figure", "value"], [[k, v] for k, v in numbers(summary(result))])
     if measure == "perplexity":
         _documents(made, result, tokenizer, scored)
     elif "answers" in result:
@@ -88,11 +88,12 @@ def page(
     return made
 
 
-def _numbers(result: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
+def numbers(result: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Every number of a result, those inside another under both names, as it is shown."""
+    found: list[tuple[str, str]] = []
     for key, value in result.items():
         if isinstance(value, Mapping):
-            found += _numbers(value, f"{prefix}{key} ")
+            found += numbers(value, f"{prefix}{key} ")
         elif isinstance(value, int | float) and not isinstance(value, bool):
             found.append((f"{prefix}{key}", f"{value:.6g}" if isinstance(value, float) else f"{value:,}"))
     return found

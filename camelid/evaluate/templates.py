@@ -21,9 +21,10 @@ def template_path(name: str) -> Path:
     return Path(name) if name.endswith(".toml") else TASKS / f"{name}.toml"
 
 
-def template_digest(name: str) -> str:
-    """SHA-256 of a template, for a protocol: two tasks of one name may ask different things."""
-    return sha256_file(template_path(name))
+def template_label(name: str) -> str:
+    """A template in a protocol, by name and hash: two tasks of one name may ask different things."""
+    path = template_path(name)
+    return f"{path.stem} {sha256_file(path)[:8]}"
 
 
 def read_template(name: str, required: Sequence[str], optional: Mapping[str, type] | None = None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 
 from camelid.artifact import write_atomic
 from camelid.errors import InputError, RecipeError
-from camelid.evaluate.answers import explained, scores
+from camelid.evaluate.answers import explained, in_batches, scores
 from camelid.finetune.read import read_files
 from camelid.finetune.records import Record
 from camelid.formats.load import load
@@ -22,12 +22,10 @@ from camelid.generate.sampling import SamplingParams
 from camelid.model.llama import Llama
 from camelid.recipe import EvaluateSection, Recipe
 from camelid.report.page import Page
-from camelid.report.progress import progress
 from camelid.tokenizer.template import Message
 from camelid.tokenizer.tokenizer import Tokenizer
 from camelid.train.step import compute_dtype
 
-AT_ONCE = 16  # questions answered together
 BEFORE = "answers-before.json"
 SHOWN = 10  # on the page
 
@@ -124,16 +122,9 @@ class Task:
         engine = Engine(model, tokenizer, self.stops)
         params = SamplingParams(max_new_tokens=self.settings.max_new_tokens)
         prompts = [tokenizer.apply_chat_template(q.messages, tools=q.tools) for q in self.asked]
-        # Like lengths together: a batch is done when its longest answer is.
-        order = sorted(range(len(prompts)), key=lambda n: len(self.asked[n].reference))
-        found: list[Answer | None] = [None] * len(prompts)
-        with progress(label, len(prompts), quiet) as advance:
-            for first in range(0, len(order), AT_ONCE):
-                part = order[first : first + AT_ONCE]
-                for n, r in zip(part, engine.generate([prompts[n] for n in part], params, AT_ONCE), strict=True):
-                    found[n] = Answer(r.text.strip(), r.finish_reason == "eos", len(r.ids))
-                advance(first + len(part))
-        return [a for a in found if a is not None]
+        lengths = [len(q.reference) for q in self.asked]
+        found = in_batches(engine, prompts, [params] * len(prompts), lengths, label, quiet)
+        return [Answer(r.text.strip(), r.finish_reason == "eos", len(r.ids)) for r in found]
 
     def score(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """The metric of all answers, and the share of them that the model ended by itself."""

@@ -7,10 +7,9 @@ converter has them; q and k go back to the interleaved pairing.
 
 from __future__ import annotations
 
-import json
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,7 @@ from camelid.formats.gguf_blocks import BLOCKS, quantize
 from camelid.model.config import LlamaConfig, RopeScaling
 from camelid.model.llama import Llama
 from camelid.model.rope import half_split_to_interleaved, inverse_frequencies
-from camelid.tokenizer import sentencepiece_model as spm
-from camelid.tokenizer.patterns import LLAMA3, QWEN2
+from camelid.tokenizer.gguf_fields import tokenizer_metadata
 from camelid.tokenizer.tokenizer import Tokenizer
 
 ALIGNMENT = 32
@@ -145,70 +143,6 @@ def _metadata(config: LlamaConfig, name: str, kind: str) -> dict[str, Any]:
         if scaling.original_max_position_embeddings:
             found["llama.rope.scaling.original_context_length"] = scaling.original_max_position_embeddings
     return found
-
-
-def tokenizer_metadata(tokenizer: Tokenizer, rows: int) -> dict[str, Any]:
-    """A tokenizer in GGUF's fields, filled up to the embedding's `rows`. Raises InputError for one that cuts text in a
-    way GGUF has no name for: another program would then see other tokens."""
-    description = json.loads(tokenizer.backend.to_str())
-    model, added = description["model"], {t["id"]: t for t in description["added_tokens"]}
-    sentencepiece = bool(model.get("byte_fallback"))
-    vocabulary = {i: word for word, i in model["vocab"].items()} | {i: t["content"] for i, t in added.items()}
-    words = [vocabulary.get(i, f"[PAD{i}]") for i in range(rows)]
-    kinds = [_piece_kind(i, word, vocabulary, added, model, sentencepiece) for i, word in enumerate(words)]
-    found: dict[str, Any] = {
-        "tokenizer.ggml.model": "llama" if sentencepiece else "gpt2",
-        "tokenizer.ggml.tokens": words, "tokenizer.ggml.token_type": kinds,
-        "tokenizer.ggml.add_bos_token": tokenizer.encode("") == [tokenizer.bos_token_id],
-    }  # fmt: skip
-    merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
-    if sentencepiece:
-        ranks: dict[str, int] = {}
-        for rank, pair in enumerate(merges):
-            ranks.setdefault("".join(pair), rank)
-        found["tokenizer.ggml.scores"] = [-float(ranks.get(word, len(merges))) for word in words]
-        found["tokenizer.ggml.add_space_prefix"] = "Prepend" in json.dumps(description["normalizer"])
-    else:
-        found["tokenizer.ggml.pre"] = _cutting(description["pre_tokenizer"])
-        found["tokenizer.ggml.merges"] = [" ".join(pair) for pair in merges]
-    for key in ("bos", "eos", "pad"):
-        if (token := getattr(tokenizer, f"{key}_token_id")) is not None:
-            found[f"tokenizer.ggml.{'padding' if key == 'pad' else key}_token_id"] = token
-    if tokenizer.chat_template:
-        found["tokenizer.chat_template"] = tokenizer.chat_template
-    return found
-
-
-def _piece_kind(
-    i: int,
-    word: str,
-    vocabulary: Mapping[int, str],
-    added: Mapping[int, Any],
-    model: Mapping[str, Any],
-    bytes_too: bool,
-) -> int:
-    if i not in vocabulary:
-        return spm.UNUSED
-    if word == model.get("unk_token"):
-        return spm.UNKNOWN
-    if i in added:
-        return spm.CONTROL if added[i]["special"] else spm.USER_DEFINED
-    return spm.BYTE if bytes_too and len(word) == 6 and word.startswith("<0x") else spm.NORMAL
-
-
-def _cutting(cutter: Mapping[str, Any] | None) -> str:
-    """What GGUF calls a byte-level tokenizer's way of cutting text into words."""
-    steps = (cutter or {}).get("pretokenizers", [cutter] if cutter else [])
-    patterns = [s["pattern"].get("Regex") for s in steps if s["type"] == "Split"]
-    digits = any(s["type"] == "Digits" and s["individual_digits"] for s in steps)
-    whole = any(s["type"] == "ByteLevel" and s["use_regex"] for s in steps)
-    if patterns == [LLAMA3] and not digits:
-        return "llama-bpe"
-    if patterns == [QWEN2] and not digits:
-        return "qwen2"
-    if not patterns and whole:
-        return "smollm" if digits else "gpt-2"
-    raise InputError("GGUF has no name for how this tokenizer cuts text into words: convert to hf instead")
 
 
 def _string(text: str) -> bytes:

@@ -15,7 +15,8 @@ from camelid.formats.adapter import Fingerprint, attach, base_of, is_adapter
 from camelid.formats.checkpoint import Checkpoint
 from camelid.model.llama import Llama
 from camelid.model.lora import use_adapter
-from camelid.tokenizer.load import from_folder, from_gguf, from_model_file
+from camelid.tokenizer.gguf_fields import from_gguf
+from camelid.tokenizer.load import from_folder, from_model_file
 from camelid.tokenizer.tokenizer import Tokenizer
 
 Model = TypeVar("Model", bound=Llama)

@@ -140,10 +140,15 @@ def _joined(
     except RuntimeError:
         shapes = ", ".join(str(list(p.shape)) for p in parts)
         raise FormatError(f"{folder}: the parts of {theirs!r} do not fit together: {shapes}") from None
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.kv_heads}.get(ours.split(".")[-2])
+    heads = _heads(config, ours)
     if heads and len(whole) % (2 * heads):
         raise FormatError(f"{folder}: {theirs!r} has {len(whole)} rows, which {heads} heads do not share evenly")
     return interleaved_to_half_split(whole, heads) if heads else whole
+
+
+def _heads(config: LlamaConfig, name: str) -> int | None:
+    """How many heads a tensor's rows are, where their pairing differs from ours."""
+    return {"q_proj": config.num_attention_heads, "k_proj": config.kv_heads}.get(name.split(".")[-2])
 
 
 def write(model: Llama, out: Path, tokenizer_model: Path | None, shards: int = 1) -> None:
@@ -167,7 +172,7 @@ def write(model: Llama, out: Path, tokenizer_model: Path | None, shards: int = 1
         held = {}
         for theirs, ours, cut in names:
             tensor = tensors[ours]
-            heads = {"q_proj": config.num_attention_heads, "k_proj": config.kv_heads}.get(ours.split(".")[-2])
+            heads = _heads(config, ours)
             tensor = half_split_to_interleaved(tensor, heads) if heads else tensor
             held[theirs] = tensor if cut is None else tensor.chunk(shards, cut)[shard].clone()
         torch.save(held, out / f"consolidated.{shard:02}.pth")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from camelid.bench import data, race, tokens
 from camelid.bench.race import Contestant, ratios
+from camelid.errors import CamelidError
 from camelid.kernels import bpe
 from camelid.tokenizer.native import classes
 
@@ -66,3 +69,14 @@ def test_our_own_contestant_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert result["same_ids"] == {"camelid": True}
     assert all(row["value"] > 0 for row in result["rows"] if row["task"] != "encode" or bpe.ready(classes))
     assert result["rows"][-1]["input_bytes"] > 1_500_000
+
+
+def test_no_speed_where_figures_differ() -> None:
+    def rows(*figures: float) -> list[dict[str, Any]]:
+        each = [{"implementation": "x", "threads": n, "value": 1.0, "sum": f} for n, f in enumerate(figures)]
+        return [*each, {"implementation": "y", "threads": 1, "error": "missing"}]
+
+    race.agree(rows(100.0, 100.4), lambda r: float(r["sum"]), 0.5, "sums")
+    for figures in ((100.0, 101.0), (100.0, math.nan), (math.inf, math.inf)):
+        with pytest.raises(CamelidError, match=r"sums differ, so no speed is given.*x, 1 threads"):
+            race.agree(rows(*figures), lambda r: float(r["sum"]), 0.5, "sums")

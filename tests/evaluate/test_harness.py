@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -105,7 +106,9 @@ def test_without_lm_eval_the_extra_is_named(scorer: Llama, tokenizer: Tokenizer)
 
 def test_a_task_file_of_lm_eval(scorer: Llama, tokenizer: Tokenizer, tmp_path: Path) -> None:
     pytest.importorskip("lm_eval", reason="the extra `harness` is not installed")
-    rows = [{"q": f"{n} and one?", "a": ["to learn", "a number"], "gold": n % 2} for n in range(6)]
+    rows: list[dict[str, Any]] = [
+        {"q": f"{n} and one?", "a": ["to learn", "a number"], "gold": n % 2} for n in range(6)
+    ]
     (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "t.yaml").write_text(
         f"task: mine\ndataset_path: json\ndataset_kwargs: {{data_files: {{train: {tmp_path / 'd.jsonl'}}}}}\n"
@@ -114,6 +117,6 @@ def test_a_task_file_of_lm_eval(scorer: Llama, tokenizer: Tokenizer, tmp_path: P
     )
     found = harness(scorer, tokenizer, ["mine"], str(tmp_path))
     pairs = [(r["q"], f" {a}") for r in rows for a in r["a"]]
-    sums = [total for total, _ in loglikelihood(scorer, tokenizer, pairs)]  # type: ignore[arg-type]
+    sums = [total for total, _ in loglikelihood(scorer, tokenizer, pairs)]
     right = [(sums[2 * n + 1] > sums[2 * n]) == (n % 2) for n in range(6)]
     assert found["results"]["mine"]["acc,none"] == pytest.approx(sum(right) / 6)

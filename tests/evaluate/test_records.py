@@ -9,7 +9,7 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from camelid.cli import run as cli
 from camelid.errors import InputError
 from camelid.evaluate.card import card as make_card
 from camelid.evaluate.compare import compare, mcnemar
-from camelid.evaluate.perplexity import measured
+from camelid.evaluate.perplexity import BosRule, measured
 from camelid.evaluate.record import coloured, read
 from camelid.formats import load, save
 from camelid.model.config import LlamaConfig
@@ -189,8 +189,8 @@ def test_paired_bleu_is_sacrebleus(data: Path, tmp_path: Path, capsys: pytest.Ca
 def test_colours_stand_on_their_tokens(folders: Path, tokenizer: Tokenizer) -> None:
     text = "def area(width):\n    return 骆驼 < 3  # Ω≈ç"
     model: Llama = load(folders / "m0")
-    for bos in ("document", "none"):
-        _, [scored] = measured(model, tokenizer, [text], bos=bos, quiet=True)  # type: ignore[arg-type]
+    for bos in get_args(BosRule):
+        _, [scored] = measured(model, tokenizer, [text], bos=bos, quiet=True)
         shown, spans = coloured(scored, tokenizer)
         assert shown == text
         assert all(a < b for a, b, _, _ in spans)
@@ -215,7 +215,7 @@ def test_a_card_says_what_records_say(folders: Path, capsys: pytest.CaptureFixtu
         capsys, "perplexity", str(folders / "m0"), "--data", str(folders / "d.jsonl"), "--out", str(folders / "e")
     )
     card = call(capsys, "card", str(folders / "m0"), str(folders / "e"))["card"]
-    assert f"| perplexity [1] | bits_per_byte | {found['bits_per_byte']:.4f} |" in card
+    assert f"| perplexity [1] | bits_per_byte | {found['bits_per_byte']:.6g} |" in card
     assert found["protocol"] in card
     assert "| hidden_size | 32 |" in card
     with pytest.raises(InputError, match="another model"):

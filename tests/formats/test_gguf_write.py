@@ -16,10 +16,11 @@ from camelid.formats import load, save
 from camelid.formats.convert import convert
 from camelid.formats.gguf import parse
 from camelid.formats.gguf_blocks import quantize
-from camelid.formats.gguf_write import FILE_TYPES, tokenizer_metadata, write
+from camelid.formats.gguf_write import FILE_TYPES, write
 from camelid.formats.load import load_tokenizer, open_model
 from camelid.model.config import LlamaConfig, RopeScaling
 from camelid.model.llama import Llama
+from camelid.tokenizer.gguf_fields import tokenizer_metadata
 from camelid.tokenizer.load import from_folder
 from camelid.tokenizer.tokenizer import Tokenizer
 

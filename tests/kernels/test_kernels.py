@@ -143,12 +143,11 @@ def test_a_document_in_pieces_goes_by_the_mask() -> None:
     assert firsts.tolist() == [[0, 0, 2, 2, 4]]
 
 
+@native
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(3, 32), (5, 7, 37), (1, 1), (2, 9, 576), (700, 401)])
 def test_passes_of_inference_are_the_reference(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     """The native norm and gate against torch, odd sizes and several threads included; large and tiny values too."""
-    if library() is None:
-        pytest.skip("the native library was not built")
     torch.manual_seed(0)
     x, y = (torch.randn(2, *shape) * torch.tensor([1e-3, 30.0])[torch.randint(0, 2, shape)]).to(dtype)
     weight = torch.randn(shape[-1]).to(dtype)

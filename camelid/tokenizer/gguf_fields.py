@@ -1,0 +1,151 @@
+"""A tokenizer in GGUF's fields (ggml's docs/gguf.md, `tokenizer.ggml.*`), both ways."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from camelid.errors import FormatError, InputError
+from camelid.tokenizer import sentencepiece_model as spm
+from camelid.tokenizer.patterns import LLAMA3, QWEN2
+from camelid.tokenizer.tokenizer import Tokenizer
+
+
+def from_gguf(path: Path, metadata: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer inside a GGUF file's metadata: kinds `llama` (SentencePiece) and `gpt2` (byte-level)."""
+    kind = metadata.get("tokenizer.ggml.model")
+    words, kinds = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.token_type")
+    if not isinstance(words, list) or not isinstance(kinds, list) or len(words) != len(kinds):
+        raise FormatError(f"{path}: tokenizer.ggml.tokens and token_type are missing or differ in length")
+    ids = {key: _id(path, metadata, key, len(words)) for key in ("bos", "eos", "padding")}
+    add_bos = ids["bos"] if metadata.get("tokenizer.ggml.add_bos_token", kind == "llama") else None
+    if kind == "llama":
+        scores = metadata.get("tokenizer.ggml.scores")
+        if not isinstance(scores, list) or len(scores) != len(words):
+            raise FormatError(f"{path}: tokenizer.ggml.scores is missing or has the wrong length")
+        pieces = [spm.Piece(*row) for row in zip(words, scores, kinds, strict=True)]
+        prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
+        backend = spm.build(pieces, add_dummy_prefix=prefix, bos=add_bos)
+    elif kind == "gpt2":
+        backend = _byte_level(path, metadata, words, kinds)
+        if add_bos is not None:
+            spm.add_bos(backend, words[add_bos], add_bos)
+    else:
+        raise FormatError(f"{path}: tokenizer.ggml.model is {kind!r}; camelid reads 'llama' and 'gpt2'")
+    template = metadata.get("tokenizer.chat_template")
+    return Tokenizer(
+        backend,
+        bos_token_id=ids["bos"],
+        eos_token_id=ids["eos"],
+        pad_token_id=ids["padding"],
+        chat_template=template if isinstance(template, str) else None,
+    )
+
+
+def _id(path: Path, metadata: Mapping[str, Any], key: str, size: int) -> int | None:
+    value = metadata.get(f"tokenizer.ggml.{key}_token_id")
+    if value is not None and (not isinstance(value, int) or not 0 <= value < size):
+        raise FormatError(f"{path}: tokenizer.ggml.{key}_token_id is {value!r}, outside the vocabulary of {size}")
+    return value
+
+
+def _byte_level(path: Path, metadata: Mapping[str, Any], words: list[str], kinds: list[int]) -> Any:
+    from tokenizers import AddedToken, Regex, decoders, models
+    from tokenizers import Tokenizer as Backend
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence, Split
+
+    name = metadata.get("tokenizer.ggml.pre", "default")
+    plain = ByteLevel(add_prefix_space=False, use_regex=False)
+    known: dict[str, list[PreTokenizer]] = {
+        "llama-bpe": [Split(Regex(LLAMA3), "isolated"), plain],
+        "qwen2": [Split(Regex(QWEN2), "isolated"), plain],
+        "smollm": [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)],
+        "gpt-2": [ByteLevel(add_prefix_space=False)],
+    }
+    if name not in known:
+        raise FormatError(f"{path}: tokenizer.ggml.pre is {name!r}; camelid knows {', '.join(known)}")
+    merges = metadata.get("tokenizer.ggml.merges")
+    if not isinstance(merges, list):
+        raise FormatError(f"{path}: tokenizer.ggml.merges is missing")
+    pairs = [tuple(str(merge).split(" ", 1)) for merge in merges]
+    vocab = {word: i for i, word in enumerate(words)}
+    if len(vocab) != len(words):
+        raise FormatError(f"{path}: tokenizer.ggml.tokens holds a token twice")
+    for pair in pairs:
+        if len(pair) != 2 or any(part not in vocab for part in (*pair, "".join(pair))):
+            raise FormatError(f"{path}: the merge {' '.join(pair)!r} uses a token that is not in the vocabulary")
+    backend = Backend(models.BPE(vocab, pairs, ignore_merges=name == "llama-bpe"))  # type: ignore[arg-type]
+    backend.pre_tokenizer = Sequence(known[name])
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(
+        [AddedToken(w, normalized=False, special=True) for w, k in zip(words, kinds, strict=True) if k == spm.CONTROL]
+    )
+    user = [AddedToken(w, normalized=False) for w, k in zip(words, kinds, strict=True) if k == spm.USER_DEFINED]
+    backend.add_tokens(user)
+    return backend
+
+
+def tokenizer_metadata(tokenizer: Tokenizer, rows: int) -> dict[str, Any]:
+    """A tokenizer in GGUF's fields, filled up to the embedding's `rows`. Raises InputError for one that cuts text in a
+    way GGUF has no name for: another program would then see other tokens."""
+    description = json.loads(tokenizer.backend.to_str())
+    model, added = description["model"], {t["id"]: t for t in description["added_tokens"]}
+    sentencepiece = bool(model.get("byte_fallback"))
+    vocabulary = {i: word for word, i in model["vocab"].items()} | {i: t["content"] for i, t in added.items()}
+    words = [vocabulary.get(i, f"[PAD{i}]") for i in range(rows)]
+    kinds = [_piece_kind(i, word, vocabulary, added, model, sentencepiece) for i, word in enumerate(words)]
+    found: dict[str, Any] = {
+        "tokenizer.ggml.model": "llama" if sentencepiece else "gpt2",
+        "tokenizer.ggml.tokens": words, "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.add_bos_token": tokenizer.encode("") == [tokenizer.bos_token_id],
+    }  # fmt: skip
+    merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
+    if sentencepiece:
+        ranks: dict[str, int] = {}
+        for rank, pair in enumerate(merges):
+            ranks.setdefault("".join(pair), rank)
+        found["tokenizer.ggml.scores"] = [-float(ranks.get(word, len(merges))) for word in words]
+        found["tokenizer.ggml.add_space_prefix"] = "Prepend" in json.dumps(description["normalizer"])
+    else:
+        found["tokenizer.ggml.pre"] = _cutting(description["pre_tokenizer"])
+        found["tokenizer.ggml.merges"] = [" ".join(pair) for pair in merges]
+    for key in ("bos", "eos", "pad"):
+        if (token := getattr(tokenizer, f"{key}_token_id")) is not None:
+            found[f"tokenizer.ggml.{'padding' if key == 'pad' else key}_token_id"] = token
+    if tokenizer.chat_template:
+        found["tokenizer.chat_template"] = tokenizer.chat_template
+    return found
+
+
+def _piece_kind(
+    i: int,
+    word: str,
+    vocabulary: Mapping[int, str],
+    added: Mapping[int, Any],
+    model: Mapping[str, Any],
+    bytes_too: bool,
+) -> int:
+    if i not in vocabulary:
+        return spm.UNUSED
+    if word == model.get("unk_token"):
+        return spm.UNKNOWN
+    if i in added:
+        return spm.CONTROL if added[i]["special"] else spm.USER_DEFINED
+    return spm.BYTE if bytes_too and len(word) == 6 and word.startswith("<0x") else spm.NORMAL
+
+
+def _cutting(cutter: Mapping[str, Any] | None) -> str:
+    """What GGUF calls a byte-level tokenizer's way of cutting text into words."""
+    steps = (cutter or {}).get("pretokenizers", [cutter] if cutter else [])
+    patterns = [s["pattern"].get("Regex") for s in steps if s["type"] == "Split"]
+    digits = any(s["type"] == "Digits" and s["individual_digits"] for s in steps)
+    whole = any(s["type"] == "ByteLevel" and s["use_regex"] for s in steps)
+    if patterns == [LLAMA3] and not digits:
+        return "llama-bpe"
+    if patterns == [QWEN2] and not digits:
+        return "qwen2"
+    if not patterns and whole:
+        return "smollm" if digits else "gpt-2"
+    raise InputError("GGUF has no name for how this tokenizer cuts text into words: convert to hf instead")
