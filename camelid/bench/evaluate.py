@@ -24,14 +24,14 @@ def run(
     model: str, data: str | None, questions: str | None, task: str = "arc", limit: int = 100, tokens: int = 32768,
     window: int = 2048, rounds: int = 3, threads: Sequence[int] = (1, 2), dtype: str = "auto", quiet: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Race on the first `tokens` tokens of the text `data`, on the first `limit` of `questions`, or on both. Returns
-    rows and ratios. Raises InputError when neither is given."""
+    """Race on the first `tokens` tokens (whole windows) of the text `data`, on the first `limit` of `questions`, or on
+    both. Returns rows and ratios. Raises InputError when neither is given, or the text does not fill a window."""
     if not data and not questions:
         raise InputError("there is nothing to race on: give --data, a text, or --questions, a .jsonl file, or both")
     rows: list[dict[str, Any]] = []
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        dtype = _prepare(folder, model, data, questions, task, limit, tokens, dtype)
+        dtype = _prepare(folder, model, data, questions, task, limit, tokens, window, dtype)
         told = (("DTYPE", dtype), ("WINDOW", str(window)))
         for name, peer, packages in (("perplexity", "transformers", TRANSFORMERS), ("choice", "lm-eval", HARNESS)):
             if not (data if name == "perplexity" else questions):
@@ -54,8 +54,9 @@ def run(
 
 
 def _prepare(
-    folder: Path, model: str, data: str | None, questions: str | None, task: str, limit: int, tokens: int, dtype: str
-) -> str:
+    folder: Path, model: str, data: str | None, questions: str | None, task: str, limit: int, tokens: int, window: int,
+    dtype: str,
+) -> str:  # fmt: skip
     """The model as a Hugging Face folder, token ids and questions; returns the dtype that `auto` means here."""
     import numpy as np
     import torch
@@ -71,7 +72,10 @@ def _prepare(
     tokenizer.save(folder / "model")
     if data:
         ids = [i for text in read_texts(Path(data), tokenizer) for i in text.ids][: tokens + 1]
-        np.save(folder / "tokens.npy", np.array(ids))
+        whole = (len(ids) - 1) // window * window  # a short window at the end would be compiled for, inside the race
+        if whole < window:
+            raise InputError(f"--data: {len(ids)} tokens of {data} do not fill a window of {window}: lower --window")
+        np.save(folder / "tokens.npy", np.array(ids[: whole + 1]))
     if questions:
         asked = read_questions(Path(questions), read_task(task))[:limit]
         (folder / "questions.json").write_text(json.dumps([[q.prompt, q.answers] for q in asked]))
