@@ -1,8 +1,7 @@
-"""Keys and values of the tokens so far, for rows of different lengths.
+"""Keys and values in pages, for the torch model: what `native/` does for its own.
 
-Each row owns one slot of a buffer [rows, kv_heads, capacity, head_dim] per layer that grows by doubling. Rows are
-never padded: a row's tokens start at 0 and a query sees exactly its own row's length, so a text generated in a
-batch is the text generated alone.
+Texts are never padded: a text's tokens lie in its own pages from 0 on, and a query sees exactly its own text, so a text
+generated in a batch is the text generated alone, up to the order in which a product's terms are added.
 """
 
 from __future__ import annotations
@@ -12,11 +11,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from camelid.kernels.decoder import PAGE
 from camelid.model.config import LlamaConfig
 
 
 class LayerKV:
-    """One layer's keys and values, seen through the rows its cache has selected."""
+    """One layer's pages [pages, kv_heads, PAGE, head_dim], seen through the texts its cache has selected."""
 
     def __init__(self, owner: KVCache) -> None:
         self.owner = owner
@@ -24,71 +24,72 @@ class LayerKV:
         self.values: Tensor | None = None
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store [selected, kv_heads, new, head_dim] at each row's end; return all keys and values up to the longest."""
-        owner, new = self.owner, keys.shape[2]
-        self._reserve(keys)
+        """Store [texts, kv_heads, new, head_dim] at each text's end; return all keys and values up to the longest."""
+        owner = self.owner
+        if self.keys is None or len(self.keys) < owner.pages:
+            self.keys, self.values = (_grown(old, owner.pages, keys) for old in (self.keys, self.values))
         assert self.keys is not None
         assert self.values is not None
-        end = max(owner.lengths[row] for row in owner.rows) + new
-        if len(owner.rows) == 1:
-            row, start = owner.rows[0], owner.lengths[owner.rows[0]]
-            self.keys[row, :, start:end] = keys[0]
-            self.values[row, :, start:end] = values[0]
-            return self.keys[row : row + 1, :, :end], self.values[row : row + 1, :, :end]
-        rows = torch.tensor(owner.rows, device=keys.device)
-        where = owner.positions(new, keys.device)
-        self.keys[rows[:, None], :, where] = keys.transpose(1, 2)
-        self.values[rows[:, None], :, where] = values.transpose(1, 2)
-        if owner.rows == list(range(len(owner.lengths))):
-            return self.keys[:, :, :end], self.values[:, :, :end]
-        return self.keys[rows, :, :end], self.values[rows, :, :end]
+        where = owner.positions(keys.shape[2], keys.device)
+        where = where[None] if where.dim() == 1 else where
+        tables = owner.tables(keys.device)
+        pages, slots = tables.gather(1, where // PAGE), where % PAGE
+        self.keys[pages, :, slots] = keys.transpose(1, 2)
+        self.values[pages, :, slots] = values.transpose(1, 2)
+        end = max(owner.starts) + keys.shape[2]
+        return _joined(self.keys, tables, end), _joined(self.values, tables, end)
 
-    def _reserve(self, like: Tensor) -> None:
-        owner = self.owner
-        needed = max(owner.lengths[row] for row in owner.rows) + like.shape[2]
-        have = 0 if self.keys is None else self.keys.shape[2]
-        if needed <= have:
-            return
-        capacity = max(needed, 2 * have, 64)
-        shape = (len(owner.lengths), like.shape[1], capacity, like.shape[3])
-        for name in ("keys", "values"):
-            old, fresh = getattr(self, name), like.new_zeros(shape)
-            if old is not None:
-                fresh[:, :, :have] = old
-            setattr(self, name, fresh)
+
+def _grown(old: Tensor | None, pages: int, like: Tensor) -> Tensor:
+    fresh = like.new_zeros(pages, like.shape[1], PAGE, like.shape[3])
+    if old is not None:
+        fresh[: len(old)] = old
+    return fresh
+
+
+def _joined(pages: Tensor, tables: Tensor, end: int) -> Tensor:
+    """[texts, kv_heads, end, head_dim] of the texts with these pages."""
+    return pages[tables].transpose(1, 2).flatten(2, 3)[:, :, :end]
 
 
 class KVCache:
-    """The cache of all layers for `rows` texts. `rows` selects which of them the next forward pass is about."""
+    """The cache of all layers. `select` says which texts the next forward pass is about."""
 
-    def __init__(self, config: LlamaConfig, rows: int = 1) -> None:
-        self.lengths = [0] * rows
-        self.rows = list(range(rows))
+    def __init__(self, config: LlamaConfig) -> None:
+        self.pages = 0
+        self.starts: list[int] = []
+        self._tables: list[list[int]] = []
         self._layers = [LayerKV(self) for _ in range(config.num_hidden_layers)]
+
+    def select(self, starts: Sequence[int], tables: Sequence[Sequence[int]]) -> None:
+        """Texts by how many tokens they have so far and which pages, with room for what comes next."""
+        self.starts, self._tables = list(starts), [list(table) for table in tables]
+        most = max(page for table in tables for page in table) + 1
+        self.pages = self.pages if most <= self.pages else max(most, 2 * self.pages)
 
     def layers(self) -> Sequence[LayerKV]:
         return self._layers
 
+    def tables(self, device: torch.device) -> Tensor:
+        """Page numbers, int64 [texts, longest]; shorter ones filled up with their first."""
+        longest = max(map(len, self._tables))
+        rows = [table + table[:1] * (longest - len(table)) for table in self._tables]
+        return torch.tensor(rows, device=device)
+
     def positions(self, new: int, device: torch.device) -> Tensor:
-        """Where the next `new` tokens go: [new] for one row, [selected, new] for several."""
-        starts = torch.tensor([self.lengths[row] for row in self.rows], device=device)
-        where = starts[:, None] + torch.arange(new, device=device)
-        return where[0] if len(self.rows) == 1 else where
+        """Where the next `new` tokens go: [new] for one text, [texts, new] for several."""
+        where = torch.tensor(self.starts, device=device)[:, None] + torch.arange(new, device=device)
+        return where[0] if len(self.starts) == 1 else where
 
     def mask(self, new: int, device: torch.device) -> Tensor | None:
-        """bool [selected, 1, new, longest]; None when plain causal attention or no mask at all is right."""
-        if len(self.rows) == 1 and (new == 1 or self.lengths[self.rows[0]] == 0):
+        """bool [texts, 1, new, longest]; None when plain causal attention or no mask at all is right."""
+        if len(self.starts) == 1 and (new == 1 or self.starts[0] == 0):
             return None
         where = self.positions(new, device)
         where = where[None] if where.dim() == 1 else where
-        keys = torch.arange(max(self.lengths[row] for row in self.rows) + new, device=device)
+        keys = torch.arange(max(self.starts) + new, device=device)
         return (keys <= where[:, :, None])[:, None]
 
     def advance(self, new: int) -> None:
-        """Count `new` more tokens in every selected row."""
-        for row in self.rows:
-            self.lengths[row] += new
-
-    def truncate(self, length: int) -> None:
-        """Forget everything after the first `length` tokens of every row."""
-        self.lengths = [min(n, length) for n in self.lengths]
+        """Count `new` more tokens in every selected text."""
+        self.starts = [start + new for start in self.starts]

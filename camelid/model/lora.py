@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from camelid.errors import InputError
 from camelid.kernels.precision import product_dtype
 from camelid.model.llama import Llama
-from camelid.model.quantized import QuantizedLinear
+from camelid.model.quantized import QuantizedLinear, quantized
 
 Linear = nn.Linear | QuantizedLinear
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -191,7 +191,7 @@ def use_adapter(model: Llama, name: str | None) -> None:
 def quantize_base(model: Llama, bits: int, group: int) -> None:
     """Keep the blocks' linear layers as integers, in place: see `model/quantized.py`. Call it before `adapt`."""
     for _, parent, leaf in targets(model, LoraConfig()):
-        setattr(parent, leaf, QuantizedLinear(getattr(parent, leaf), bits, group))
+        setattr(parent, leaf, quantized(getattr(parent, leaf), bits, group))
 
 
 @torch.no_grad()

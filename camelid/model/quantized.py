@@ -1,58 +1,97 @@
-"""Linear layers whose weight is kept as small integers with a scale and an offset per group: a frozen base to adapt.
+"""Linear layers whose weight is kept as small integers: w = scale * (q - zero), a scale and a zero for each group of a
+row's weights.
 
-w ~ scale * q + offset over groups of `group` weights of a row, q in 0 … 2^bits - 1, rounded to nearest between the
-group's least and greatest weight (asymmetric). Products are made with the weight widened for the moment.
+Such a layer is the frozen base of an adapter, or part of a quantised model. A quantised model also rounds what goes into
+its layers, block by block, because the native kernels multiply bytes by bytes (`kernels/packed.py`): then this is their
+reference. Products here are made with the weight widened for the moment.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from camelid.errors import InputError
+from camelid.kernels.packed import rounded
+
+
+@dataclass(frozen=True)
+class Integers:
+    """q uint8 [out, in] in 0 … 2^bits - 1; scale float16 [out, in / group]; zero uint8 like it, None for 2^(bits - 1)."""
+
+    q: Tensor
+    scale: Tensor
+    zero: Tensor | None
+    bits: int
+
+    @property
+    def group(self) -> int:
+        return self.q.shape[1] // self.scale.shape[1]
+
+    def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The weight [out, in]; exact in float32."""
+        zero = 2 ** (self.bits - 1) if self.zero is None else self.zero[..., None]
+        steps = self.q.unflatten(1, (-1, self.group)).to(torch.float32) - zero
+        return steps.mul_(self.scale[..., None].float()).flatten(1).to(dtype)
+
+
+def round_to_nearest(weight: Tensor, bits: int, group: int, symmetric: bool = True) -> Integers:
+    """The nearest steps to a weight [out, in]. No weight is off by more than half a step, but for what float16 rounds off
+    a scale and, with zeros, for what an end of the range gives way to a whole zero: at most half a step more.
+
+    Raises InputError when groups do not divide a row. A weight that is not finite, or too large for float16, leaves a
+    scale that is not finite.
+    """
+    if weight.shape[1] % group:
+        raise InputError(f"groups of {group} do not divide a layer's {weight.shape[1]} inputs: choose another size")
+    groups = weight.detach().float().unflatten(1, (-1, group))
+    low, high = groups.amin(-1).clamp_max_(0), groups.amax(-1).clamp_min_(0)
+    most, middle = 2**bits - 1, 2 ** (bits - 1)
+    steps = torch.maximum(high / (middle - 1), -low / middle) if symmetric else (high - low) / most
+    scale = steps.clamp_min_(2.0**-24).half()  # the least that float16 holds
+    wide = scale.float()
+    zero = None if symmetric else (-low / wide).round_().clamp_(0, most)
+    q = (groups / wide[..., None]).round_().add_(middle if zero is None else zero[..., None]).clamp_(0, most)
+    return Integers(q.to(torch.uint8).flatten(1), scale, None if zero is None else zero.to(torch.uint8), bits)
 
 
 class QuantizedLinear(nn.Module):
-    """A frozen linear layer [in] -> [out] in `bits` (8 or 4) a weight. Raises InputError when groups do not divide."""
+    """A frozen linear layer [in] -> [out]. With `rounds_inputs` its inputs are rounded to int8 by blocks."""
 
-    packed: Tensor
+    packed: Tensor  # q; of 4 bits two a byte, the even column low
     scale: Tensor
-    offset: Tensor
+    zero: Tensor | None
     bias: Tensor | None
 
-    def __init__(self, linear: nn.Linear, bits: int, group: int) -> None:
+    def __init__(self, weight: Integers, bias: Tensor | None, dtype: torch.dtype, rounds_inputs: bool = False) -> None:
         super().__init__()
-        out_features, in_features = linear.weight.shape
-        if in_features % group:
-            raise InputError(f"finetune.group {group} does not divide a layer's {in_features} inputs: choose another")
-        self.bits, self.group = bits, group
-        self.in_features, self.out_features = in_features, out_features
-        packed, scale, offset = quantize(linear.weight.detach(), bits, group)
-        self.register_buffer("packed", packed)
-        self.register_buffer("scale", scale)
-        self.register_buffer("offset", offset)
-        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach())
+        self.out_features, self.in_features = weight.q.shape
+        self.bits, self.group, self.dtype, self.rounds_inputs = weight.bits, weight.group, dtype, rounds_inputs
+        q = weight.q
+        self.register_buffer("packed", q[:, ::2] | q[:, 1::2] << 4 if weight.bits == 4 else q)
+        self.register_buffer("scale", weight.scale)
+        self.register_buffer("zero", weight.zero)
+        self.register_buffer("bias", bias)
+
+    def integers(self) -> Integers:
+        """The weight, one integer a byte."""
+        q = self.packed
+        if self.bits == 4:
+            q = torch.stack((q & 15, q >> 4), dim=-1).flatten(1)
+        return Integers(q, self.scale, self.zero, self.bits)
 
     def dense(self) -> Tensor:
-        """The weight [out, in] as it is multiplied, in the scale's dtype."""
-        return dequantized(self.packed, self.scale, self.offset, self.bits)
+        """The weight [out, in] as it is multiplied, in the layer's dtype."""
+        return self.integers().dense(self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.dense().to(x.dtype), self.bias)
+        return F.linear(rounded(x) if self.rounds_inputs else x, self.dense().to(x.dtype), self.bias)
 
 
-def quantize(weight: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor, Tensor]:
-    """uint8 [out, in * bits / 8] (two a byte for 4 bits, the even column low), scale and offset [out, in / group]."""
-    groups = weight.view(len(weight), -1, group)
-    low, high = groups.amin(-1), groups.amax(-1)
-    scale = ((high - low) / (2**bits - 1)).clamp_min(torch.finfo(weight.dtype).tiny)
-    q = ((groups - low[..., None]) / scale[..., None]).round_().clamp_(0, 2**bits - 1).to(torch.uint8).flatten(1)
-    return (q[:, ::2] | q[:, 1::2] << 4 if bits == 4 else q), scale, low
-
-
-def dequantized(packed: Tensor, scale: Tensor, offset: Tensor, bits: int) -> Tensor:
-    """The weight that `quantize` took, as near as its bits allow: [out, in], in the scale's dtype."""
-    q = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1) if bits == 4 else packed
-    wide = q.to(scale.dtype).view(*scale.shape, -1)
-    return wide.mul_(scale[..., None]).add_(offset[..., None]).flatten(1)
+def quantized(linear: nn.Linear, bits: int, group: int, symmetric: bool = False) -> QuantizedLinear:
+    """A linear layer, its weight rounded to nearest."""
+    bias = None if linear.bias is None else linear.bias.detach()
+    return QuantizedLinear(round_to_nearest(linear.weight, bits, group, symmetric), bias, linear.weight.dtype)

@@ -1,0 +1,202 @@
+"""What computes a step: the torch model (any device, adapters, the reference) or the native decoder on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from camelid.generate.cache import KVCache
+from camelid.kernels.decoder import MATRICES, PAGE, Decoder, LayerWeights, Shape, Text
+from camelid.kernels.library import library
+from camelid.kernels.packed import Packed, aligned, pack, pack_integers
+from camelid.model.block import Block
+from camelid.model.config import LlamaConfig
+from camelid.model.llama import Llama
+from camelid.model.lora import use_adapter
+from camelid.model.quantized import QuantizedLinear, round_to_nearest
+from camelid.model.rope import rotation
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A text's share of a step: `ids` at `position` and after, its pages from the beginning on, with room for them, and
+    of how many of the last tokens the logits are wanted."""
+
+    ids: Sequence[int]
+    position: int
+    pages: Sequence[int]
+    wanted: int = 1
+    adapter: str | None = None
+
+
+class Runner(Protocol):
+    """Runs chunks and keeps their keys and values."""
+
+    config: LlamaConfig
+    at_once: int  # tokens of a step beyond which nothing is gained
+    adapters: Sequence[str]
+
+    def page_bytes(self) -> int:
+        """Of one page, over all layers."""
+        ...
+
+    def reserve(self, pages: int) -> None:
+        """Make room for pages 0 … pages - 1. Told before the first step."""
+        ...
+
+    def run(self, chunks: Sequence[Chunk]) -> list[Tensor]:
+        """The wanted logits of each chunk, float32 or the model's dtype, [wanted, vocab]."""
+        ...
+
+
+class TorchRunner:
+    """Runs the torch model: chunks of several tokens one by one, single tokens of one adapter together."""
+
+    at_once = 512
+
+    def __init__(self, model: Llama) -> None:
+        self.model, self.config = model, model.config
+        self.default = model.active_adapter  # of requests that name none
+        self._cache = KVCache(model.config)
+
+    @property
+    def adapters(self) -> Sequence[str]:
+        return list(self.model.adapters)
+
+    def page_bytes(self) -> int:
+        c = self.config
+        return 2 * PAGE * c.num_hidden_layers * c.kv_heads * c.head_size * self.model.dtype.itemsize
+
+    def reserve(self, pages: int) -> None:
+        """Nothing: pages are made when they are first written."""
+
+    def run(self, chunks: Sequence[Chunk]) -> list[Tensor]:
+        found: dict[int, Tensor] = {}
+        single: dict[str | None, list[int]] = {}
+        for number, chunk in enumerate(chunks):
+            if len(chunk.ids) == 1 and chunk.wanted == 1:
+                single.setdefault(chunk.adapter, []).append(number)
+            else:
+                [found[number]] = self._together([chunk])
+        for numbers in single.values():
+            found.update(zip(numbers, self._together([chunks[n] for n in numbers]), strict=True))
+        return [found[number] for number in range(len(chunks))]
+
+    @torch.inference_mode()
+    def _together(self, chunks: Sequence[Chunk]) -> list[Tensor]:
+        """Chunks of one length and one adapter."""
+        wanted = chunks[0].adapter or self.default
+        if self.model.active_adapter != wanted:
+            use_adapter(self.model, wanted)
+        self._cache.select([c.position for c in chunks], [c.pages for c in chunks])
+        ids = torch.tensor([list(c.ids) for c in chunks], device=self.model.device)
+        hidden = self.model.hidden(ids, cache=self._cache)
+        kept = [hidden[n, len(c.ids) - c.wanted :] for n, c in enumerate(chunks)]
+        logits: Tensor = self.model.lm_head(torch.cat(kept))
+        return list(logits.split([c.wanted for c in chunks]))
+
+
+class NativeRunner:
+    """Runs the native decoder. `bits` rounds the layers' weights first, by groups of `group`; the output projection of a
+    quantised model is in int8."""
+
+    at_once = 512
+    adapters: Sequence[str] = ()
+
+    def __init__(
+        self, model: Llama, bits: int | None = None, threads: int | None = None, group: int = 32,
+        level: str | None = None,
+    ) -> None:  # fmt: skip
+        self.config = model.config
+        threads = threads or torch.get_num_threads()
+        integers = bits is not None or any(isinstance(m, QuantizedLinear) for m in model.modules())
+        kind = "float32" if model.dtype == torch.float32 else "bfloat16"
+        layers = [_layer(layer, bits, group, kind) for layer in model.layers]
+        head = _packed(model.lm_head, 8 if integers else None, group, kind)
+        self._embeddings = model.embed_tokens.weight.detach()
+        self._decoder = Decoder(shape_of(model.config), layers, _norm(model.norm.weight), head, threads, level)
+        self._bfloat = integers or kind != "float32"
+        self._cache = torch.empty(0, dtype=torch.uint8)
+        self._turns = torch.empty(2, 0, model.config.head_size // 2)
+
+    def page_bytes(self) -> int:
+        return self.config.num_hidden_layers * self._decoder.page_bytes(self._bfloat)
+
+    def reserve(self, pages: int) -> None:
+        each = self._decoder.page_bytes(self._bfloat)
+        shape = (self.config.num_hidden_layers, pages, each)
+        self._cache = aligned(shape[0] * pages * each).view(shape)
+        self._cache.zero_()
+
+    @torch.inference_mode()
+    def run(self, chunks: Sequence[Chunk]) -> list[Tensor]:
+        wanted, at = [], 0
+        for chunk in chunks:
+            at += len(chunk.ids)
+            wanted += range(at - chunk.wanted, at)
+        ids = torch.tensor([i for chunk in chunks for i in chunk.ids])
+        texts = [Text(len(c.ids), c.position, c.pages) for c in chunks]
+        cos, sin = self._turned(max(c.position + len(c.ids) for c in chunks))
+        embedded = torch.nn.functional.embedding(ids, self._embeddings).float()
+        logits = self._decoder.step(embedded, texts, wanted, cos, sin, self._cache, self._bfloat)
+        return list(logits.split([c.wanted for c in chunks]))
+
+    def _turned(self, length: int) -> tuple[Tensor, Tensor]:
+        """cos and sin of at least this many positions."""
+        if self._turns.shape[1] < length:
+            turn = rotation(self.config, torch.arange(max(length, 2 * self._turns.shape[1], 512)))
+            self._turns = torch.stack((turn.cos, turn.sin)).contiguous()
+        return self._turns[0], self._turns[1]
+
+
+def shape_of(config: LlamaConfig) -> Shape:
+    return Shape(
+        config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.num_attention_heads,
+        config.kv_heads, config.head_size, config.vocab_size, config.rms_norm_eps,
+    )  # fmt: skip
+
+
+def native_refusal(model: Llama) -> str | None:
+    """Why the native decoder cannot run this model; None when it can."""
+    if model.device.type != "cpu":
+        return "it is not on the CPU"
+    if model.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"it is in {str(model.dtype).removeprefix('torch.')}"
+    if model.adapters:
+        return "it has adapters"
+    if model.config.rope_scaling.rope_type == "dynamic":
+        return "its rope scaling is dynamic"
+    if library() is None:
+        return "the native library is not there"
+    return shape_of(model.config).refusal()
+
+
+def _layer(layer: torch.nn.Module, bits: int | None, group: int, kind: str) -> LayerWeights:
+    assert isinstance(layer, Block)
+    linears = {name: getattr(layer.self_attn, name, None) or getattr(layer.mlp, name) for name in MATRICES}
+    return LayerWeights(
+        {name: _packed(linear, bits, group, kind) for name, linear in linears.items()},
+        {name: _norm(linear.bias) for name, linear in linears.items() if linear.bias is not None},
+        _norm(layer.input_layernorm.weight),
+        _norm(layer.post_attention_layernorm.weight),
+    )
+
+
+def _packed(linear: torch.nn.Module, bits: int | None, group: int, kind: str) -> Packed:
+    if isinstance(linear, QuantizedLinear):
+        weight = linear.integers()
+    elif bits is None:
+        assert isinstance(linear, torch.nn.Linear)
+        return pack(linear.weight, kind)
+    else:
+        assert isinstance(linear, torch.nn.Linear)
+        weight = round_to_nearest(linear.weight, bits, group)
+    return pack_integers(weight.q, weight.scale, weight.zero, weight.bits)
+
+
+def _norm(weight: Tensor) -> Tensor:
+    return weight.detach().float().contiguous()

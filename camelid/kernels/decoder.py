@@ -1,0 +1,175 @@
+"""A whole LLaMA as one native call a step: tokens of any number of texts in, logits out.
+
+What comes out does not depend on what else is in the call: not on the batch, not on how a prompt is cut into chunks, not
+on the number of threads. The torch model is the reference; tests compare the two.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from camelid.kernels.library import library
+from camelid.kernels.packed import BLOCK, Packed
+
+PAGE = 32  # tokens of a page of the cache
+MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LEVELS = ("plain", "avx2", "avx512", "avx512_bf16")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the library must know of a model; sizes as in LlamaConfig."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    rms_norm_eps: float
+
+    def refusal(self) -> str | None:
+        """Why the native decoder does not take this shape; None when it does."""
+        if library() is None:
+            return "the native library is not there"
+        wide = (self.hidden_size, self.intermediate_size, self.num_attention_heads * self.head_dim)
+        if any(n % BLOCK for n in wide):
+            return f"a layer's width is not a multiple of {BLOCK}"
+        if self.head_dim % 16 or self.head_dim > 256:
+            return "head_dim is not a multiple of 16 up to 256"
+        return None
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One layer: matrices by their name in MATRICES, biases likewise where there are any, and the two norms."""
+
+    matrices: Mapping[str, Packed]
+    biases: Mapping[str, Tensor]
+    attention_norm: Tensor
+    mlp_norm: Tensor
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text's share of a step: how many tokens it feeds, the position of the first, and its pages from the beginning,
+    with room for the new tokens."""
+
+    tokens: int
+    position: int
+    pages: Sequence[int]
+
+
+class Decoder:
+    """The native model. `level` forces one of LEVELS instead of the CPU's best. Raises ValueError for one that the CPU
+    does not have."""
+
+    def __init__(
+        self, shape: Shape, layers: Sequence[LayerWeights], final_norm: Tensor, head: Packed, threads: int,
+        level: str | None = None,
+    ) -> None:  # fmt: skip
+        native = library()
+        assert native is not None
+        assert shape.refusal() is None
+        self.shape, self._native, self._free = shape, native, native.camelid_decoder_free
+        native.camelid_decoder_new.restype = ctypes.c_void_p
+        sizes = (
+            shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers, shape.num_attention_heads,
+            shape.num_key_value_heads, shape.head_dim, shape.vocab_size,
+        )  # fmt: skip
+        made = native.camelid_decoder_new(
+            (ctypes.c_int64 * 7)(*sizes), ctypes.c_float(shape.rms_norm_eps), ctypes.c_int(threads), _number(level)
+        )
+        if made is None:
+            raise ValueError(f"this CPU does not have {level}")
+        self._handle = ctypes.c_void_p(made)
+        self._kept: list[Tensor] = []  # what the library points to
+        for number, layer in enumerate(layers):
+            for which, name in enumerate(MATRICES):
+                self._set(number, which, layer.matrices[name], layer.biases.get(name))
+            self._norm(number, 0, layer.attention_norm)
+            self._norm(number, 1, layer.mlp_norm)
+        self._set(-1, 0, head, None)
+        self._norm(-1, 0, final_norm)
+        self.weight_bytes = sum(t.nbytes for t in self._kept)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_handle"):
+            self._free(self._handle)
+
+    def page_bytes(self, bfloat: bool) -> int:
+        """Of one layer's keys and values of PAGE tokens."""
+        return 2 * PAGE * self.shape.num_key_value_heads * self.shape.head_dim * (2 if bfloat else 4)
+
+    def step(
+        self, embedded: Tensor, texts: Sequence[Text], wanted: Sequence[int], cos: Tensor, sin: Tensor, cache: Tensor,
+        bfloat: bool,
+    ) -> Tensor:  # fmt: skip
+        """Feed the texts' tokens, end to end: embedded float32 [tokens, hidden]. Returns logits float32 [wanted, vocab]
+        of the tokens numbered in `wanted`.
+
+        cos and sin: float32 [positions, head_dim / 2]. cache: uint8 [layers, pages, page_bytes], bfloat16 or float32,
+        read and extended.
+        """
+        starts, at = [0], 0
+        for text in texts:
+            at += text.tokens
+            starts.append(at)
+        longest = max(len(text.pages) for text in texts)
+        tables = [list(text.pages) + [0] * (longest - len(text.pages)) for text in texts]
+        numbers = [len(texts), at, longest, len(wanted), cache.shape[1], cache.shape[2], int(bfloat)]
+        logits = torch.empty(len(wanted), self.shape.vocab_size)
+        self._native.camelid_decoder_step(
+            self._handle, (ctypes.c_int64 * len(numbers))(*numbers), _pointer(embedded), _int32(starts),
+            _int32([text.position for text in texts]), _int32([page for table in tables for page in table]),
+            _int32(wanted), _pointer(cos), _pointer(sin), _pointer(cache), _pointer(logits),
+        )  # fmt: skip
+        return logits
+
+    def product(self, weight: Packed, by: Tensor) -> Tensor:
+        """by float32 [tokens, columns] times the weight: float32 [tokens, rows]."""
+        by = by.contiguous()
+        out = torch.empty(len(by), weight.rows)
+        self._native.camelid_decoder_product(
+            self._handle, *weight.described(), _pointer(by), ctypes.c_int64(len(by)), _pointer(out)
+        )
+        return out
+
+    def _set(self, layer: int, which: int, weight: Packed, bias: Tensor | None) -> None:
+        self._kept += [weight.data] + ([] if bias is None else [bias])
+        self._native.camelid_decoder_matrix(
+            self._handle, ctypes.c_int64(layer), ctypes.c_int(which), *weight.described(),
+            ctypes.c_void_p(None if bias is None else bias.data_ptr()),
+        )  # fmt: skip
+
+    def _norm(self, layer: int, which: int, weight: Tensor) -> None:
+        self._kept.append(weight)
+        self._native.camelid_decoder_norm(self._handle, ctypes.c_int64(layer), ctypes.c_int(which), _pointer(weight))
+
+
+def level(wanted: str | None = None) -> str:
+    """Which of LEVELS this CPU's decoder is; "" when the library or the wanted level is not there."""
+    native = library()
+    if native is None:
+        return ""
+    native.camelid_decoder_level.restype = ctypes.c_char_p
+    found: bytes = native.camelid_decoder_level(_number(wanted))
+    return found.decode()
+
+
+def _number(level: str | None) -> ctypes.c_int:
+    return ctypes.c_int(-1 if level is None else LEVELS.index(level))
+
+
+def _pointer(tensor: Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+def _int32(values: Sequence[int]) -> ctypes.Array[ctypes.c_int32]:
+    return (ctypes.c_int32 * len(values))(*values)

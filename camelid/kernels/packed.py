@@ -1,0 +1,100 @@
+"""Weights in the native library's own layout (native/decoder.hpp), and their products, for generating on a CPU.
+
+Weights in int8 and int4 meet activations rounded to int8 by blocks of 32: bytes times bytes, exact, then one scale of
+the weights and one of the activations. `rounded` is that rounding, for the torch path, which then gives the same numbers
+to float32's last digits.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from camelid.kernels.library import library
+
+BLOCK = 32  # activations that share a scale; columns of a packed matrix are a multiple of it
+KINDS = ("float32", "bfloat16", "int8", "int4")
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A weight [rows, columns]: `data` uint8, aligned to a cache line, of a `kind` among KINDS."""
+
+    kind: str
+    rows: int
+    columns: int
+    group: int
+    zeros: bool
+    data: Tensor
+
+    def described(self) -> tuple[ctypes._SimpleCData[int] | ctypes.c_void_p, ...]:
+        """kind, rows, columns, group, zeros, data: as the library's functions take them."""
+        return (
+            ctypes.c_int(KINDS.index(self.kind)),
+            *(ctypes.c_int64(n) for n in (self.rows, self.columns, self.group)),
+            ctypes.c_int(self.zeros),
+            ctypes.c_void_p(self.data.data_ptr()),
+        )
+
+
+def pack(weight: Tensor, kind: str) -> Packed:
+    """A weight [rows, columns] in float32 or bfloat16; float16 and float64 are read as float32."""
+    weight = weight.detach().cpu()
+    weight = (weight if weight.dtype in (torch.float32, torch.bfloat16) else weight.float()).contiguous()
+    rows, columns = weight.shape
+    packed = _room(kind, rows, columns, columns, zeros=False)
+    _native().camelid_pack_floats(
+        ctypes.c_int(KINDS.index(kind)), ctypes.c_void_p(weight.data_ptr()),
+        ctypes.c_int(weight.dtype == torch.bfloat16), ctypes.c_int64(rows), ctypes.c_int64(columns),
+        ctypes.c_void_p(packed.data.data_ptr()), ctypes.c_int(torch.get_num_threads()),
+    )  # fmt: skip
+    return packed
+
+
+def pack_integers(q: Tensor, scale: Tensor, zero: Tensor | None, bits: int) -> Packed:
+    """scale * (q - zero): q uint8 [rows, columns], scale float16 [rows, columns / group], zero uint8 like it; None is
+    2^(bits - 1)."""
+    q, scale, zero = q.contiguous(), scale.contiguous(), None if zero is None else zero.contiguous()
+    rows, columns = q.shape
+    group = columns // scale.shape[1]
+    packed = _room(f"int{bits}", rows, columns, group, zero is not None)
+    _native().camelid_pack_integers(
+        ctypes.c_int(KINDS.index(packed.kind)), ctypes.c_void_p(q.data_ptr()), ctypes.c_void_p(scale.data_ptr()),
+        ctypes.c_void_p(None if zero is None else zero.data_ptr()), ctypes.c_int64(rows), ctypes.c_int64(columns),
+        ctypes.c_int64(group), ctypes.c_void_p(packed.data.data_ptr()), ctypes.c_int(torch.get_num_threads()),
+    )  # fmt: skip
+    return packed
+
+
+def rounded(x: Tensor) -> Tensor:
+    """x [..., columns] as int8 products see it: rint(x * 127 / max |x|) of each block of 32 values, times max |x| / 127.
+    float32 in between; x's dtype comes back."""
+    blocks = x.float().unflatten(-1, (-1, BLOCK))
+    most = blocks.abs().amax(-1, keepdim=True)
+    q = (blocks * torch.where(most > 0, 127.0 / most, 0.0)).round_()
+    return q.mul_(most / 127.0).flatten(-2).to(x.dtype)
+
+
+def _room(kind: str, rows: int, columns: int, group: int, zeros: bool) -> Packed:
+    native = _native()
+    native.camelid_packed_bytes.restype = ctypes.c_int64
+    size = native.camelid_packed_bytes(
+        ctypes.c_int(KINDS.index(kind)), *(ctypes.c_int64(n) for n in (rows, columns, group)), ctypes.c_int(zeros)
+    )
+    return Packed(kind, rows, columns, group, zeros, aligned(size))
+
+
+def aligned(size: int) -> Tensor:
+    """uint8 [size] that begins at a cache line."""
+    room = torch.empty(size + 64, dtype=torch.uint8)
+    skip = -room.data_ptr() % 64
+    return room[skip : skip + size]
+
+
+def _native() -> ctypes.CDLL:
+    loaded = library()
+    assert loaded is not None, "ask library() first"
+    return loaded

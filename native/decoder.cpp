@@ -1,0 +1,304 @@
+// One call a step: tokens of any number of texts go through all layers, and what Python sees is logits.
+#include "decoder.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "pool.hpp"
+#include "vector.hpp"
+
+namespace {
+
+const Level* level_named(int wanted) {  // -1: the best of this CPU
+#ifdef CAMELID_X86
+    const bool vnni = has_avx512() && __builtin_cpu_supports("avx512vnni");
+    const Level* const levels[] = {
+        level_plain(),
+        has_avx2() ? level_avx2() : nullptr,
+        vnni ? level_avx512() : nullptr,
+        vnni && __builtin_cpu_supports("avx512bf16") ? level_avx512_bf16() : nullptr,
+    };
+    if (wanted >= 0 && wanted < 4) return levels[wanted];
+    for (int i = 3; i > 0; --i)
+        if (levels[i]) return levels[i];
+#else
+    if (wanted > 0) return nullptr;
+#endif
+    return level_plain();
+}
+
+enum Weight { Q, K, V, O, GATE, UP, DOWN, WEIGHTS };
+
+struct Layer {
+    Matrix matrices[WEIGHTS];
+    const float* biases[WEIGHTS];  // null: none
+    const float* attention_norm;
+    const float* mlp_norm;
+};
+
+// Memory that grows and is never filled for nothing.
+template <typename T>
+struct Buffer {
+    std::unique_ptr<T[]> data;
+    std::size_t size = 0;
+
+    T* reserve(std::int64_t wanted) {
+        const std::size_t count = static_cast<std::size_t>(wanted) + 64 / sizeof(T);
+        if (count > size) {
+            data.reset(new T[count]);
+            size = count;
+        }
+        const auto at = reinterpret_cast<std::uintptr_t>(data.get());
+        return reinterpret_cast<T*>((at + 63) / 64 * 64);
+    }
+};
+
+// Activations of each form, made once for all matrices that take the same.
+struct Prepared {
+    Buffer<float> floats, scales;
+    Buffer<std::uint16_t> bfloats;
+    Buffer<std::int8_t> bytes;
+    Buffer<std::int32_t> sums;
+
+    Activations reserve(Number kind, std::int64_t tokens, std::int64_t columns) {
+        if (kind == FLOAT32) return {floats.reserve(tokens * columns), nullptr, nullptr, columns};
+        if (kind == BFLOAT16) return {bfloats.reserve(tokens * columns), nullptr, nullptr, columns};
+        const std::int64_t blocks = tokens * columns / BLOCK;
+        return {bytes.reserve(tokens * columns), scales.reserve(blocks), sums.reserve(2 * blocks), columns};
+    }
+};
+
+struct Product {
+    const Matrix* matrix;
+    const float* bias;
+    float* out;
+};
+
+struct Decoder {
+    std::int64_t hidden, intermediate, layer_count, heads, kv_heads, head_dim, vocab;
+    float eps;
+    const Level* level;
+    Pool pool;
+    std::vector<Layer> layers;
+    Matrix head{};
+    const float* final_norm = nullptr;
+    Prepared prepared;
+    Buffer<float> residual, normed, q, k, v, mixed, gate, up, added;
+
+    Decoder(const std::int64_t* shape, float epsilon, const Level* chosen, int threads)
+        : hidden(shape[0]), intermediate(shape[1]), layer_count(shape[2]), heads(shape[3]), kv_heads(shape[4]),
+          head_dim(shape[5]), vocab(shape[6]), eps(epsilon), level(chosen), pool(threads),
+          layers(static_cast<std::size_t>(shape[2])) {}
+
+    // A task a token, but one for a few: their norms take less than waking a thread.
+    template <typename F>
+    void each_token(std::int64_t tokens, const F& f) {
+        const std::int64_t some = tokens < 8 ? 8 : 4, tasks = (tokens + some - 1) / some;
+        pool.run(tasks, [&](std::int64_t task) {
+            for (std::int64_t t = task * some; t < std::min(tokens, (task + 1) * some); ++t) f(t);
+        });
+    }
+
+    // Products of the same rows, whose `fill` makes a row of floats at a time; then `done` with every token.
+    template <typename Fill>
+    void products(std::int64_t tokens, std::int64_t columns, const Product* list, int count, const Fill& fill) {
+        const Number kind = list[0].matrix->kind;
+        const Activations rows = prepared.reserve(kind, tokens, columns);
+        each_token(tokens, [&](std::int64_t t) { level->prepare(kind, fill(t), rows, t); });
+        multiply(tokens, rows, list, count);
+    }
+
+    void multiply(std::int64_t tokens, const Activations& rows, const Product* list, int count) {
+        std::int64_t panels = 0;
+        for (int i = 0; i < count; ++i) panels += list[i].matrix->panels();
+        // Long stretches read memory best; enough of them that no thread waits long for the last.
+        const std::int64_t parts = pool.threads() == 1 ? 1 : 8 * pool.threads();
+        const std::int64_t each = std::max<std::int64_t>(1, (panels + parts - 1) / parts);
+        pool.run((panels + each - 1) / each, [&](std::int64_t task) {
+            std::int64_t from = task * each, to = std::min(panels, from + each);
+            for (int i = 0; i < count && to > 0; ++i) {
+                const Matrix& m = *list[i].matrix;
+                const std::int64_t here = m.panels();
+                if (from < here) {
+                    const std::int64_t last = std::min(to, here);
+                    level->multiply(m, rows, tokens, from, last, list[i].out, m.rows);
+                    if (list[i].bias) add_bias(list[i], tokens, from * PANEL, std::min(last * PANEL, m.rows));
+                }
+                from = std::max<std::int64_t>(0, from - here);
+                to -= here;
+            }
+        });
+    }
+
+    static void add_bias(const Product& p, std::int64_t tokens, std::int64_t from, std::int64_t to) {
+        for (std::int64_t t = 0; t < tokens; ++t)
+            for (std::int64_t i = from; i < to; ++i) p.out[t * p.matrix->rows + i] += p.bias[i];
+    }
+};
+
+// A step's texts: tokens starts[i] … starts[i + 1] - 1 belong to text i and stand at positions[i] and after; its pages
+// are tables[i * table_row …]. A layer's pages lie `layer_bytes` apart, a page's values `page_bytes / 2` after its keys.
+struct Step {
+    std::int64_t texts, tokens, table_row, wanted_count;
+    const std::int32_t *starts, *positions, *tables, *wanted;
+    const float *cos, *sin;
+    std::uint8_t* cache;
+    std::int64_t pages, page_bytes;
+    int bfloat;
+};
+
+void attention(Decoder& d, const Step& s, const Layer& layer, std::int64_t number) {
+    const std::int64_t q_row = d.heads * d.head_dim, kv_row = d.kv_heads * d.head_dim, half = d.head_dim / 2;
+    float *q = d.q.reserve(s.tokens * q_row), *k = d.k.reserve(s.tokens * kv_row), *v = d.v.reserve(s.tokens * kv_row);
+    float* x = d.residual.reserve(s.tokens * d.hidden);
+    float* normed = d.normed.reserve(s.tokens * d.hidden);
+    const Product qkv[] = {{&layer.matrices[Q], layer.biases[Q], q},
+                           {&layer.matrices[K], layer.biases[K], k},
+                           {&layer.matrices[V], layer.biases[V], v}};
+    d.products(s.tokens, d.hidden, qkv, 3, [&](std::int64_t t) {
+        d.level->rms_norm(x + t * d.hidden, layer.attention_norm, d.hidden, d.eps, normed + t * d.hidden);
+        return normed + t * d.hidden;
+    });
+
+    std::vector<std::vector<Pages>> pages(static_cast<std::size_t>(s.texts));
+    std::vector<std::int32_t> text_of(static_cast<std::size_t>(s.tokens));
+    for (std::int64_t i = 0; i < s.texts; ++i) {
+        const std::int64_t end = s.positions[i] + s.starts[i + 1] - s.starts[i];
+        for (std::int64_t p = 0; p * PAGE < end; ++p) {
+            std::uint8_t* at = s.cache + (number * s.pages + s.tables[i * s.table_row + p]) * s.page_bytes;
+            pages[static_cast<std::size_t>(i)].push_back({at, at + s.page_bytes / 2, s.bfloat != 0});
+        }
+        for (std::int32_t t = s.starts[i]; t < s.starts[i + 1]; ++t) text_of[static_cast<std::size_t>(t)] = static_cast<std::int32_t>(i);
+    }
+    d.each_token(s.tokens, [&](std::int64_t t) {
+        const auto text = static_cast<std::size_t>(text_of[static_cast<std::size_t>(t)]);
+        const std::int64_t position = s.positions[text] + t - s.starts[text];
+        const float *cos = s.cos + position * half, *sin = s.sin + position * half;
+        for (std::int64_t h = 0; h < d.heads; ++h) d.level->rotate(q + t * q_row + h * d.head_dim, cos, sin, d.head_dim);
+        for (std::int64_t h = 0; h < d.kv_heads; ++h) {
+            float* key = k + t * kv_row + h * d.head_dim;
+            d.level->rotate(key, cos, sin, d.head_dim);
+            d.level->keep(key, v + t * kv_row + h * d.head_dim, pages[text][static_cast<std::size_t>(position / PAGE)], h,
+                          position % PAGE, d.head_dim);
+        }
+    });
+
+    float* mixed = d.mixed.reserve(s.tokens * q_row);
+    struct Task {
+        std::int64_t text, from, to, kv_head;
+    };
+    std::vector<Task> tasks;
+    for (std::int64_t i = 0; i < s.texts; ++i) {
+        const std::int64_t count = s.starts[i + 1] - s.starts[i];
+        for (std::int64_t from = 0; from < count; from += 16)
+            for (std::int64_t h = 0; h < d.kv_heads; ++h) tasks.push_back({i, from, std::min(count, from + 16), h});
+    }
+    d.pool.run(static_cast<std::int64_t>(tasks.size()), [&](std::int64_t n) {
+        const Task& task = tasks[static_cast<std::size_t>(n)];
+        const std::int64_t first = s.starts[task.text];
+        const Attention text = {q + first * q_row, mixed + first * q_row, pages[static_cast<std::size_t>(task.text)].data(),
+                                s.positions[task.text], d.heads, d.kv_heads, d.head_dim};
+        d.level->attend(text, task.from, task.to, task.kv_head);
+    });
+    float* added = d.added.reserve(s.tokens * d.hidden);
+    const Product o = {&layer.matrices[O], layer.biases[O], added};
+    d.products(s.tokens, q_row, &o, 1, [&](std::int64_t t) { return mixed + t * q_row; });
+}
+
+void mlp(Decoder& d, const Step& s, const Layer& layer) {
+    float *x = d.residual.reserve(s.tokens * d.hidden), *added = d.added.reserve(s.tokens * d.hidden);
+    float* normed = d.normed.reserve(s.tokens * d.hidden);
+    float *gate = d.gate.reserve(s.tokens * d.intermediate), *up = d.up.reserve(s.tokens * d.intermediate);
+    const Product both[] = {{&layer.matrices[GATE], layer.biases[GATE], gate},
+                            {&layer.matrices[UP], layer.biases[UP], up}};
+    d.products(s.tokens, d.hidden, both, 2, [&](std::int64_t t) {
+        float* row = x + t * d.hidden;
+        for (std::int64_t i = 0; i < d.hidden; ++i) row[i] += added[t * d.hidden + i];
+        d.level->rms_norm(row, layer.mlp_norm, d.hidden, d.eps, normed + t * d.hidden);
+        return normed + t * d.hidden;
+    });
+    const Product down = {&layer.matrices[DOWN], layer.biases[DOWN], added};
+    d.products(s.tokens, d.intermediate, &down, 1, [&](std::int64_t t) {
+        float* row = gate + t * d.intermediate;
+        d.level->swiglu(row, up + t * d.intermediate, d.intermediate, row);
+        return row;
+    });
+    d.each_token(s.tokens, [&](std::int64_t t) {
+        float* row = x + t * d.hidden;
+        for (std::int64_t i = 0; i < d.hidden; ++i) row[i] += added[t * d.hidden + i];
+    });
+}
+
+}  // namespace
+
+extern "C" {
+
+// shape: hidden_size, intermediate_size, layers, heads, kv_heads, head_dim, vocab_size. Null when this CPU has no `level`.
+void* camelid_decoder_new(const std::int64_t* shape, float eps, int threads, int level) {
+    const Level* chosen = level_named(level);
+    return chosen ? new Decoder(shape, eps, chosen, threads) : nullptr;
+}
+
+void camelid_decoder_free(void* handle) { delete static_cast<Decoder*>(handle); }
+
+const char* camelid_decoder_level(int level) {
+    const Level* chosen = level_named(level);
+    return chosen ? chosen->name : "";
+}
+
+// Which matrix: q, k, v, o, gate, up, down of a layer, or layer -1: the output projection.
+void camelid_decoder_matrix(void* handle, std::int64_t layer, int which, int kind, std::int64_t rows, std::int64_t columns,
+                            std::int64_t group, int zeros, const std::uint8_t* packed, const float* bias) {
+    Decoder& d = *static_cast<Decoder*>(handle);
+    const Matrix m = {packed, rows, columns, group, static_cast<Number>(kind), zeros != 0};
+    if (layer < 0) {
+        d.head = m;
+        return;
+    }
+    d.layers[static_cast<std::size_t>(layer)].matrices[which] = m;
+    d.layers[static_cast<std::size_t>(layer)].biases[which] = bias;
+}
+
+// 0: before attention, 1: before the MLP; of layer -1, the last norm.
+void camelid_decoder_norm(void* handle, std::int64_t layer, int which, const float* weight) {
+    Decoder& d = *static_cast<Decoder*>(handle);
+    if (layer < 0)
+        d.final_norm = weight;
+    else
+        (which ? d.layers[static_cast<std::size_t>(layer)].mlp_norm
+               : d.layers[static_cast<std::size_t>(layer)].attention_norm) = weight;
+}
+
+// out [count, rows] = rows of floats [count, columns] times a packed matrix: for tests and for measuring.
+void camelid_decoder_product(void* handle, int kind, std::int64_t rows, std::int64_t columns, std::int64_t group, int zeros,
+                             const std::uint8_t* packed, const float* by, std::int64_t count, float* out) {
+    const Matrix m = {packed, rows, columns, group, static_cast<Number>(kind), zeros != 0};
+    const Product product = {&m, nullptr, out};
+    static_cast<Decoder*>(handle)->products(count, columns, &product, 1, [&](std::int64_t t) { return by + t * columns; });
+}
+
+// embedded [tokens, hidden]: the tokens' embeddings. numbers: as struct Step, in the order of its whole fields.
+// logits [wanted_count, vocab] of the tokens `wanted`.
+void camelid_decoder_step(void* handle, const std::int64_t* numbers, const float* embedded, const std::int32_t* starts,
+                          const std::int32_t* positions, const std::int32_t* tables, const std::int32_t* wanted,
+                          const float* cos, const float* sin, std::uint8_t* cache, float* logits) {
+    Decoder& d = *static_cast<Decoder*>(handle);
+    const Step s = {numbers[0], numbers[1], numbers[2], numbers[3], starts, positions, tables, wanted, cos, sin, cache,
+                    numbers[4], numbers[5], static_cast<int>(numbers[6])};
+    float* x = d.residual.reserve(s.tokens * d.hidden);
+    std::memcpy(x, embedded, static_cast<std::size_t>(s.tokens * d.hidden) * sizeof(float));
+    for (std::int64_t n = 0; n < d.layer_count; ++n) {
+        attention(d, s, d.layers[static_cast<std::size_t>(n)], n);
+        mlp(d, s, d.layers[static_cast<std::size_t>(n)]);
+    }
+    const Product head = {&d.head, nullptr, logits};
+    float* normed = d.normed.reserve(s.tokens * d.hidden);
+    if (s.wanted_count > 0)
+        d.products(s.wanted_count, d.hidden, &head, 1, [&](std::int64_t i) {
+            d.level->rms_norm(x + s.wanted[i] * d.hidden, d.final_norm, d.hidden, d.eps, normed + i * d.hidden);
+            return normed + i * d.hidden;
+        });
+}
+}

@@ -1,0 +1,81 @@
+// What a decoding step is made of: matrices packed for reading in order, rows of activations, pages of keys and values.
+//
+// One rule holds throughout: each number comes out of one fixed sequence of operations, whatever else is computed beside
+// it. So a token's logits are the same bits alone, in a batch, in any chunk of its prompt and on any number of threads.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+constexpr int PANEL = 32;  // rows of a matrix that lie together, two registers of sixteen lanes
+constexpr int BLOCK = 32;  // columns whose activations share a scale
+constexpr int PAGE = 32;   // tokens of a page of the cache
+
+enum Number { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, INT4 = 3 };
+
+// A weight [rows, columns] as panels of 32 rows, the last one filled up with zeros.
+//   FLOAT32   [columns][32 rows]
+//   BFLOAT16  [columns / 2][32 rows][2 columns]
+//   INT8      scales, then [columns / 4][32 rows][4 columns], each q + 128
+//   INT4      scales, then [columns / 8][32 rows][4 bytes]: the low halves are four columns, the high ones the next four
+// Scales are float16 [columns / group][32 rows]; with `zeros`, bytes [columns / group][32 rows] follow, the q that means
+// nothing; without, it is 128 of INT8 and 8 of INT4. A weight is scale * (q - zero).
+struct Matrix {
+    const std::uint8_t* data;
+    std::int64_t rows, columns, group;
+    Number kind;
+    bool zeros;
+
+    std::int64_t scale_bytes() const {
+        if (kind == FLOAT32 || kind == BFLOAT16) return 0;
+        const std::int64_t each = columns / group * PANEL;
+        return (each * (zeros ? 3 : 2) + 63) / 64 * 64;
+    }
+    std::int64_t panel_bytes() const {
+        const std::int64_t halves[] = {8, 4, 2, 1};
+        return scale_bytes() + columns * PANEL * halves[kind] / 2;
+    }
+    std::int64_t panels() const { return (rows + PANEL - 1) / PANEL; }
+};
+
+// Rows of activations in the form that a kind of matrix is multiplied by. Of INT8 and INT4: bytes, and of each block a
+// scale and two sums to start from, those of products of its bytes with INT8's zero and with INT4's, negated. Of the others only `values`, as they are or as bfloat16.
+struct Activations {
+    void* values;
+    float* scales;
+    std::int32_t* sums;
+    std::int64_t columns;
+};
+
+// Keys and values of one layer's page: [kv_heads][head_dim][PAGE] and [kv_heads][PAGE][head_dim].
+struct Pages {
+    void* keys;
+    void* values;
+    bool bfloat;
+};
+
+// The queries [tokens][heads][head_dim] of one text, from position `start` on; its pages in order.
+struct Attention {
+    const float* queries;
+    float* out;
+    const Pages* pages;
+    std::int64_t start, heads, kv_heads, head_dim;
+};
+
+// The same functions, compiled for each kind of CPU.
+struct Level {
+    const char* name;
+    void (*prepare)(Number kind, const float* row, const Activations& to, std::int64_t at);
+    void (*multiply)(const Matrix& matrix, const Activations& by, std::int64_t tokens, std::int64_t panel_from,
+                     std::int64_t panel_to, float* out, std::int64_t out_row);
+    void (*rms_norm)(const float* row, const float* weight, std::int64_t size, float eps, float* out);
+    void (*swiglu)(const float* gate, const float* up, std::int64_t size, float* out);
+    void (*rotate)(float* head, const float* cos, const float* sin, std::int64_t head_dim);
+    void (*keep)(const float* key, const float* value, const Pages& page, std::int64_t kv_head, std::int64_t slot,
+                 std::int64_t head_dim);
+    void (*attend)(const Attention& text, std::int64_t token_from, std::int64_t token_to, std::int64_t kv_head);
+};
+
+const Level* level_plain();
+const Level* level_avx2();
+const Level* level_avx512();
+const Level* level_avx512_bf16();
