@@ -63,7 +63,7 @@ struct Prepared {
     Buffer<std::int32_t> sums;
 
     Activations reserve(Number kind, std::int64_t tokens, std::int64_t columns) {
-        if (kind == FLOAT32) return {floats.reserve(tokens * columns), nullptr, nullptr, columns};
+        if (kind == FLOAT32 || kind == FLOAT16) return {floats.reserve(tokens * columns), nullptr, nullptr, columns};
         if (kind == BFLOAT16) return {bfloats.reserve(tokens * columns), nullptr, nullptr, columns};
         const std::int64_t blocks = tokens * columns / BLOCK;
         return {bytes.reserve(tokens * columns), scales.reserve(blocks), sums.reserve(2 * blocks), columns};

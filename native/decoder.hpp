@@ -10,10 +10,10 @@ constexpr int PANEL = 32;  // rows of a matrix that lie together, two registers 
 constexpr int BLOCK = 32;  // columns whose activations share a scale
 constexpr int PAGE = 32;   // tokens of a page of the cache
 
-enum Number { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, INT4 = 3 };
+enum Number { FLOAT32, FLOAT16, BFLOAT16, INT8, INT4 };
 
 // A weight [rows, columns] as panels of 32 rows, the last one filled up with zeros.
-//   FLOAT32   [columns][32 rows]
+//   FLOAT32   [columns][32 rows]; FLOAT16 likewise, multiplied as floats
 //   BFLOAT16  [columns / 2][32 rows][2 columns]
 //   INT8      scales, then [columns / 4][32 rows][4 columns], each q + 128
 //   INT4      scales, then [columns / 8][32 rows][4 bytes]: the low halves are four columns, the high ones the next four
@@ -26,12 +26,12 @@ struct Matrix {
     bool zeros;
 
     std::int64_t scale_bytes() const {
-        if (kind == FLOAT32 || kind == BFLOAT16) return 0;
+        if (kind < INT8) return 0;
         const std::int64_t each = columns / group * PANEL;
         return (each * (zeros ? 3 : 2) + 63) / 64 * 64;
     }
     std::int64_t panel_bytes() const {
-        const std::int64_t halves[] = {8, 4, 2, 1};
+        const std::int64_t halves[] = {8, 4, 4, 2, 1};
         return scale_bytes() + columns * PANEL * halves[kind] / 2;
     }
     std::int64_t panels() const { return (rows + PANEL - 1) / PANEL; }

@@ -12,25 +12,20 @@ Matrix described(int kind, std::int64_t rows, std::int64_t columns, std::int64_t
     return {nullptr, rows, columns, group, static_cast<Number>(kind), zeros != 0};
 }
 
+// [columns / together][32 rows][together] of a panel, from weights of the same or another type.
 template <typename From, typename To>
 void pack_panel(const Matrix& m, const From* weight, std::int64_t panel, int together, To* to) {
     for (std::int64_t k = 0; k < m.columns; k += together)
         for (std::int64_t r = 0; r < PANEL; ++r)
             for (int i = 0; i < together; ++i, ++to) {
                 const std::int64_t row = panel * PANEL + r;
-                if (row < m.rows)
-                    narrow(widened(weight[row * m.columns + k + i]), to);
-                else
+                if (row >= m.rows)
                     *to = To{};
+                else if constexpr (sizeof(From) == sizeof(To))
+                    std::memcpy(to, weight + row * m.columns + k + i, sizeof(To));
+                else
+                    narrow(widened(weight[row * m.columns + k + i]), to);
             }
-}
-
-template <typename From>
-void pack_any(const Matrix& m, const From* weight, std::int64_t panel, std::uint8_t* to) {
-    if (m.kind == FLOAT32)
-        pack_panel(m, weight, panel, 1, reinterpret_cast<float*>(to));
-    else
-        pack_panel(m, weight, panel, 2, reinterpret_cast<std::uint16_t*>(to));
 }
 
 }  // namespace
@@ -42,16 +37,23 @@ std::int64_t camelid_packed_bytes(int kind, std::int64_t rows, std::int64_t colu
     return m.panels() * m.panel_bytes();
 }
 
-// `weight` [rows, columns] of float or bfloat16 as FLOAT32 or BFLOAT16.
-void camelid_pack_floats(int kind, const void* weight, int bfloat, std::int64_t rows, std::int64_t columns,
+// `weight` [rows, columns] as FLOAT32 or BFLOAT16 from float or bfloat16, or as FLOAT16 from float16. `halves`: it has
+// two bytes a value.
+void camelid_pack_floats(int kind, const void* weight, int halves, std::int64_t rows, std::int64_t columns,
                          std::uint8_t* out, int threads) {
     const Matrix m = described(kind, rows, columns, columns, 0);
+    const float* floats = static_cast<const float*>(weight);
+    const std::uint16_t* words = static_cast<const std::uint16_t*>(weight);
     Pool(threads).run(m.panels(), [&](std::int64_t p) {
         std::uint8_t* to = out + p * m.panel_bytes();
-        if (bfloat)
-            pack_any(m, static_cast<const std::uint16_t*>(weight), p, to);
+        if (kind == FLOAT32)
+            halves ? pack_panel(m, words, p, 1, reinterpret_cast<float*>(to))
+                   : pack_panel(m, floats, p, 1, reinterpret_cast<float*>(to));
+        else if (kind == FLOAT16)
+            pack_panel(m, words, p, 1, reinterpret_cast<std::uint16_t*>(to));
         else
-            pack_any(m, static_cast<const float*>(weight), p, to);
+            halves ? pack_panel(m, words, p, 2, reinterpret_cast<std::uint16_t*>(to))
+                   : pack_panel(m, floats, p, 2, reinterpret_cast<std::uint16_t*>(to));
     });
 }
 

@@ -23,7 +23,7 @@ struct Weights {  // [16 rows][4 columns]
 };
 
 INLINE void load(const std::uint8_t* from, Weights* weights) { weights->bytes = _mm512_loadu_si512(from); }
-INLINE void load_halves(const std::uint8_t* from, Weights* low, Weights* high) {
+INLINE void load_nibbles(const std::uint8_t* from, Weights* low, Weights* high) {
     const __m512i both = _mm512_loadu_si512(from), mask = _mm512_set1_epi8(15);
     low->bytes = _mm512_and_si512(both, mask);
     high->bytes = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
@@ -36,7 +36,7 @@ INLINE void add(const Weights& weights, const std::int8_t* four, Sums* sums) {
 INLINE void as_floats(const Sums& sums, Values* out) {
     *out = reinterpret_cast<Values>(sums.lanes) - WHOLE_FLOAT;
 }
-INLINE void load_scales(const std::uint8_t* halves, Values* out) {
+INLINE void load_halves(const std::uint8_t* halves, Values* out) {
     *out = reinterpret_cast<Values>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves))));
 }
 
@@ -71,7 +71,7 @@ struct Weights {
 INLINE void load(const std::uint8_t* from, Weights* weights) {
     for (int h = 0; h < 2; ++h) weights->bytes[h] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + 32 * h));
 }
-INLINE void load_halves(const std::uint8_t* from, Weights* low, Weights* high) {
+INLINE void load_nibbles(const std::uint8_t* from, Weights* low, Weights* high) {
     const __m256i mask = _mm256_set1_epi8(15);
     Weights both;
     load(from, &both);
@@ -99,7 +99,7 @@ INLINE void as_floats(const Sums& sums, Values* out) {
     std::memcpy(out, halves, sizeof *out);
     *out -= WHOLE_FLOAT;
 }
-INLINE void load_scales(const std::uint8_t* from, Values* out) {
+INLINE void load_halves(const std::uint8_t* from, Values* out) {
     __m256 halves[2];
     for (int h = 0; h < 2; ++h) halves[h] = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 16 * h)));
     std::memcpy(out, halves, sizeof *out);
@@ -123,7 +123,7 @@ struct Weights {
 };
 
 INLINE void load(const std::uint8_t* from, Weights* weights) { std::memcpy(weights->bytes, from, 64); }
-INLINE void load_halves(const std::uint8_t* from, Weights* low, Weights* high) {
+INLINE void load_nibbles(const std::uint8_t* from, Weights* low, Weights* high) {
     for (int i = 0; i < 64; ++i) {
         low->bytes[i] = from[i] & 15;
         high->bytes[i] = from[i] >> 4;
@@ -137,7 +137,7 @@ INLINE void as_floats(const Sums& sums, Values* out) {
     std::memcpy(out, sums.lanes, sizeof *out);
     *out -= WHOLE_FLOAT;
 }
-INLINE void load_scales(const std::uint8_t* from, Values* out) {
+INLINE void load_halves(const std::uint8_t* from, Values* out) {
     std::uint16_t halves[16];
     std::memcpy(halves, from, sizeof halves);
     for (int i = 0; i < 16; ++i) (*out)[i] = half_to_float(halves[i]);

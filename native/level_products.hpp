@@ -3,7 +3,7 @@
 // One row of floats in the form that `kind` is multiplied by, as row `at`. A block's bytes are rint(x * 127 / max |x|).
 void prepare(Number kind, const float* row, const Activations& to, std::int64_t at) {
     const std::int64_t columns = to.columns;
-    if (kind == FLOAT32) {
+    if (kind == FLOAT32 || kind == FLOAT16) {
         std::memcpy(static_cast<float*>(to.values) + at * columns, row, static_cast<std::size_t>(columns) * 4);
         return;
     }
@@ -74,7 +74,7 @@ INLINE void integer_block(const Matrix& m, const std::uint8_t* scales, const std
         for (int k = 0; k < BLOCK; k += 8)
             for (int h = 0; h < 2; ++h) {
                 Weights low, high;
-                load_halves(data + k / 2 * PANEL + 64 * h, &low, &high);
+                load_nibbles(data + k / 2 * PANEL + 64 * h, &low, &high);
                 for (int t = 0; t < T; ++t) {
                     add(low, a + t * m.columns + k, &sums[t][h]);
                     add(high, a + t * m.columns + k + 4, &sums[t][h]);
@@ -83,7 +83,7 @@ INLINE void integer_block(const Matrix& m, const std::uint8_t* scales, const std
     }
     for (int h = 0; h < 2; ++h) {
         Values scale, product;
-        load_scales(scales + 32 * h, &scale);
+        load_halves(scales + 32 * h, &scale);
         for (int t = 0; t < T; ++t) {
             as_floats(sums[t][h], &product);
             sum[t][h] += product * (scale * by.scales[(token + t) * blocks + b]);
@@ -127,7 +127,10 @@ INLINE void float_block(const Matrix& m, const std::uint8_t* data, std::int64_t 
     for (int k = 0; k < BLOCK; ++k)
         for (int h = 0; h < 2; ++h) {
             Values w;
-            std::memcpy(&w, data + k * PANEL * 4 + 64 * h, 64);
+            if (m.kind == FLOAT16)
+                load_halves(data + (k * PANEL + 16 * h) * 2, &w);
+            else
+                std::memcpy(&w, data + k * PANEL * 4 + 64 * h, 64);
             for (int t = 0; t < T; ++t) sum[t][h] += w * a[t * m.columns + k];
         }
 }
@@ -142,9 +145,9 @@ void tile(const Matrix& m, const std::uint8_t* panel, const Activations& by, std
     const std::uint8_t* data = panel + m.scale_bytes();
     const std::int64_t step = (m.panel_bytes() - m.scale_bytes()) / (m.columns / BLOCK);
     Values sum[T][2] = {};
-    if (K == FLOAT32 || K == BFLOAT16) {
+    if (K < INT8) {
         for (std::int64_t b = 0; b < m.columns / BLOCK; ++b, data += step)
-            K == FLOAT32 ? float_block<T>(known, data, b, by, token, sum) : bfloat_block<T>(known, data, b, by, token, sum);
+            K == BFLOAT16 ? bfloat_block<T>(known, data, b, by, token, sum) : float_block<T>(known, data, b, by, token, sum);
     } else {
         const std::uint8_t *scales = panel, *zeros = panel + m.columns / m.group * PANEL * 2;
         const std::int64_t together = m.group / BLOCK;
@@ -173,7 +176,7 @@ void multiply_kind(const Matrix& m, const Activations& by, std::int64_t tokens, 
                    float* out, std::int64_t out_row) {
     using Tile = void (*)(const Matrix&, const std::uint8_t*, const Activations&, std::int64_t, float*, std::int64_t,
                           std::int64_t);
-    constexpr bool integers = K == INT8 || K == INT4;
+    constexpr bool integers = K >= INT8;
     constexpr int most = integers ? 4 : 8;
     static constexpr Tile tiles[] = {tile<K, 1>, tile<K, 2>, tile<K, 3>, tile<K, 4>, tile<K, integers ? 4 : 5>,
                                      tile<K, integers ? 4 : 6>, tile<K, integers ? 4 : 7>, tile<K, most>};
@@ -190,6 +193,7 @@ void multiply(const Matrix& m, const Activations& by, std::int64_t tokens, std::
               std::int64_t out_row) {
     switch (m.kind) {
         case FLOAT32: return multiply_kind<FLOAT32>(m, by, tokens, from, to, out, out_row);
+        case FLOAT16: return multiply_kind<FLOAT16>(m, by, tokens, from, to, out, out_row);
         case BFLOAT16: return multiply_kind<BFLOAT16>(m, by, tokens, from, to, out, out_row);
         case INT8: return multiply_kind<INT8>(m, by, tokens, from, to, out, out_row);
         case INT4: return multiply_kind<INT4>(m, by, tokens, from, to, out, out_row);

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from camelid.cli import settings
-from camelid.cli.generate import sampling, sampling_arguments
+from camelid.cli.generate import open_engine, sampling, sampling_arguments
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,10 +25,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any] | None:
     params = sampling(options)
     from camelid.errors import InputError
-    from camelid.formats.hf import dtype_named
-    from camelid.generate.engine import Engine
 
-    engine = Engine.from_pretrained(options.model, threads=options.threads, dtype=dtype_named(options.dtype))
+    engine = open_engine(options)
     assert engine.tokenizer is not None
     if engine.tokenizer.chat_template is None:
         raise InputError(f"{options.model} has no chat template: it completes text, use `camelid generate`")

@@ -20,7 +20,8 @@ def sampling_arguments(parser: argparse.ArgumentParser, temperature: float, min_
     parser.add_argument("--seed", type=int)
     parser.add_argument("--stop", action="append", default=[], help="end at this string; may be given again")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--dtype", help="of the weights; by default the file's own")
+    parser.add_argument("--quantization", choices=("int8", "int4"), help="round the weights while opening the model")
 
 
 def sampling(options: argparse.Namespace) -> Any:
@@ -39,6 +40,15 @@ def sampling(options: argparse.Namespace) -> Any:
     )
 
 
+def open_engine(options: argparse.Namespace) -> Any:
+    """The Engine that the options ask for."""
+    from camelid.formats.hf import dtype_named
+    from camelid.generate.engine import Engine
+
+    dtype = dtype_named(options.dtype) if options.dtype else None
+    return Engine.from_pretrained(options.model, options.quantization, threads=options.threads, dtype=dtype)
+
+
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model")
     parser.add_argument("prompt", help="the text to complete; - reads stdin")
@@ -48,10 +58,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     params = sampling(options)
-    from camelid.formats.hf import dtype_named
-    from camelid.generate.engine import Engine
-
-    engine = Engine.from_pretrained(options.model, threads=options.threads, dtype=dtype_named(options.dtype))
+    engine = open_engine(options)
     prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
     stream = engine.stream(prompt, params)
     while True:

@@ -174,7 +174,7 @@ def in_batches(
     with progress(label, len(order), quiet) as advance:
         for first in range(0, len(order), AT_ONCE):
             part = order[first : first + AT_ONCE]
-            results = engine.generate([prompts[n] for n in part], [params[n] for n in part], AT_ONCE)
+            results = engine.generate([prompts[n] for n in part], [params[n] for n in part])
             found |= dict(zip(part, results, strict=True))
             advance(first + len(part))
     return [found[n] for n in range(len(prompts))]

@@ -145,4 +145,4 @@ def generate_until(
                 temperature=float(how.get("temperature") or 0.0) if sampled else 0.0, seed=0,
             )
         )  # fmt: skip
-    return [r.text for r in engine.generate(prompts, params, batch_size=16)]
+    return [r.text for r in engine.generate(prompts, params)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,7 +13,7 @@ from torch import Tensor
 from camelid.generate.cache import KVCache
 from camelid.kernels.decoder import MATRICES, PAGE, Decoder, LayerWeights, Shape, Text
 from camelid.kernels.library import library
-from camelid.kernels.packed import Packed, aligned, pack, pack_integers
+from camelid.kernels.packed import Packed, pack, pack_integers
 from camelid.model.block import Block
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
@@ -37,8 +38,16 @@ class Runner(Protocol):
     """Runs chunks and keeps their keys and values."""
 
     config: LlamaConfig
-    at_once: int  # tokens of a step beyond which nothing is gained
-    adapters: Sequence[str]
+
+    @property
+    def at_once(self) -> int:
+        """Tokens of a step beyond which nothing is gained."""
+        ...
+
+    @property
+    def adapters(self) -> Sequence[str]:
+        """Names that a chunk may ask for."""
+        ...
 
     def page_bytes(self) -> int:
         """Of one page, over all layers."""
@@ -97,7 +106,7 @@ class TorchRunner:
         hidden = self.model.hidden(ids, cache=self._cache)
         kept = [hidden[n, len(c.ids) - c.wanted :] for n, c in enumerate(chunks)]
         logits: Tensor = self.model.lm_head(torch.cat(kept))
-        return list(logits.split([c.wanted for c in chunks]))
+        return _by_chunk(logits, chunks)
 
 
 class NativeRunner:
@@ -114,13 +123,13 @@ class NativeRunner:
         self.config = model.config
         threads = threads or torch.get_num_threads()
         integers = bits is not None or any(isinstance(m, QuantizedLinear) for m in model.modules())
-        kind = "float32" if model.dtype == torch.float32 else "bfloat16"
+        kind = str(model.dtype).removeprefix("torch.")
         layers = [_layer(layer, bits, group, kind) for layer in model.layers]
         head = _packed(model.lm_head, 8 if integers else None, group, kind)
         self._embeddings = model.embed_tokens.weight.detach()
         self._decoder = Decoder(shape_of(model.config), layers, _norm(model.norm.weight), head, threads, level)
-        self._bfloat = integers or kind != "float32"
-        self._cache = torch.empty(0, dtype=torch.uint8)
+        self._bfloat = integers or kind == "bfloat16"
+        self._cache = torch.empty(0, 0, 0, dtype=torch.uint8)
         self._turns = torch.empty(2, 0, model.config.head_size // 2)
 
     def page_bytes(self) -> int:
@@ -128,13 +137,15 @@ class NativeRunner:
 
     def reserve(self, pages: int) -> None:
         each = self._decoder.page_bytes(self._bfloat)
-        shape = (self.config.num_hidden_layers, pages, each)
-        self._cache = aligned(shape[0] * pages * each).view(shape)
-        self._cache.zero_()
+        # Zeros from the system, which cost nothing until they are written. They begin at a page, so at a cache line.
+        size = self.config.num_hidden_layers * pages * each
+        memory = mmap.mmap(-1, size)
+        self._cache = torch.frombuffer(memory, dtype=torch.uint8).view(self.config.num_hidden_layers, pages, each)
 
     @torch.inference_mode()
     def run(self, chunks: Sequence[Chunk]) -> list[Tensor]:
-        wanted, at = [], 0
+        wanted: list[int] = []
+        at = 0
         for chunk in chunks:
             at += len(chunk.ids)
             wanted += range(at - chunk.wanted, at)
@@ -143,7 +154,7 @@ class NativeRunner:
         cos, sin = self._turned(max(c.position + len(c.ids) for c in chunks))
         embedded = torch.nn.functional.embedding(ids, self._embeddings).float()
         logits = self._decoder.step(embedded, texts, wanted, cos, sin, self._cache, self._bfloat)
-        return list(logits.split([c.wanted for c in chunks]))
+        return _by_chunk(logits, chunks)
 
     def _turned(self, length: int) -> tuple[Tensor, Tensor]:
         """cos and sin of at least this many positions."""
@@ -151,6 +162,11 @@ class NativeRunner:
             turn = rotation(self.config, torch.arange(max(length, 2 * self._turns.shape[1], 512)))
             self._turns = torch.stack((turn.cos, turn.sin)).contiguous()
         return self._turns[0], self._turns[1]
+
+
+def _by_chunk(logits: Tensor, chunks: Sequence[Chunk]) -> list[Tensor]:
+    parts: list[Tensor] = list(torch.split(logits, [c.wanted for c in chunks]))
+    return parts
 
 
 def shape_of(config: LlamaConfig) -> Shape:

@@ -1,24 +1,33 @@
-"""How the next token is chosen: temperature, then min-p, top-k, top-p. Temperature 0 is the argmax."""
+"""How the next token is chosen. Penalties and biases first, then temperature, then min-p, top-k, typical-p, top-p, each on
+what the one before left. Temperature 0 is the argmax after penalties and biases."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from camelid.errors import InputError
+from camelid.errors import CamelidError, InputError
 
 
 @dataclass(frozen=True)
 class SamplingParams:
     """One request's wishes. Raises InputError for a value out of range.
 
-    temperature 0 is greedy. top_k 0 and top_p 1 are off. min_p drops tokens less likely than min_p times the
-    likeliest. `max_length` counts prompt and new tokens together, `max_new_tokens` new ones; both may be given
-    and the first one met ends the text. `stop` strings end it too and are left out of the text. `adapter` names one of
-    the model's adapters; None is the one that is active, if any.
+    temperature 0 is greedy. top_k 0, top_p 1 and typical_p 1 are off. min_p drops tokens less likely than min_p times
+    the likeliest; typical_p keeps the tokens whose surprise is nearest to the expected one, up to that mass
+    (arXiv:2202.00666). repetition_penalty divides the scores of tokens that the prompt or the text holds (multiplies
+    negative ones; arXiv:1909.05858); frequency_penalty is taken off for each time that the text holds a token,
+    presence_penalty once. `logit_bias` is added to the scores of token ids.
+
+    `max_length` counts prompt and new tokens together, `max_new_tokens` new ones; both may be given and the first one met
+    ends the text. `stop` strings end it too and are left out of the text. `logprobs` asks for the log-probability of each
+    token and of that many likeliest ones. `adapter` names one of the model's adapters; None is the one that is active, if
+    any. `lookup` guesses up to that many tokens a step from what followed the same words before; the text does not change.
     """
 
     max_new_tokens: int | None = None
@@ -27,29 +36,45 @@ class SamplingParams:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     stop: tuple[str, ...] = field(default=())
     ignore_eos: bool = False
+    logprobs: int | None = None
     adapter: str | None = None
+    lookup: int = 0
 
     def __post_init__(self) -> None:
         _within("temperature", self.temperature, 0, 100)
         _within("top_p", self.top_p, 0, 1)
         _within("min_p", self.min_p, 0, 1)
+        _within("typical_p", self.typical_p, 0, 1)
+        _within("repetition_penalty", self.repetition_penalty, 0, 100)
+        _within("presence_penalty", self.presence_penalty, -100, 100)
+        _within("frequency_penalty", self.frequency_penalty, -100, 100)
+        for token, bias in self.logit_bias.items():
+            _within(f"logit_bias of token {token}", bias, -1000, 1000)
         for name in ("max_new_tokens", "max_length"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise InputError(f"{name} must be a whole number of at least 1, not {value!r}")
-        if self.top_k < 0:
-            raise InputError(f"top_k must be 0 (off) or more, not {self.top_k}")
-        if self.top_p == 0:
-            raise InputError("top_p must be above 0: at 0 no token is left")
+        for name in ("top_k", "lookup", "logprobs"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+                raise InputError(f"{name} must be a whole number of at least 0 (off), not {value!r}")
+        for name in ("top_p", "typical_p", "repetition_penalty"):
+            if getattr(self, name) == 0:
+                raise InputError(f"{name} must be above 0: at 0 no token is left")
         if any(not s for s in self.stop):
             raise InputError("a stop string is empty: it would end every text at once")
 
-    def budget(self, prompt_tokens: int, default: int = 256) -> tuple[int, str]:
+    def budget(self, prompt_tokens: int, default: int = 256) -> tuple[int, Literal["max_new_tokens", "max_length"]]:
         """How many tokens may follow a prompt, and the name of the limit that says so."""
-        limits = []
+        limits: list[tuple[int, Literal["max_new_tokens", "max_length"]]] = []
         if self.max_new_tokens is not None:
             limits.append((self.max_new_tokens, "max_new_tokens"))
         if self.max_length is not None:
@@ -62,6 +87,25 @@ def _within(name: str, value: float, low: float, high: float) -> None:
         raise InputError(f"{name} must be between {low} and {high}, not {value!r}")
 
 
+def adjusted(logits: Tensor, params: SamplingParams, prompt: Sequence[int], text: Sequence[int]) -> Tensor:
+    """logits [vocab] after penalties for what the prompt and the text so far hold, and biases; the same tensor when there
+    are none."""
+    penalised = params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty
+    if not penalised and not params.logit_bias:
+        return logits
+    scores = logits.float().clone()
+    if params.repetition_penalty != 1:
+        seen = torch.tensor(sorted({*prompt, *text}), dtype=torch.int64, device=scores.device)
+        before, penalty = scores[seen], params.repetition_penalty
+        scores[seen] = torch.where(before > 0, before / penalty, before * penalty)
+    if text and (params.presence_penalty or params.frequency_penalty):
+        counts = torch.bincount(torch.tensor(text), minlength=len(scores)).to(scores)
+        scores -= params.frequency_penalty * counts + params.presence_penalty * (counts > 0)
+    for token, bias in params.logit_bias.items():
+        scores[token] += bias
+    return scores
+
+
 def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
     """The distribution sampled from: logits [vocab] -> float32 [vocab], summing to 1, after all filters."""
     scores = logits.float() / params.temperature
@@ -69,18 +113,52 @@ def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
         scores = scores.masked_fill(scores < scores.max() + math.log(params.min_p), -torch.inf)
     if 0 < params.top_k < scores.numel():
         scores = scores.masked_fill(scores < scores.topk(params.top_k).values[-1], -torch.inf)
+    if params.typical_p < 1:
+        logs = scores.log_softmax(-1)
+        surprise = -logs
+        expected = (logs.exp() * surprise.nan_to_num(0, 0, 0)).sum()
+        order = (surprise - expected).abs().argsort(stable=True)
+        scores = _keep_mass(scores, order, params.typical_p)
     if params.top_p < 1:
-        ordered, order = scores.softmax(-1).sort(descending=True, stable=True)
-        beyond = ordered.cumsum(-1) - ordered >= params.top_p  # mass before the token already reaches top_p
-        scores = scores.index_fill(0, order[beyond], -torch.inf)
+        scores = _keep_mass(scores, scores.argsort(descending=True, stable=True), params.top_p)
     return scores.softmax(-1)
 
 
+def _keep_mass(scores: Tensor, order: Tensor, mass: float) -> Tensor:
+    """The first tokens of an order, until their probability reaches `mass`; the one that reaches it is kept."""
+    ordered = scores.softmax(-1)[order]
+    beyond = ordered.cumsum(-1) - ordered >= mass  # what comes before the token already reaches it
+    return scores.index_fill(0, order[beyond], -torch.inf)
+
+
 def sample(logits: Tensor, params: SamplingParams, generator: torch.Generator | None) -> int:
-    """Choose one token from logits [vocab]."""
+    """Choose one token from logits [vocab]. Raises CamelidError when they are no numbers."""
     if params.temperature == 0:
-        return int(logits.argmax())
-    return int(torch.multinomial(probabilities(logits, params).cpu(), 1, generator=generator))
+        token = int(logits.argmax())
+        if math.isnan(logits[token]):
+            raise CamelidError("the model's scores are not numbers (NaN): its weights are damaged")
+        return token
+    chances = probabilities(logits, params).cpu()
+    if not chances.isfinite().all():
+        raise CamelidError("the model's scores are not numbers (NaN): its weights are damaged")
+    return int(torch.multinomial(chances, 1, generator=generator))
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A chosen token, its log-probability before penalties, temperature and filters, and the likeliest tokens there."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+def logprob(logits: Tensor, token: int, top: int) -> TokenLogprob:
+    """From the model's logits [vocab]."""
+    logs = logits.float().log_softmax(-1)
+    best = logs.topk(min(top, len(logs)))
+    pairs = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+    return TokenLogprob(token, float(logs[token]), pairs)
 
 
 def generator_for(params: SamplingParams) -> torch.Generator | None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from camelid.kernels.library import library
 
 BLOCK = 32  # activations that share a scale; columns of a packed matrix are a multiple of it
-KINDS = ("float32", "bfloat16", "int8", "int4")
+KINDS = ("float32", "float16", "bfloat16", "int8", "int4")
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,16 @@ class Packed:
 
 
 def pack(weight: Tensor, kind: str) -> Packed:
-    """A weight [rows, columns] in float32 or bfloat16; float16 and float64 are read as float32."""
-    weight = weight.detach().cpu()
-    weight = (weight if weight.dtype in (torch.float32, torch.bfloat16) else weight.float()).contiguous()
+    """A weight [rows, columns] in float32, float16 or bfloat16. A bfloat16 weight becomes a float32 one without change."""
+    weight, wanted = weight.detach().cpu(), getattr(torch, kind)
+    if weight.dtype != wanted and (weight.dtype != torch.bfloat16 or kind == "float16"):
+        weight = weight.to(wanted)
+    weight = weight.contiguous()
     rows, columns = weight.shape
     packed = _room(kind, rows, columns, columns, zeros=False)
     _native().camelid_pack_floats(
         ctypes.c_int(KINDS.index(kind)), ctypes.c_void_p(weight.data_ptr()),
-        ctypes.c_int(weight.dtype == torch.bfloat16), ctypes.c_int64(rows), ctypes.c_int64(columns),
+        ctypes.c_int(weight.itemsize == 2), ctypes.c_int64(rows), ctypes.c_int64(columns),
         ctypes.c_void_p(packed.data.data_ptr()), ctypes.c_int(torch.get_num_threads()),
     )  # fmt: skip
     return packed
@@ -72,10 +74,11 @@ def pack_integers(q: Tensor, scale: Tensor, zero: Tensor | None, bits: int) -> P
 def rounded(x: Tensor) -> Tensor:
     """x [..., columns] as int8 products see it: rint(x * 127 / max |x|) of each block of 32 values, times max |x| / 127.
     float32 in between; x's dtype comes back."""
-    blocks = x.float().unflatten(-1, (-1, BLOCK))
+    blocks = x.float().view(*x.shape[:-1], -1, BLOCK)
     most = blocks.abs().amax(-1, keepdim=True)
     q = (blocks * torch.where(most > 0, 127.0 / most, 0.0)).round_()
-    return q.mul_(most / 127.0).flatten(-2).to(x.dtype)
+    back: Tensor = q.mul_(most / 127.0).flatten(-2).to(x.dtype)
+    return back
 
 
 def _room(kind: str, rows: int, columns: int, group: int, zeros: bool) -> Packed:

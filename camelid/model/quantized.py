@@ -34,8 +34,9 @@ class Integers:
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight [out, in]; exact in float32."""
         zero = 2 ** (self.bits - 1) if self.zero is None else self.zero[..., None]
-        steps = self.q.unflatten(1, (-1, self.group)).to(torch.float32) - zero
-        return steps.mul_(self.scale[..., None].float()).flatten(1).to(dtype)
+        steps = self.q.view(len(self.q), -1, self.group).to(torch.float32) - zero
+        dense: Tensor = steps.mul_(self.scale[..., None].float()).flatten(1).to(dtype)
+        return dense
 
 
 def round_to_nearest(weight: Tensor, bits: int, group: int, symmetric: bool = True) -> Integers:
@@ -47,7 +48,7 @@ def round_to_nearest(weight: Tensor, bits: int, group: int, symmetric: bool = Tr
     """
     if weight.shape[1] % group:
         raise InputError(f"groups of {group} do not divide a layer's {weight.shape[1]} inputs: choose another size")
-    groups = weight.detach().float().unflatten(1, (-1, group))
+    groups = weight.detach().float().view(len(weight), -1, group)
     low, high = groups.amin(-1).clamp_max_(0), groups.amax(-1).clamp_min_(0)
     most, middle = 2**bits - 1, 2 ** (bits - 1)
     steps = torch.maximum(high / (middle - 1), -low / middle) if symmetric else (high - low) / most
@@ -91,7 +92,26 @@ class QuantizedLinear(nn.Module):
         return F.linear(rounded(x) if self.rounds_inputs else x, self.dense().to(x.dtype), self.bias)
 
 
-def quantized(linear: nn.Linear, bits: int, group: int, symmetric: bool = False) -> QuantizedLinear:
+def quantized(
+    linear: nn.Linear, bits: int, group: int, symmetric: bool = False, rounds_inputs: bool = False
+) -> QuantizedLinear:
     """A linear layer, its weight rounded to nearest."""
     bias = None if linear.bias is None else linear.bias.detach()
-    return QuantizedLinear(round_to_nearest(linear.weight, bits, group, symmetric), bias, linear.weight.dtype)
+    weight = round_to_nearest(linear.weight, bits, group, symmetric)
+    return QuantizedLinear(weight, bias, linear.weight.dtype, rounds_inputs)
+
+
+def quantize_layers(model: nn.Module, bits: int, group: int = 32) -> None:
+    """Round a Llama's layers to nearest, and its output projection to int8, in place: what the native decoder runs."""
+    for layer in model.layers:  # type: ignore[union-attr]
+        for parent in list(layer.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, nn.Linear):
+                    setattr(parent, name, quantized(child, bits, group, symmetric=True, rounds_inputs=True))
+    quantize_head(model, group)
+
+
+def quantize_head(model: nn.Module, group: int = 32) -> None:
+    """The output projection of a quantised model is in int8, whatever its layers are in; the embedding stays as it is."""
+    if isinstance(model.lm_head, nn.Linear):
+        model.lm_head = quantized(model.lm_head, 8, group, symmetric=True, rounds_inputs=True)

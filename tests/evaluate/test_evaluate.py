@@ -60,6 +60,7 @@ def test_the_cached_path_gives_the_same(model: Llama) -> None:
     ids = torch.randint(0, 300, (50,), generator=torch.Generator().manual_seed(0)).tolist()
     [whole] = score(model, [Text("a", "", ids)], Cut(64, 64), 1)
     cache, logits = KVCache(model.config), []
+    cache.select([0], [[3, 0]])
     with torch.inference_mode():
         for at in range(0, 50, 7):
             read = torch.tensor([[1, *ids][at : min(at + 7, 50)]])

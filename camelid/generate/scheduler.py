@@ -1,0 +1,157 @@
+"""Which tokens go into the next step. Texts that are being written come first, one token each (and their guesses); what
+room is left goes to prompts, in chunks, in the order of arrival. A text that finds no page for its next token sends the
+latest arrival back to the queue; its tokens are computed again later, which changes nothing in them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence as Ordered
+
+from camelid.generate.lookup import propose
+from camelid.generate.pages import Pages, page_names
+from camelid.generate.runner import Chunk, Runner
+from camelid.generate.sequence import FinishReason, Sequence
+from camelid.kernels.decoder import PAGE
+
+
+class Scheduler:
+    """Runs sequences on a runner with `pages` pages, at most `most_texts` at a time."""
+
+    def __init__(self, runner: Runner, pages: int, most_texts: int = 64, reuse: bool = True) -> None:
+        self.runner, self.pages, self.most_texts, self.reuse = runner, Pages(pages), most_texts, reuse
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.preempted = 0
+
+    def add(self, sequence: Sequence) -> None:
+        self.waiting.append(sequence)
+
+    def cancel(self, sequence: Sequence, reason: FinishReason = "cancelled") -> None:
+        """End a text at once; its pages are free when this returns. Nothing happens to one that has ended."""
+        if sequence.finish is None:
+            sequence.finish = reason
+            if sequence in self.waiting:
+                self.waiting.remove(sequence)
+        self._leave(sequence)
+
+    def step(self) -> list[Sequence]:
+        """Compute one step; returns the texts that took tokens. Empty when there is nothing to do."""
+        planned = self._plan()
+        if not planned:
+            return []
+        chunks = []
+        for sequence, count in planned:
+            end = sequence.fed + count
+            done = end == sequence.length + len(sequence.proposed)
+            wanted = 1 + len(sequence.proposed) if done else 0
+            ids = sequence.tokens(sequence.fed, end)
+            chunks.append(Chunk(ids, sequence.fed, sequence.pages, wanted, sequence.params.adapter))
+        took = []
+        for (sequence, count), chunk, logits in zip(planned, chunks, self.runner.run(chunks), strict=True):
+            guesses = len(sequence.proposed) if chunk.wanted else 0
+            sequence.fed += count - guesses
+            if chunk.wanted:
+                before = len(sequence.ids)
+                sequence.take(logits)
+                # Guesses that came true have their keys and values already; the last token has not.
+                sequence.fed += max(0, len(sequence.ids) - before - 1)
+                took.append(sequence)
+            self._name(sequence)
+            if sequence.finish:
+                self._leave(sequence)
+        return took
+
+    def _plan(self) -> list[tuple[Sequence, int]]:
+        """Sequences and how many of their tokens to feed, with pages for them."""
+        room, planned = self.runner.at_once, []
+        for sequence in list(self.running):  # those before it may have sent it back
+            if sequence not in self.running:
+                continue
+            self._guess(sequence)
+            count = min(room, sequence.length + len(sequence.proposed) - sequence.fed)
+            if count < len(sequence.proposed) + 1:
+                sequence.proposed = []
+            if count > 0 and self._extend(sequence, count):
+                planned.append((sequence, count))
+                room -= count
+        while self.waiting and room > 0 and len(self.running) < self.most_texts:
+            sequence = self.waiting[0]
+            if not self._enter(sequence):
+                break
+            self.waiting.popleft()
+            self.running.append(sequence)
+            count = min(room, sequence.length - sequence.fed)
+            if not self._extend(sequence, count):
+                break
+            planned.append((sequence, count))
+            room -= count
+        return [(sequence, count) for sequence, count in planned if sequence in self.running]
+
+    def _guess(self, sequence: Sequence) -> None:
+        """Propose tokens for a text that has nothing else to feed than its last token."""
+        sequence.proposed = []
+        if sequence.params.lookup and sequence.fed == sequence.length - 1:
+            most = min(sequence.params.lookup, sequence.budget - len(sequence.ids) - 1)
+            sequence.proposed = propose(sequence.prompt + sequence.ids, most)
+
+    def _enter(self, sequence: Sequence) -> bool:
+        """Give a waiting text the known pages of its beginning. False when there is no room for the rest of it."""
+        if self.reuse:
+            # The last token is always fed: its logits are wanted.
+            full = page_names(sequence.tokens(0, sequence.length - 1), self._salt(sequence))
+            sequence.pages = self.pages.find(full)
+            sequence.names = full[: len(sequence.pages)]
+        needed = -(-sequence.length // PAGE) - len(sequence.pages)
+        if self.running and needed + 1 > self.pages.free:  # it would be sent back soon
+            self._drop(sequence)
+            return False
+        sequence.fed = len(sequence.pages) * PAGE
+        return True
+
+    def _extend(self, sequence: Sequence, count: int) -> bool:
+        """Pages for `count` more tokens. May send others back; False when it had to go itself."""
+        while len(sequence.pages) * PAGE < sequence.fed + count:
+            if self.pages.free == 0:
+                last = self.running[-1]
+                self._send_back(last)
+                if last is sequence:
+                    return False
+                continue
+            sequence.pages.append(self.pages.take())
+        return True
+
+    def _send_back(self, sequence: Sequence) -> None:
+        self.preempted += 1
+        self.running.remove(sequence)
+        self._drop(sequence)
+        self.waiting.appendleft(sequence)
+
+    def _leave(self, sequence: Sequence) -> None:
+        if sequence in self.running:
+            self.running.remove(sequence)
+        self._drop(sequence)
+
+    def _drop(self, sequence: Sequence) -> None:
+        for page in reversed(sequence.pages):  # so that of a beginning the end is given away first
+            self.pages.release(page)
+        sequence.pages, sequence.names, sequence.fed, sequence.proposed = [], [], 0, []
+
+    def _name(self, sequence: Sequence) -> None:
+        """Make the pages that have become full findable."""
+        full = sequence.fed // PAGE
+        if self.reuse and full > len(sequence.names):
+            before = len(sequence.names)
+            sequence.names = page_names(sequence.tokens(0, full * PAGE), self._salt(sequence), sequence.names)
+            for page, name in zip(sequence.pages[before:full], sequence.names[before:], strict=True):
+                self.pages.name(page, name)
+
+    @staticmethod
+    def _salt(sequence: Sequence) -> str:
+        return sequence.params.adapter or ""
+
+
+def run_to_end(scheduler: Scheduler, sequences: Ordered[Sequence]) -> None:
+    """Step until all of these have ended."""
+    while any(s.finish is None for s in sequences):
+        scheduler.step()

@@ -1,0 +1,94 @@
+"""One text on its way: its tokens, its pages, and what it takes for it to end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Ordered
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from camelid.errors import CamelidError
+from camelid.generate.sampling import SamplingParams, TokenLogprob, adjusted, logprob, sample
+from camelid.tokenizer.stream import StreamDecoder
+
+FinishReason = Literal["eos", "stop", "max_new_tokens", "max_length", "cancelled", "error"]
+
+
+@dataclass(eq=False)
+class Sequence:
+    """`prompt` and then `ids`; the keys and values of the first `fed` tokens lie in `pages`, whose names are `names` as
+    far as they are full. `proposed` are guesses at the next tokens, to be checked in one step."""
+
+    prompt: list[int]
+    params: SamplingParams
+    budget: int
+    limit: FinishReason
+    stop_ids: frozenset[int]
+    generator: torch.Generator | None
+    decoder: StreamDecoder | None
+    ids: list[int] = field(default_factory=list)
+    text: str = ""
+    finish: FinishReason | None = None
+    error: str | None = None
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    fed: int = 0
+    pages: list[int] = field(default_factory=list)
+    names: list[bytes] = field(default_factory=list)
+    proposed: list[int] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        """Tokens that are known: prompt and new ones."""
+        return len(self.prompt) + len(self.ids)
+
+    def tokens(self, start: int, end: int) -> list[int]:
+        """Tokens start … end - 1, the proposed ones after the known."""
+        known = self.prompt[start:end] + self.ids[max(0, start - len(self.prompt)) : max(0, end - len(self.prompt))]
+        return known + self.proposed[: end - start - len(known)]
+
+    def take(self, logits: Tensor) -> None:
+        """Choose the tokens that follow the last known one and then each proposed one that turns out to be chosen: rows
+        of logits [1 + proposed, vocab]. One row at a time, so the text is the one that would come without proposals."""
+        proposed, self.proposed = self.proposed, []
+        for number, row in enumerate(logits):
+            try:
+                token = sample(adjusted(row, self.params, self.prompt, self.ids), self.params, self.generator)
+            except CamelidError as error:
+                self.finish, self.error = "error", str(error)
+                return
+            if self.params.logprobs is not None:
+                self.logprobs.append(logprob(row, token, self.params.logprobs))
+            self._append(token)
+            if self.finish or number == len(proposed) or proposed[number] != token:
+                return
+
+    def _append(self, token: int) -> None:
+        """Add a token and decide whether the text ends."""
+        self.ids.append(token)
+        if token in self.stop_ids and not self.params.ignore_eos:
+            self.finish = "eos"
+        elif len(self.ids) >= self.budget:
+            self.finish = self.limit
+        if self.decoder is not None:
+            self.text += "" if self.finish == "eos" else self.decoder.push(token)
+            self.text += self.decoder.finish() if self.finish else ""
+        for stop in self.params.stop:
+            at = self.text.find(stop)
+            if at >= 0:
+                self.text, self.finish = self.text[:at], "stop"
+
+    def shown(self) -> int:
+        """How much of the text can be shown: all when it has ended, else not the start of a stop string."""
+        return len(self.text) if self.finish else _safe_end(self.text, self.params.stop)
+
+
+def _safe_end(text: str, stops: Ordered[str]) -> int:
+    end = len(text)
+    for stop in stops:
+        for size in range(min(len(stop) - 1, end), 0, -1):
+            if text[:end].endswith(stop[:size]):
+                end -= size
+                break
+    return end
