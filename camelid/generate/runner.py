@@ -111,14 +111,15 @@ class TorchRunner:
 
 class NativeRunner:
     """Runs the native decoder. `bits` rounds the layers' weights first, by groups of `group`; the output projection of a
-    quantised model is in int8."""
+    quantised model is in int8. Keys and values are kept in `cache`, float32 or bfloat16: by default bfloat16, but for a
+    float32 model whose weights were not rounded."""
 
     at_once = 512
     adapters: Sequence[str] = ()
 
     def __init__(
         self, model: Llama, bits: int | None = None, threads: int | None = None, group: int = 32,
-        level: str | None = None,
+        level: str | None = None, cache: torch.dtype | None = None,
     ) -> None:  # fmt: skip
         self.config = model.config
         threads = threads or torch.get_num_threads()
@@ -128,7 +129,8 @@ class NativeRunner:
         head = _packed(model.lm_head, 8 if integers else None, group, kind)
         self._embeddings = model.embed_tokens.weight.detach()
         self._decoder = Decoder(shape_of(model.config), layers, _norm(model.norm.weight), head, threads, level)
-        self._bfloat = integers or kind == "bfloat16"
+        whole = torch.float32 if kind == "float32" and not integers else torch.bfloat16
+        self._bfloat = (cache or whole) == torch.bfloat16
         self._cache = torch.empty(0, 0, 0, dtype=torch.uint8)
         self._turns = torch.empty(2, 0, model.config.head_size // 2)
 

@@ -40,8 +40,8 @@ class Integers:
 
 
 def round_to_nearest(weight: Tensor, bits: int, group: int, symmetric: bool = True) -> Integers:
-    """The nearest steps to a weight [out, in]. No weight is off by more than half a step, but for what float16 rounds off
-    a scale and, with zeros, for what an end of the range gives way to a whole zero: at most half a step more.
+    """The nearest steps to a weight [out, in]. No weight is off by more than half a step; with zeros, an end of the range
+    gives way to a whole zero: at most half a step more.
 
     Raises InputError when groups do not divide a row. A weight that is not finite, or too large for float16, leaves a
     scale that is not finite.
@@ -53,6 +53,7 @@ def round_to_nearest(weight: Tensor, bits: int, group: int, symmetric: bool = Tr
     most, middle = 2**bits - 1, 2 ** (bits - 1)
     steps = torch.maximum(high / (middle - 1), -low / middle) if symmetric else (high - low) / most
     scale = steps.clamp_min_(2.0**-24).half()  # the least that float16 holds
+    scale = torch.where(scale.float() < steps, (scale.view(torch.int16) + 1).view(torch.float16), scale)  # the next above
     wide = scale.float()
     zero = None if symmetric else (-low / wide).round_().clamp_(0, most)
     q = (groups / wide[..., None]).round_().add_(middle if zero is None else zero[..., None]).clamp_(0, most)

@@ -1,0 +1,205 @@
+"""The native decoder: its products and whole steps beside torch, on every kind of CPU that this one can be, and the same
+bits whatever is computed beside them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from camelid.generate.runner import Chunk, NativeRunner, native_refusal
+from camelid.kernels.decoder import LEVELS, Decoder, level
+from camelid.kernels.library import library
+from camelid.kernels.packed import KINDS, Packed, pack, pack_integers, rounded
+from camelid.model.config import LlamaConfig, RopeScaling
+from camelid.model.llama import Llama
+from camelid.model.quantized import quantize_layers, round_to_nearest
+
+needs_library = pytest.mark.skipif(library() is None, reason="the native library is not built")
+pytestmark = needs_library
+HERE = [name for name in LEVELS if level(name)]  # what this CPU has
+
+SMALL = LlamaConfig(
+    vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=32, max_position_embeddings=256,
+)  # fmt: skip
+SHAPES = {
+    "grouped": {},
+    "multi-head": {"num_key_value_heads": 4},
+    "multi-query": {"num_key_value_heads": 1},
+    "biases": {"attention_bias": True, "mlp_bias": True},
+    "wide heads": {"head_dim": 48},
+    "tied": {"tie_word_embeddings": True},
+    "llama3 rope": {"rope_scaling": RopeScaling("llama3", factor=8.0, original_max_position_embeddings=32)},
+    "yarn rope": {"rope_scaling": RopeScaling("yarn", factor=4.0, original_max_position_embeddings=32)},
+}
+
+
+def llama(dtype: torch.dtype = torch.float32, **changes: object) -> Llama:
+    torch.manual_seed(0)
+    model = Llama(dataclasses.replace(SMALL, **changes)).eval()  # type: ignore[arg-type]
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.mul_(3) if weight.dim() > 1 else weight.add_(0.1 * torch.randn_like(weight))
+            if name.endswith("bias"):
+                weight.add_(0.5)
+    return model.to(dtype)
+
+
+def tokens(count: int, seed: int = 0) -> list[int]:
+    found: list[int] = torch.randint(0, 300, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return found
+
+
+def runner(model: Llama, **options: object) -> NativeRunner:
+    made = NativeRunner(model, **options)  # type: ignore[arg-type]
+    made.reserve(32)
+    return made
+
+
+def random_weight(kind: str, rows: int, columns: int, group: int, symmetric: bool) -> tuple[Packed, Tensor]:
+    """A packed weight, and what it stands for in float64."""
+    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows))
+    if kind.startswith("int"):
+        weight[:, : columns // 2] += 0.7  # so that zeros are not in the middle
+        found = round_to_nearest(weight, int(kind[3:]), group, symmetric)
+        return pack_integers(found.q, found.scale, found.zero, found.bits), found.dense(torch.float64)
+    weight = weight.to(getattr(torch, kind))
+    return pack(weight, kind), weight.double()
+
+
+@pytest.fixture(scope="module")
+def decoders() -> dict[str, Decoder]:
+    model = llama()
+    return {name: NativeRunner(model, threads=2, level=name)._decoder for name in HERE}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("rows", "columns", "group"), [(1, 32, 32), (31, 64, 32), (33, 96, 32), (64, 256, 128), (100, 192, 192)]
+)
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_products(
+    decoders: dict[str, Decoder], kind: str, rows: int, columns: int, group: int, symmetric: bool
+) -> None:
+    packed, weight = random_weight(kind, rows, columns, group, symmetric)
+    for count in (1, 2, 3, 4, 5, 7, 8, 9, 17):
+        x = torch.randn(count, columns, generator=torch.Generator().manual_seed(count))
+        x[0, :32] = 0  # a block without a scale
+        seen = rounded(x) if kind.startswith("int") else x.bfloat16() if kind == "bfloat16" else x
+        expected = seen.double() @ weight.T
+        size = seen.double().abs() @ weight.abs().T
+        for name, decoder in decoders.items():
+            error = (decoder.product(packed, x).double() - expected).abs()
+            assert (error <= 2e-6 * size).all(), (name, count)
+
+
+def test_levels_agree_on_integers_to_the_last_bit_but_for_fused_sums(decoders: dict[str, Decoder]) -> None:
+    packed, _ = random_weight("int8", 64, 128, 32, symmetric=True)
+    x = torch.randn(5, 128)
+    found = {name: decoder.product(packed, x) for name, decoder in decoders.items()}
+    fused = [value for name, value in found.items() if name != "plain"]
+    assert all(torch.equal(value, fused[0]) for value in fused)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", HERE)
+def test_logits_are_the_torch_models(shape: str, name: str) -> None:
+    model, ids = llama(**SHAPES[shape]), tokens(70)  # type: ignore[arg-type]
+    with torch.inference_mode():
+        expected = model(torch.tensor([ids])).logits[0]
+    [found] = runner(model, threads=2, level=name).run([Chunk(ids, 0, [5, 2, 7], 70)])
+    assert (found - expected).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize(("bits", "symmetric"), [(8, True), (4, True), (4, False)])
+def test_a_quantised_model_is_its_torch_reference(bits: int, symmetric: bool) -> None:
+    model, ids = llama(), tokens(40)
+    by_name = {}
+    if symmetric:
+        by_name["given bits"] = runner(model, bits=bits, cache=torch.float32)
+        quantize_layers(model, bits)
+    else:
+        quantize_layers(model, bits)
+        for layer in model.layers:
+            rough = layer.mlp.up_proj
+            rough.__init__(round_to_nearest(rough.dense(), bits, 32, symmetric=False), None, rough.dtype, True)
+    by_name["given layers"] = runner(model, cache=torch.float32)
+    with torch.inference_mode():
+        expected = model(torch.tensor([ids])).logits[0]
+    for name, native in by_name.items():
+        [found] = native.run([Chunk(ids, 0, [0, 1], 40)])
+        # A value that lies on the edge of two steps may be rounded either way: rare, and then a step of one of 64 inputs.
+        assert (found - expected).abs().max() <= 2e-2 * expected.abs().max(), name
+        assert (found - expected).abs().median() <= 1e-5, name
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_halves_are_near_float32(dtype: torch.dtype) -> None:
+    model, ids = llama(dtype), tokens(40)
+    with torch.inference_mode():
+        expected = model.float()(torch.tensor([ids])).logits[0]
+    [found] = runner(model.to(dtype), cache=torch.float32).run([Chunk(ids, 0, [0, 1], 40)])
+    bound = 1e-5 if dtype == torch.float16 else 3e-2  # bfloat16 rounds what goes into products too
+    assert (found - expected).abs().max() <= bound * expected.abs().max()
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("name", HERE)
+def test_the_same_bits_in_any_batch_chunk_and_number_of_threads(kind: str, name: str) -> None:
+    model = llama(torch.bfloat16 if kind == "bfloat16" else torch.float32)
+    options = {"bits": int(kind[3:])} if kind.startswith("int") else {}
+    ids, other = tokens(70), tokens(33, seed=1)
+    [whole] = runner(model, threads=1, level=name, **options).run([Chunk(ids, 0, [5, 2, 7], 70)])
+    native = runner(model, threads=2, level=name, **options)
+    cuts = [0, 13, 14, 47, 70]
+    parts = [native.run([Chunk(ids[a:b], a, [1, 3, 0], b - a)])[0] for a, b in zip(cuts, cuts[1:], strict=False)]
+    assert torch.equal(torch.cat(parts), whole)
+    beside = native.run([Chunk(other, 0, [2, 4], 33), Chunk(ids, 0, [6, 8, 9], 70), Chunk(other[:5], 0, [10], 1)])
+    assert torch.equal(beside[1], whole)
+    assert torch.equal(beside[0][4], beside[2][0])
+
+
+def test_what_is_wanted_is_what_is_returned() -> None:
+    native, ids = runner(llama()), tokens(20)
+    [every] = native.run([Chunk(ids, 0, [0], 20)])
+    none, three = native.run([Chunk(ids, 0, [1], 0), Chunk(ids, 0, [2], 3)])
+    assert none.shape == (0, 300)
+    assert torch.equal(three, every[-3:])
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [({"hidden_size": 48, "head_dim": 16}, "multiple of 32"), ({"head_dim": 8}, "head_dim"),
+     ({"rope_scaling": RopeScaling("dynamic", factor=2.0)}, "dynamic")],
+)  # fmt: skip
+def test_what_the_decoder_does_not_take(changes: dict[str, object], why: str) -> None:
+    assert native_refusal(llama()) is None
+    assert why in (native_refusal(llama(**changes)) or "")
+    assert "float64" in (native_refusal(llama().double()) or "")
+
+
+@pytest.mark.parametrize(
+    ("bits", "group", "symmetric"), [(8, 32, True), (4, 32, True), (4, 64, False), (8, 128, False)]
+)
+def test_no_weight_is_off_by_more_than_its_format_allows(bits: int, group: int, symmetric: bool) -> None:
+    weight = torch.randn(40, 128, generator=torch.Generator().manual_seed(0)) * torch.logspace(-6, 3, 40)[:, None]
+    weight[3] = 0
+    weight[4, 5] = 60 * weight[4, 6].abs()  # an outlier
+    weight[5] = weight[5].abs() + 1  # all on one side
+    found = round_to_nearest(weight, bits, group, symmetric)
+    assert int(found.q.max()) < 2**bits
+    step = found.scale.float().repeat_interleave(group, 1)
+    bound = step / 2 if symmetric else step  # a zero is a whole number
+    assert ((found.dense() - weight).abs() <= bound * 1.000001).all()
+    assert (found.dense()[3] == 0).all()
+
+
+def test_rounding_is_to_the_nearest_of_255_steps() -> None:
+    x = torch.randn(7, 64, generator=torch.Generator().manual_seed(0)) * 10
+    x[2, 32:] = 0
+    error = (rounded(x) - x).view(7, 2, 32).abs().amax(-1)
+    assert (error <= x.view(7, 2, 32).abs().amax(-1) / 254 * 1.00001).all()
+    assert (rounded(x)[2, 32:] == 0).all()
