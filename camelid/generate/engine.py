@@ -1,8 +1,8 @@
 """Run requests on a model: prompts in chunks, unfinished texts together, pages of the KV cache shared where texts begin
 alike.
 
-On a CPU `from_pretrained` runs the native decoder where it takes the model (`kernels/decoder.py`); there a text's tokens
-are the same bits alone and in any batch. Else, and for a model given as it is, the torch model runs.
+On a CPU `from_pretrained` runs the native decoder where it takes the model (`kernels/decoder.py`); there a text's
+tokens are the same bits alone and in any batch. Else, and for a model given as it is, the torch model runs.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ DEFAULT_CACHE = 1 << 15  # tokens, or one whole context if that is more
 class Result:
     """One finished text. `ids` are the new tokens (the end token included), `text` their text without it.
 
-    `finish_reason`: "eos", "stop" (a stop string), "max_new_tokens", "max_length", "cancelled", or "error" with `error`.
-    `logprobs`: one for each id when they were asked for.
+    `finish_reason`: "eos", "stop" (a stop string), "max_new_tokens", "max_length", "cancelled", or "error" with
+    `error`. `logprobs`: one for each id when they were asked for.
     """
 
     ids: list[int]
@@ -51,8 +51,8 @@ class Result:
 class Engine:
     """A model and its tokenizer, ready to generate. Without a tokenizer, prompts must be ids and text stays empty.
 
-    `cache_tokens`: how many tokens of all texts together the KV cache holds; by default 32,768, or a whole context if that
-    is more, in at most a quarter of memory (of a GPU's free memory).
+    `cache_tokens`: how many tokens of all texts together the KV cache holds; by default 32,768, or a whole context if
+    that is more, in at most a quarter of memory (of a GPU's free memory).
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Engine:
     def model(self) -> Llama:
         """The torch model. Raises InputError when the native decoder runs instead, which keeps its own weights only."""
         if self._model is None:
-            raise InputError("this engine runs the native decoder: open the model with formats.load to have it in torch")
+            raise InputError("this engine runs the native decoder; formats.load opens the model in torch")
         return self._model
 
     def generate(
@@ -130,8 +130,8 @@ class Engine:
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[str, None, Result]:
         """Yield the text of one completion as it appears; the generator's return value is the Result.
 
-        Characters are held back while they may still be part of a stop string or of an unfinished character. Closing the
-        generator ends the text and frees what it held.
+        Characters are held back while they may still be part of a stop string or of an unfinished character. Closing
+        the generator ends the text and frees what it held.
         """
         text, shown = self.prepare(prompt, params or SamplingParams()), 0
         self.scheduler.add(text)

@@ -1,6 +1,6 @@
-"""Guesses at the next tokens without a second model: what followed the last words where they stood before, in the prompt
-or the text (prompt lookup decoding). Good for summaries, edits and code; a wrong guess costs a little time, never the
-text."""
+"""Guesses at the next tokens without a second model: what followed the last words where they stood before, in the
+prompt or the text (prompt lookup decoding). Good for summaries, edits and code; a wrong guess costs a little time,
+never the text."""
 
 from __future__ import annotations
 

@@ -110,9 +110,9 @@ class TorchRunner:
 
 
 class NativeRunner:
-    """Runs the native decoder. `bits` rounds the layers' weights first, by groups of `group`; the output projection of a
-    quantised model is in int8. Keys and values are kept in `cache`, float32 or bfloat16: by default bfloat16, but for a
-    float32 model whose weights were not rounded."""
+    """Runs the native decoder. `bits` rounds the layers' weights first, by groups of `group`; the output projection of
+    a quantised model is in int8. Keys and values are kept in `cache`, float32 or bfloat16: by default bfloat16, but for
+    a float32 model whose weights were not rounded."""
 
     at_once = 512
     adapters: Sequence[str] = ()

@@ -1,5 +1,5 @@
-"""How the next token is chosen. Penalties and biases first, then temperature, then min-p, top-k, typical-p, top-p, each on
-what the one before left. Temperature 0 is the argmax after penalties and biases."""
+"""How the next token is chosen. Penalties and biases first, then temperature, then min-p, top-k, typical-p, top-p, each
+on what the one before left. Temperature 0 is the argmax after penalties and biases."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ class SamplingParams:
     negative ones; arXiv:1909.05858); frequency_penalty is taken off for each time that the text holds a token,
     presence_penalty once. `logit_bias` is added to the scores of token ids.
 
-    `max_length` counts prompt and new tokens together, `max_new_tokens` new ones; both may be given and the first one met
-    ends the text. `stop` strings end it too and are left out of the text. `logprobs` asks for the log-probability of each
-    token and of that many likeliest ones. `adapter` names one of the model's adapters; None is the one that is active, if
-    any. `lookup` guesses up to that many tokens a step from what followed the same words before; the text does not change.
+    `max_length` counts prompt and new tokens together, `max_new_tokens` new ones; both may be given and the first one
+    met ends the text. `stop` strings end it too and are left out of the text. `logprobs` asks for the log-probability
+    of each token and of that many likeliest ones. `adapter` names one of the model's adapters; None is the one that is
+    active, if any. `lookup` guesses up to that many tokens a step from what followed the same words before; the text
+    does not change.
     """
 
     max_new_tokens: int | None = None
@@ -88,8 +89,8 @@ def _within(name: str, value: float, low: float, high: float) -> None:
 
 
 def adjusted(logits: Tensor, params: SamplingParams, prompt: Sequence[int], text: Sequence[int]) -> Tensor:
-    """logits [vocab] after penalties for what the prompt and the text so far hold, and biases; the same tensor when there
-    are none."""
+    """logits [vocab] after penalties for what the prompt and the text so far hold, and biases; the same tensor when
+    there are none."""
     penalised = params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty
     if not penalised and not params.logit_bias:
         return logits

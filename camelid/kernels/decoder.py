@@ -1,7 +1,7 @@
 """A whole LLaMA as one native call a step: tokens of any number of texts in, logits out.
 
-What comes out does not depend on what else is in the call: not on the batch, not on how a prompt is cut into chunks, not
-on the number of threads. The torch model is the reference; tests compare the two.
+What comes out does not depend on what else is in the call: not on the batch, not on how a prompt is cut into chunks,
+not on the number of threads. The torch model is the reference; tests compare the two.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Weights in the native library's own layout (native/decoder.hpp), and their products, for generating on a CPU.
 
 Weights in int8 and int4 meet activations rounded to int8 by blocks of 32: bytes times bytes, exact, then one scale of
-the weights and one of the activations. `rounded` is that rounding, for the torch path, which then gives the same numbers
-to float32's last digits.
+the weights and one of the activations. `rounded` is that rounding, for the torch path, which then gives the same
+numbers to float32's last digits.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Packed:
 
 
 def pack(weight: Tensor, kind: str) -> Packed:
-    """A weight [rows, columns] in float32, float16 or bfloat16. A bfloat16 weight becomes a float32 one without change."""
+    """A weight [rows, columns] in float32, float16 or bfloat16. A bfloat16 weight becomes a float32 one without
+    change."""
     weight, wanted = weight.detach().cpu(), getattr(torch, kind)
     if weight.dtype != wanted and (weight.dtype != torch.bfloat16 or kind == "float16"):
         weight = weight.to(wanted)
@@ -72,8 +73,8 @@ def pack_integers(q: Tensor, scale: Tensor, zero: Tensor | None, bits: int) -> P
 
 
 def rounded(x: Tensor) -> Tensor:
-    """x [..., columns] as int8 products see it: rint(x * 127 / max |x|) of each block of 32 values, times max |x| / 127.
-    float32 in between; x's dtype comes back."""
+    """x [..., columns] as int8 products see it: rint(x * 127 / max |x|) of each block of 32 values, times max |x| /
+    127. float32 in between; x's dtype comes back."""
     blocks = x.float().view(*x.shape[:-1], -1, BLOCK)
     most = blocks.abs().amax(-1, keepdim=True)
     q = (blocks * torch.where(most > 0, 127.0 / most, 0.0)).round_()

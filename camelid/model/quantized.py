@@ -1,9 +1,9 @@
 """Linear layers whose weight is kept as small integers: w = scale * (q - zero), a scale and a zero for each group of a
 row's weights.
 
-Such a layer is the frozen base of an adapter, or part of a quantised model. A quantised model also rounds what goes into
-its layers, block by block, because the native kernels multiply bytes by bytes (`kernels/packed.py`): then this is their
-reference. Products here are made with the weight widened for the moment.
+Such a layer is the frozen base of an adapter, or part of a quantised model. A quantised model also rounds what goes
+into its layers, block by block, because the native kernels multiply bytes by bytes (`kernels/packed.py`): then this is
+their reference. Products here are made with the weight widened for the moment.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from camelid.kernels.packed import rounded
 
 @dataclass(frozen=True)
 class Integers:
-    """q uint8 [out, in] in 0 … 2^bits - 1; scale float16 [out, in / group]; zero uint8 like it, None for 2^(bits - 1)."""
+    """q uint8 [out, in] in 0 … 2^bits - 1; scale float16 [out, in / group]; zero uint8 like it, None for 2^(bits -
+    1)."""
 
     q: Tensor
     scale: Tensor
@@ -40,8 +41,8 @@ class Integers:
 
 
 def round_to_nearest(weight: Tensor, bits: int, group: int, symmetric: bool = True) -> Integers:
-    """The nearest steps to a weight [out, in]. No weight is off by more than half a step; with zeros, an end of the range
-    gives way to a whole zero: at most half a step more.
+    """The nearest steps to a weight [out, in]. No weight is off by more than half a step; with zeros, an end of the
+    range gives way to a whole zero: at most half a step more.
 
     Raises InputError when groups do not divide a row. A weight that is not finite, or too large for float16, leaves a
     scale that is not finite.
@@ -53,7 +54,8 @@ def round_to_nearest(weight: Tensor, bits: int, group: int, symmetric: bool = Tr
     most, middle = 2**bits - 1, 2 ** (bits - 1)
     steps = torch.maximum(high / (middle - 1), -low / middle) if symmetric else (high - low) / most
     scale = steps.clamp_min_(2.0**-24).half()  # the least that float16 holds
-    scale = torch.where(scale.float() < steps, (scale.view(torch.int16) + 1).view(torch.float16), scale)  # the next above
+    above = (scale.view(torch.int16) + 1).view(torch.float16)
+    scale = torch.where(scale.float() < steps, above, scale)  # up, so that no weight lies beyond the last step
     wide = scale.float()
     zero = None if symmetric else (-low / wide).round_().clamp_(0, most)
     q = (groups / wide[..., None]).round_().add_(middle if zero is None else zero[..., None]).clamp_(0, most)
@@ -113,6 +115,7 @@ def quantize_layers(model: nn.Module, bits: int, group: int = 32) -> None:
 
 
 def quantize_head(model: nn.Module, group: int = 32) -> None:
-    """The output projection of a quantised model is in int8, whatever its layers are in; the embedding stays as it is."""
+    """The output projection of a quantised model is in int8, whatever its layers are in; the embedding stays as it
+    is."""
     if isinstance(model.lm_head, nn.Linear):
         model.lm_head = quantized(model.lm_head, 8, group, symmetric=True, rounds_inputs=True)

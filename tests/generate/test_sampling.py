@@ -1,4 +1,5 @@
-"""Penalties, filters and log-probabilities beside transformers' own, and that what is drawn follows what was computed."""
+"""Penalties, filters and log-probabilities beside transformers' own, and that what is drawn follows what was
+computed."""
 
 from __future__ import annotations
 

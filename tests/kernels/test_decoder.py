@@ -1,9 +1,10 @@
-"""The native decoder: its products and whole steps beside torch, on every kind of CPU that this one can be, and the same
-bits whatever is computed beside them."""
+"""The native decoder: its products and whole steps beside torch, on every kind of CPU that this one can be, and the
+same bits whatever is computed beside them."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -131,7 +132,8 @@ def test_a_quantised_model_is_its_torch_reference(bits: int, symmetric: bool) ->
         expected = model(torch.tensor([ids])).logits[0]
     for name, native in by_name.items():
         [found] = native.run([Chunk(ids, 0, [0, 1], 40)])
-        # A value that lies on the edge of two steps may be rounded either way: rare, and then a step of one of 64 inputs.
+        # A value that lies on the edge of two steps may be rounded either way: rare, and then a step of one of 64
+        # inputs.
         assert (found - expected).abs().max() <= 2e-2 * expected.abs().max(), name
         assert (found - expected).abs().median() <= 1e-5, name
 
@@ -155,7 +157,7 @@ def test_the_same_bits_in_any_batch_chunk_and_number_of_threads(kind: str, name:
     [whole] = runner(model, threads=1, level=name, **options).run([Chunk(ids, 0, [5, 2, 7], 70)])
     native = runner(model, threads=2, level=name, **options)
     cuts = [0, 13, 14, 47, 70]
-    parts = [native.run([Chunk(ids[a:b], a, [1, 3, 0], b - a)])[0] for a, b in zip(cuts, cuts[1:], strict=False)]
+    parts = [native.run([Chunk(ids[a:b], a, [1, 3, 0], b - a)])[0] for a, b in itertools.pairwise(cuts)]
     assert torch.equal(torch.cat(parts), whole)
     beside = native.run([Chunk(other, 0, [2, 4], 33), Chunk(ids, 0, [6, 8, 9], 70), Chunk(other[:5], 0, [10], 1)])
     assert torch.equal(beside[1], whole)
