@@ -22,6 +22,7 @@ VERBS = {
     "pretrain": "train a new model from a recipe",
     "finetune": "teach a model: answers, adapters, preferences",
     "merge": "an adapter into its base's weights",
+    "quantize": "a model into int8 or int4, with what it costs",
     "convert": "a model into another format",
     "evaluate": "perplexity, BLEU, ROUGE, choices, with their protocol",
     "generate": "complete a prompt",

@@ -254,6 +254,11 @@ def base_model(base: Path, recipe: Recipe, who: Ranks, weights: bool) -> tuple[L
             f"train.sequence_length {train.sequence_length} is longer than the model's max_position_embeddings "
             f"{checkpoint.config.max_position_embeddings}: lower it"
         )
+    if checkpoint.quantized and kind == "none" and checkpoint.format == "hf":
+        raise InputError(
+            f'{base} holds {checkpoint.quantized} weights, which cannot be learned: set finetune.method = "qlora", an '
+            "adapter on top of them, or start from the full-precision model"
+        )
     if kind != "none" and who.tensor > 1:
         raise RecipeError("parallel.tensor splits whole matrices, not adapters: set it to 1")
     # What is not learned needs no float32 beside the bfloat16 it is multiplied in.

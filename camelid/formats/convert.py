@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from camelid.artifact import new_folder, write_manifest
 from camelid.errors import InputError
 from camelid.formats import gguf_write, meta
 from camelid.formats.adapter import is_adapter
 from camelid.formats.hf import write_weights
-from camelid.formats.load import load, load_tokenizer, resolve, stop_ids
+from camelid.formats.load import load, load_tokenizer, open_model, resolve, stop_ids
 from camelid.model.llama import Llama
+from camelid.model.quantized import make_dense
 
 
 def write_model(model: Llama, source: Path, out: str | Path, inputs: list[Path], **facts: Any) -> str:
@@ -33,12 +36,19 @@ def convert(source: str | Path, out: str | Path, to: str = "hf", shards: int = 1
         raise InputError(f"{path} is an adapter: camelid merge puts it into its base")
     if shards != 1 and to != "meta":
         raise InputError(f"--shards {shards} is for --to meta")
-    model: Llama = load(path)
+    # What was rounded is written as it is meant, in full.
+    model: Llama = load(path, dtype=torch.float32 if open_model(path).quantized else None)
+    make_dense(model)
     if to == "gguf":
         digest = gguf_write.write(model, load_tokenizer(path), Path(out), kind)
     else:
         digest = _write_meta(model, path, Path(out), shards) if to == "meta" else write_model(model, path, out, [path])
-    return {"out": str(out), "before": {"bytes": _size(path)}, "after": {"bytes": _size(Path(out))}, "digest": digest}
+    return {
+        "out": str(out),
+        "before": {"bytes": size_of(path)},
+        "after": {"bytes": size_of(Path(out))},
+        "digest": digest,
+    }
 
 
 def _write_meta(model: Llama, path: Path, out: Path, shards: int) -> str:
@@ -52,6 +62,7 @@ def _write_meta(model: Llama, path: Path, out: Path, shards: int) -> str:
     return str(manifest["files"]["consolidated.00.pth"])
 
 
-def _size(path: Path) -> int:
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of the files in a folder."""
     files = [path] if path.is_file() else [p for p in path.iterdir() if p.is_file()]
     return sum(p.stat().st_size for p in files)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from camelid.errors import FormatError, InputError
 from camelid.formats.checkpoint import Checkpoint
+from camelid.formats.compressed import assembled, read_scheme
 from camelid.formats.safetensors_file import write_safetensors
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
@@ -27,11 +28,18 @@ IGNORED = ("rotary_emb.inv_freq",)
 
 def open_folder(folder: Path) -> Checkpoint:
     """Open a folder with config.json. Raises InputError naming the file and field at fault."""
-    config = LlamaConfig.from_dict(read_json(folder / "config.json"))
+    raw = read_json(folder / "config.json")
+    quantization = raw.pop("quantization_config", None)
+    config = LlamaConfig.from_dict(raw)
     path = folder / "generation_config.json"
     generation = read_json(path) if path.exists() else {}
     shards = find_shards(folder)
-    return Checkpoint(folder, "hf", config, lambda: _tensors(shards), generation)
+    if not quantization:
+        return Checkpoint(folder, "hf", config, lambda: _tensors(shards), generation)
+    scheme = read_scheme(folder / "config.json", quantization)
+    return Checkpoint(
+        folder, "hf", config, lambda: assembled(_tensors(shards), scheme, folder), generation, scheme.label
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -125,9 +133,11 @@ def write_weights(
     out: Path,
     generation: dict[str, Any] | None = None,
     max_shard_bytes: int = 5 * 10**9,
+    quantization: Mapping[str, Any] | None = None,
 ) -> dict[str, str]:
     """config.json, generation_config.json and safetensors into the existing folder `out`. `tensors` go by the model's
-    own names, a tied lm_head once, as the embedding. Returns the SHA-256 of each weights file."""
+    own names, a tied lm_head once, as the embedding. `quantization` is config.json's `quantization_config`. Returns the
+    SHA-256 of each weights file."""
     shards: list[dict[str, Tensor]] = [{}]
     filled = 0
     for name, tensor in tensors.items():
@@ -148,6 +158,7 @@ def write_weights(
         (out / f"{WEIGHTS}.index.json").write_text(json.dumps(index, indent=1) + "\n")
     dtype = next(iter(tensors.values())).dtype
     described = config.to_dict() | {"dtype": str(dtype).removeprefix("torch.")}
+    described |= {} if quantization is None else {"quantization_config": dict(quantization)}
     (out / "config.json").write_text(json.dumps(described, indent=1) + "\n")
     ids = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     settings = {name: value for name, value in ids.items() if value is not None} | (generation or {})

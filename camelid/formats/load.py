@@ -15,6 +15,7 @@ from camelid.formats.adapter import Fingerprint, attach, base_of, is_adapter
 from camelid.formats.checkpoint import Checkpoint
 from camelid.model.llama import Llama
 from camelid.model.lora import use_adapter
+from camelid.model.quantized import Integers, QuantizedLinear
 from camelid.tokenizer.gguf_fields import from_gguf
 from camelid.tokenizer.load import from_folder, from_model_file
 from camelid.tokenizer.tokenizer import Tokenizer
@@ -85,7 +86,7 @@ def load(
 def read_model(
     checkpoint: Checkpoint, dtype: torch.dtype | None, device: str | torch.device, model_class: type[Model]
 ) -> tuple[Model, str]:
-    """All weights of an opened model, and their fingerprint."""
+    """All weights of an opened model, and their fingerprint. Quantised layers stay quantised, whatever the dtype."""
     fingerprint = Fingerprint()
     with torch.device("meta"):
         model = model_class(checkpoint.config)
@@ -94,8 +95,12 @@ def read_model(
     for name, tensor in checkpoint.tensors():
         if name == "lm_head.weight" and tied:
             continue
-        fingerprint.add(name, tensor)
-        _assign(model, name, tensor.to(device=device, dtype=dtype or tensor.dtype), checkpoint)
+        if isinstance(tensor, Integers):
+            fingerprint.add(name, tensor.q)
+            _assign_integers(model, name, tensor, checkpoint, device)
+        else:
+            fingerprint.add(name, tensor)
+            _assign(model, name, tensor.to(device=device, dtype=dtype or tensor.dtype), checkpoint)
         missing.discard(name)
     if tied:
         missing.discard("lm_head.weight")
@@ -103,7 +108,11 @@ def read_model(
         raise FormatError(f"{checkpoint.path}: tensor {min(missing)!r} is missing ({len(missing)} in all)")
     model.tie()
     if dtype is None:  # files may mix dtypes (norms in float32); computing needs one
-        model.to(model.embed_tokens.weight.dtype)
+        for weight in model.parameters():
+            weight.data = weight.data.to(model.embed_tokens.weight.dtype)
+    for module in model.modules():
+        if isinstance(module, QuantizedLinear):
+            module.dtype = model.embed_tokens.weight.dtype
     return model.eval(), fingerprint.hex()
 
 
@@ -121,6 +130,30 @@ def _assign(model: Llama, name: str, tensor: torch.Tensor, checkpoint: Checkpoin
             f"{checkpoint.path}: tensor {name!r} has shape {list(tensor.shape)}, the config says {list(expected)}"
         )
     setattr(owner, leaf, torch.nn.Parameter(tensor, requires_grad=tensor.is_floating_point()))
+
+
+def _assign_integers(
+    model: Llama, name: str, weight: Integers, checkpoint: Checkpoint, device: str | torch.device
+) -> None:
+    """Put a quantised layer in the place of a linear one."""
+    path = name.removesuffix(".weight")
+    parent, _, leaf = path.rpartition(".")
+    try:
+        linear = model.get_submodule(path)
+    except AttributeError:
+        linear = None
+    if not isinstance(linear, torch.nn.Linear) or not parent.startswith("layers."):
+        raise FormatError(f"{checkpoint.path}: {path!r} is quantised, but it is not a linear layer of a LLaMA's blocks")
+    if tuple(weight.q.shape) != tuple(linear.weight.shape):
+        raise FormatError(
+            f"{checkpoint.path}: tensor {name!r} has shape {list(weight.q.shape)}, the config says "
+            f"{list(linear.weight.shape)}"
+        )
+    zero = None if weight.zero is None else weight.zero.to(device)
+    here = Integers(weight.q.to(device), weight.scale.to(device), zero, weight.bits)
+    made = QuantizedLinear(here, None, torch.float32, rounds_inputs=True)
+    made.bias = linear.bias  # filled by its own tensor
+    setattr(model.get_submodule(parent), leaf, made)
 
 
 def load_tokenizer(source: str | Path) -> Tokenizer:

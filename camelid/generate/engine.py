@@ -22,7 +22,7 @@ from camelid.generate.sequence import FinishReason
 from camelid.generate.sequence import Sequence as Text
 from camelid.kernels.decoder import PAGE
 from camelid.model.llama import Llama
-from camelid.model.quantized import quantize_layers
+from camelid.model.quantized import QuantizedLinear, quantize_head, quantize_layers
 from camelid.tokenizer.stream import StreamDecoder
 from camelid.tokenizer.tokenizer import Tokenizer
 
@@ -203,6 +203,8 @@ def runner_for(model: Llama, quantization: str | None = None, threads: int | Non
         return NativeRunner(model, bits, threads)
     if bits is not None:
         quantize_layers(model, bits)
+    if any(isinstance(module, QuantizedLinear) for module in model.modules()):
+        quantize_head(model)
     return TorchRunner(model)
 
 

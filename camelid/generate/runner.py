@@ -126,7 +126,7 @@ class NativeRunner:
         integers = bits is not None or any(isinstance(m, QuantizedLinear) for m in model.modules())
         kind = str(model.dtype).removeprefix("torch.")
         layers = [_layer(layer, bits, group, kind) for layer in model.layers]
-        head = _packed(model.lm_head, 8 if integers else None, group, kind)
+        head = _packed(model.lm_head, 8 if integers else None, 32, kind)
         self._embeddings = model.embed_tokens.weight.detach()
         self._decoder = Decoder(shape_of(model.config), layers, _norm(model.norm.weight), head, threads, level)
         whole = torch.float32 if kind == "float32" and not integers else torch.bfloat16

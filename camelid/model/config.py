@@ -233,9 +233,6 @@ def _refuse_other_models(raw: Mapping[str, Any]) -> None:
         raise InputError(f"config.json describes a {kind!r} model ({names[0]}); camelid opens LLaMA models only")
     if raw.get("hidden_act", "silu") not in ("silu", "swish"):
         raise InputError(f"config.json: hidden_act is {raw['hidden_act']!r}; a LLaMA uses 'silu'")
-    if raw.get("quantization_config"):
-        method = raw["quantization_config"].get("quant_method", "unknown")
-        raise InputError(f"config.json: weights are quantised ({method}); open the full-precision model instead")
 
 
 def _llama(hidden: int, layers: int, heads: int, kv: int, ffn: int, **more: Any) -> dict[str, Any]:

@@ -189,8 +189,11 @@ def use_adapter(model: Llama, name: str | None) -> None:
 
 
 def quantize_base(model: Llama, bits: int, group: int) -> None:
-    """Keep the blocks' linear layers as integers, in place: see `model/quantized.py`. Call it before `adapt`."""
+    """Keep the blocks' linear layers as integers, in place: see `model/quantized.py`. Call it before `adapt`. Layers
+    that are quantised already stay as they are."""
     for _, parent, leaf in targets(model, LoraConfig()):
+        if isinstance(getattr(parent, leaf), QuantizedLinear):
+            continue
         setattr(parent, leaf, quantized(getattr(parent, leaf), bits, group))
 
 

@@ -96,26 +96,37 @@ class QuantizedLinear(nn.Module):
 
 
 def quantized(
-    linear: nn.Linear, bits: int, group: int, symmetric: bool = False, rounds_inputs: bool = False
+    linear: nn.Linear, bits: int, group: int | None, symmetric: bool = False, rounds_inputs: bool = False
 ) -> QuantizedLinear:
-    """A linear layer, its weight rounded to nearest."""
+    """A linear layer, its weight rounded to nearest, by groups or (None) by whole rows."""
     bias = None if linear.bias is None else linear.bias.detach()
-    weight = round_to_nearest(linear.weight, bits, group, symmetric)
+    weight = round_to_nearest(linear.weight, bits, group or linear.in_features, symmetric)
     return QuantizedLinear(weight, bias, linear.weight.dtype, rounds_inputs)
 
 
-def quantize_layers(model: nn.Module, bits: int, group: int = 32) -> None:
-    """Round a Llama's layers to nearest, and its output projection to int8, in place: what the native decoder runs."""
+def quantize_layers(model: nn.Module, bits: int, group: int | None = 32, symmetric: bool = True) -> None:
+    """Round the linear layers of a Llama's blocks to nearest, in place."""
     for layer in model.layers:  # type: ignore[union-attr]
         for parent in list(layer.modules()):
             for name, child in list(parent.named_children()):
                 if isinstance(child, nn.Linear):
-                    setattr(parent, name, quantized(child, bits, group, symmetric=True, rounds_inputs=True))
-    quantize_head(model, group)
+                    setattr(parent, name, quantized(child, bits, group, symmetric, rounds_inputs=True))
 
 
 def quantize_head(model: nn.Module, group: int = 32) -> None:
-    """The output projection of a quantised model is in int8, whatever its layers are in; the embedding stays as it
+    """The output projection in int8, in place, as the engine runs every quantised model; the embedding stays as it
     is."""
     if isinstance(model.lm_head, nn.Linear):
         model.lm_head = quantized(model.lm_head, 8, group, symmetric=True, rounds_inputs=True)
+
+
+def make_dense(model: nn.Module) -> None:
+    """Put plain linear layers in the place of quantised ones, in place: the same weights, one number each."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, QuantizedLinear):
+                linear = nn.Linear(child.in_features, child.out_features, bias=child.bias is not None, device="meta")
+                linear.weight = nn.Parameter(child.dense())
+                if child.bias is not None:
+                    linear.bias = nn.Parameter(child.bias.detach())
+                setattr(parent, name, linear)

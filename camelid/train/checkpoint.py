@@ -31,6 +31,7 @@ from camelid.formats.safetensors_file import write_safetensors
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
 from camelid.model.lora import LoraConfig
+from camelid.model.quantized import Integers
 from camelid.tokenizer.tokenizer import Tokenizer
 from camelid.train.optimizer import learned
 from camelid.train.parallel import full, spread
@@ -223,7 +224,7 @@ def restore(folder: Path, model: Llama, optimizer: torch.optim.Optimizer) -> Loo
     parameters = learned(model)
     with torch.no_grad():
         for name, tensor in read_adapter(folder)[1].items() if model.adapters else open_folder(folder).tensors():
-            if name not in parameters or parameters[name].shape != tensor.shape:
+            if isinstance(tensor, Integers) or name not in parameters or parameters[name].shape != tensor.shape:
                 raise FormatError(
                     f"{folder}: tensor {name!r} does not fit the recipe's model: resume with its own recipe"
                 )

@@ -16,7 +16,7 @@ from camelid.kernels.library import library
 from camelid.kernels.packed import KINDS, Packed, pack, pack_integers, rounded
 from camelid.model.config import LlamaConfig, RopeScaling
 from camelid.model.llama import Llama
-from camelid.model.quantized import quantize_layers, round_to_nearest
+from camelid.model.quantized import quantize_head, quantize_layers, round_to_nearest
 
 needs_library = pytest.mark.skipif(library() is None, reason="the native library is not built")
 pytestmark = needs_library
@@ -127,6 +127,7 @@ def test_a_quantised_model_is_its_torch_reference(bits: int, symmetric: bool) ->
         for layer in model.layers:
             rough = layer.mlp.up_proj
             rough.__init__(round_to_nearest(rough.dense(), bits, 32, symmetric=False), None, rough.dtype, True)
+    quantize_head(model)
     by_name["given layers"] = runner(model, cache=torch.float32)
     with torch.inference_mode():
         expected = model(torch.tensor([ids])).logits[0]

@@ -48,7 +48,6 @@ def test_old_and_new_spelling_of_rope_agree() -> None:
         ({"num_key_value_heads": 3}, "num_key_value_heads"),
         ({"rope_scaling": {"type": "longrope", "factor": 2.0}}, "longrope"),
         ({"rope_scaling": {"type": "linear"}}, "factor"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
         ({"vocab_size": None}, "vocab_size"),
     ],
 )

@@ -1,0 +1,150 @@
+"""Quantised layers in a Hugging Face folder, in the `pack-quantized` form of compressed-tensors, which transformers and
+vLLM open: instead of NAME.weight, the tensors NAME.weight_packed (int32, the integers of a row one after the other, low
+bits first), weight_scale, weight_shape and, unless the zero is in the middle, weight_zero_point; and what they mean
+under `quantization_config` of config.json.
+
+The folder's layers are what is said there; the embedding and the output projection stay as they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from camelid.errors import FormatError, InputError
+from camelid.model.quantized import Integers, QuantizedLinear
+
+METHOD, FORMAT = "compressed-tensors", "pack-quantized"
+PARTS = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point")
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How the linear layers are kept: `bits` a weight, a scale for every `group` inputs (None: for a whole row)."""
+
+    bits: int
+    group: int | None
+    symmetric: bool = True
+
+    @property
+    def label(self) -> str:
+        """As protocols say it."""
+        groups = "one scale a row" if self.group is None else f"groups of {self.group}"
+        return f"int{self.bits}, {groups}{'' if self.symmetric else ', with zeros'}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The `quantization_config` of config.json."""
+        weights = {
+            "num_bits": self.bits, "type": "int", "symmetric": self.symmetric, "dynamic": False,
+            "strategy": "channel" if self.group is None else "group", "group_size": self.group,
+        }  # fmt: skip
+        return {
+            "quant_method": METHOD, "format": FORMAT, "quantization_status": "compressed", "ignore": ["lm_head"],
+            "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": None}},
+        }  # fmt: skip
+
+
+def read_scheme(path: Path, raw: Mapping[str, Any]) -> Scheme:
+    """The scheme of a `quantization_config`. Raises InputError for another method, and for what would change the
+    computation and is not known here."""
+    method = raw.get("quant_method", "unknown")
+    if method != METHOD:
+        raise InputError(f"{path}: weights are quantised ({method}); open the full-precision model instead")
+    groups = raw.get("config_groups")
+    if raw.get("format") != FORMAT or not isinstance(groups, dict) or len(groups) != 1:
+        form = raw.get("format")
+        raise InputError(f"{path}: compressed-tensors of the form {form!r}; camelid reads {FORMAT} in one group")
+    [group] = groups.values()
+    weights = group.get("weights") if isinstance(group, dict) else None
+    if not isinstance(weights, dict):
+        raise FormatError(f"{path}: quantization_config.config_groups says nothing of weights")
+    bits, size, strategy = weights.get("num_bits"), weights.get("group_size"), weights.get("strategy")
+    known = weights.get("type") == "int" and strategy == ("channel" if size is None else "group")
+    if bits not in (4, 8) or not known or not (size is None or (isinstance(size, int) and size > 0)):
+        raise InputError(
+            f"{path}: weights of {bits} bits, type {weights.get('type')!r}, strategy {strategy!r}, "
+            f"group_size {size!r}; camelid reads whole numbers of 4 or 8 bits, by group or channel"
+        )
+    if group.get("input_activations") or group.get("output_activations") or raw.get("kv_cache_scheme"):
+        raise InputError(f"{path}: activations or the cache are quantised too, which camelid does not implement")
+    return Scheme(bits, size, bool(weights.get("symmetric", True)))
+
+
+def assembled(
+    tensors: Iterator[tuple[str, Tensor]], scheme: Scheme, path: Path
+) -> Iterator[tuple[str, Tensor | Integers]]:
+    """Tensors as they are, quantised weights put together under NAME.weight. Raises FormatError naming what is missing
+    or does not fit."""
+    waiting: dict[str, dict[str, Tensor]] = {}
+    needed = PARTS if not scheme.symmetric else PARTS[:3]
+    for name, tensor in tensors:
+        layer, _, part = name.rpartition(".")
+        if part not in PARTS:
+            yield name, tensor
+            continue
+        parts = waiting.setdefault(layer, {})
+        parts[part] = tensor
+        if all(p in parts for p in needed):
+            yield f"{layer}.weight", _integers(waiting.pop(layer), scheme, f"{path}: {layer}")
+    if waiting:
+        layer, parts = next(iter(waiting.items()))
+        missing = next(p for p in needed if p not in parts)
+        raise FormatError(f"{path}: tensor {layer}.{missing} is missing")
+
+
+def _integers(parts: Mapping[str, Tensor], scheme: Scheme, what: str) -> Integers:
+    shape, packed, scale = parts["weight_shape"], parts["weight_packed"], parts["weight_scale"]
+    if shape.numel() != 2 or shape.is_floating_point():
+        raise FormatError(f"{what}.weight_shape must be two whole numbers, not {shape.tolist()}")
+    rows, columns = (int(n) for n in shape)
+    group = scheme.group or columns
+    if rows < 1 or columns < 1 or columns % group or columns * scheme.bits % 32:
+        raise FormatError(f"{what}: a weight of {rows} x {columns} cannot be in groups of {group} and whole words")
+    _must(packed, (rows, columns * scheme.bits // 32), torch.int32, f"{what}.weight_packed")
+    _must(scale, (rows, columns // group), None, f"{what}.weight_scale")
+    if not scale.is_floating_point() or not scale.isfinite().all() or scale.abs().max() > 65504:
+        raise FormatError(f"{what}.weight_scale holds what is no scale: not finite, or beyond float16")
+    zero = None
+    if not scheme.symmetric:
+        words = parts["weight_zero_point"]
+        _must(words, (-(-rows * scheme.bits // 32), columns // group), torch.int32, f"{what}.weight_zero_point")
+        zero = _unpacked(words.T, scheme.bits)[:, :rows].T.contiguous()
+    return Integers(_unpacked(packed, scheme.bits), scale.half(), zero, scheme.bits)
+
+
+def _must(tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None, what: str) -> None:
+    if tuple(tensor.shape) != shape or (dtype is not None and tensor.dtype != dtype):
+        raise FormatError(f"{what} is {tensor.dtype} {list(tensor.shape)}; its weight needs {list(shape)}")
+
+
+def _unpacked(words: Tensor, bits: int) -> Tensor:
+    """uint8 [rows, words * 32 / bits]."""
+    q = words.contiguous().view(torch.uint8)
+    return q if bits == 8 else torch.stack((q & 15, q >> 4), dim=-1).flatten(1)
+
+
+def _packed(q: Tensor, bits: int) -> Tensor:
+    """The inverse, rows filled up to whole words."""
+    per_word = 32 // bits
+    q = torch.nn.functional.pad(q, (0, -q.shape[1] % per_word))
+    return (q if bits == 8 else q[:, ::2] | q[:, 1::2] << 4).contiguous().view(torch.int32)
+
+
+def parts_of(layer: QuantizedLinear) -> dict[str, Tensor]:
+    """The tensors of one quantised layer, by the names in PARTS."""
+    weight = layer.integers()
+    found = {
+        "weight_packed": _packed(weight.q, weight.bits),
+        "weight_scale": weight.scale,
+        "weight_shape": torch.tensor(weight.q.shape),
+    }
+    if weight.zero is not None:
+        found["weight_zero_point"] = _packed(weight.zero.T.contiguous(), weight.bits).T.contiguous()
+    if layer.bias is not None:
+        found["bias"] = layer.bias
+    return found

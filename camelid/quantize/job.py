@@ -1,0 +1,191 @@
+"""Write a quantised copy of a model, with what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from camelid.artifact import new_folder, write_manifest
+from camelid.errors import InputError
+from camelid.evaluate.opened import measured_in
+from camelid.evaluate.perplexity import Cut, Piece, pieces
+from camelid.evaluate.texts import read_texts
+from camelid.formats.checkpoint import Checkpoint
+from camelid.formats.compressed import Scheme, parts_of
+from camelid.formats.convert import size_of
+from camelid.formats.hf import write_weights
+from camelid.formats.load import load, load_tokenizer, open_model, resolve, stop_ids
+from camelid.model.config import LlamaConfig
+from camelid.model.llama import Llama
+from camelid.model.quantized import QuantizedLinear, quantize_head, quantize_layers
+from camelid.quantize.gptq import quantize_by_gptq
+from camelid.quantize.measure import compare, sensitivity, shared_copy, states_of
+from camelid.report.page import Curve, Page
+from camelid.report.progress import progress
+from camelid.tokenizer.tokenizer import Tokenizer
+
+BITS = {"int8": 8, "int4": 4}
+WINDOW = 2048
+GROUP = 32
+
+
+@dataclass(frozen=True)
+class Wish:
+    """`group` None: one scale a row. `calibration`: a text, corpus or tokens folder, for GPTQ; without it weights are
+    rounded to nearest. `data`: what the cost is measured on. `tokens`: at most so many of each."""
+
+    format: str
+    group: int | None = GROUP
+    symmetric: bool = True
+    calibration: str | None = None
+    data: str | None = None
+    tokens: int = 65536
+    by_layer: bool = False
+
+
+def quantize(source: str | Path, out: str | Path, wish: Wish, quiet: bool = True) -> dict[str, Any]:
+    """Write `out`, a Hugging Face folder whose layers are in int8 or int4, and report.html. Returns out, digest,
+    scheme, `before` and `after` (bytes; with `data` token_perplexity), with `data` also kl, kl_p999, top1_agreement and
+    protocol.
+
+    Raises InputError for a wish that cannot be fulfilled, before any work.
+    """
+    path = resolve(source)
+    scheme = Scheme(BITS[wish.format], wish.group, wish.symmetric)
+    checkpoint = open_model(path)
+    _check(checkpoint.quantized, checkpoint.config, scheme, path)
+    tokenizer = load_tokenizer(path)
+    calibration = _windows(wish.calibration, tokenizer, checkpoint.config.max_position_embeddings, wish.tokens)
+    measured_on = _windows(wish.data, tokenizer, checkpoint.config.max_position_embeddings, wish.tokens)
+    full: Llama = load(path, dtype=torch.float32)
+    full.requires_grad_(False)
+    rounded = shared_copy(full)
+    method = "to nearest" if not calibration else f"GPTQ on {sum(len(p.ids) for p in calibration):,} tokens"
+    with progress("quantize", len(rounded.layers), quiet) as advance:
+        if calibration:
+            ids = [piece.ids for piece in calibration]
+            quantize_by_gptq(rounded, ids, scheme.bits, scheme.group, scheme.symmetric, advance)
+        else:
+            quantize_layers(rounded, scheme.bits, scheme.group, scheme.symmetric)
+            advance(len(rounded.layers), "layers")
+    quantize_head(rounded)
+    figures = _cost(full, rounded, measured_on, scheme, wish, tokenizer, quiet) if measured_on else {}
+    digest = _write(full, rounded, checkpoint, Path(out), scheme, method, figures, wish)
+    before: dict[str, Any] = {"bytes": size_of(path)}
+    after: dict[str, Any] = {"bytes": size_of(Path(out))}
+    if figures:
+        before["token_perplexity"] = figures.pop("token_perplexity_before")
+        after["token_perplexity"] = figures.pop("token_perplexity_after")
+    return {
+        "out": str(out),
+        "digest": digest,
+        "scheme": scheme.label,
+        "method": method,
+        "before": before,
+        "after": after,
+    } | figures
+
+
+def _check(already: str | None, config: LlamaConfig, scheme: Scheme, path: Path) -> None:
+    if already:
+        raise InputError(f"{path} is quantised already ({already}): start from the full-precision model")
+    wide = (config.hidden_size, config.intermediate_size, config.num_attention_heads * config.head_size)
+    group = scheme.group
+    bad = next((n for n in wide if n % GROUP or (group is not None and n % group)), None)
+    if bad is not None:
+        raise InputError(
+            f"{path}: a layer has {bad} inputs, which are no whole groups of {group or GROUP}: choose --group"
+        )
+
+
+def _windows(data: str | None, tokenizer: Tokenizer, context: int, most: int) -> list[Piece]:
+    """Whole windows of a text, without overlap, until there are `most` tokens."""
+    if data is None:
+        return []
+    found, total = [], 0
+    cut = Cut(min(WINDOW, context), min(WINDOW, context), "document")
+    for number, text in enumerate(read_texts(Path(data), tokenizer)):
+        for piece in pieces(number, text.ids, cut, tokenizer.bos_token_id):
+            if total < most:
+                found.append(piece)
+                total += len(piece.ids) - piece.first
+    if not found:
+        raise InputError(f"{data} holds no text of two tokens: there is nothing to read")
+    return found
+
+
+def _cost(
+    full: Llama,
+    rounded: Llama,
+    measured_on: Sequence[Piece],
+    scheme: Scheme,
+    wish: Wish,
+    tokenizer: Tokenizer,
+    quiet: bool,
+) -> dict[str, Any]:
+    before = states_of(full, measured_on)
+    found = compare(full, before, rounded, measured_on)
+    if wish.by_layer:
+        found["layers"] = sensitivity(full, before, measured_on, scheme.bits, scheme.group, scheme.symmetric)
+    window = min(WINDOW, full.config.max_position_embeddings)
+    found["protocol"] = (
+        f"{found['tokens']} tokens of {wish.data}, window {window}, no overlap, BOS before each document, not scored; "
+        f"weights {scheme.label}, inputs and output projection int8 in groups of 32; {measured_in(full, tokenizer)}"
+    )
+    return found
+
+
+def _write(
+    full: Llama,
+    rounded: Llama,
+    checkpoint: Checkpoint,
+    out: Path,
+    scheme: Scheme,
+    method: str,
+    figures: dict[str, Any],
+    wish: Wish,
+) -> str:
+    source, tensors = checkpoint.path, {}
+    dtype = next(t.dtype for name, t in checkpoint.tensors() if name == "embed_tokens.weight" and isinstance(t, Tensor))
+    for name, weight in full.named_parameters():
+        layer, _, leaf = name.rpartition(".")
+        module = rounded.get_submodule(layer)
+        if not isinstance(module, QuantizedLinear) or layer == "lm_head":
+            tensors[name] = weight.to(dtype)
+        elif leaf == "weight":
+            tensors |= {f"{layer}.{part}": tensor for part, tensor in parts_of(module).items()}
+    generation = {"eos_token_id": list(stop_ids(source))}
+    with new_folder(out) as folder:
+        known = write_weights(full.config, tensors, folder, generation, quantization=scheme.to_dict())
+        load_tokenizer(source).save(folder)
+        _page(source, scheme, method, figures).write(folder / "report.html")
+        write_manifest(
+            folder, "model", [source], known=known, scheme=scheme.label, method=method, calibration=wish.calibration,
+            figures=figures, parameters=full.num_parameters(),
+        )  # fmt: skip
+    return next(iter(known.values()))
+
+
+def _page(source: Path, scheme: Scheme, method: str, figures: dict[str, Any]) -> Page:
+    page = Page(f"{source.name}: {scheme.label}")
+    page.text(f"Rounded {method}.")
+    if figures:
+        page.table(
+            ("measure", "before", "after"),
+            [
+                ("perplexity", f"{figures['token_perplexity_before']:.4f}", f"{figures['token_perplexity_after']:.4f}"),
+                ("KL divergence, mean", "0", f"{figures['kl']:.5f} nats"),
+                ("KL divergence, 99.9 % of tokens below", "0", f"{figures['kl_p999']:.4f} nats"),
+                ("the same likeliest token", "100 %", f"{100 * figures['top1_agreement']:.2f} %"),
+            ],
+        )
+        page.text(figures["protocol"], note=True)
+    if layers := figures.get("layers"):
+        curve = Curve("mean KL divergence, nats", [row["layer"] for row in layers], [row["kl"] for row in layers])
+        page.plot("What rounding one layer alone costs", [curve], "layer")
+    return page
