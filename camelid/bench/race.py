@@ -93,8 +93,11 @@ def _row(contestant: Contestant, found: list[dict[str, Any]]) -> dict[str, Any]:
     good = [f for f in found if "error" not in f]
     if not good:
         return row | {"error": found[0]["error"]}
+    extra = {k: v for k, v in good[-1].items() if k not in ("value", "unit", "version", "cells")}
+    if "cells" in good[-1]:  # several figures of one process
+        cells = {name: [f["cells"][name] for f in good] for name in good[-1]["cells"]}
+        return row | {"version": good[-1]["version"], "unit": good[-1]["unit"], "cells": cells} | extra
     values = [f["value"] for f in good]
-    extra = {k: v for k, v in good[-1].items() if k not in ("value", "unit", "version")}
     return (
         row
         | {"version": good[-1]["version"], "value": median(values), "unit": good[-1]["unit"], "rounds": values}

@@ -9,7 +9,7 @@ from camelid.cli import settings
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(required=True, metavar="{data,train,evaluate}")
+    actions = parser.add_subparsers(required=True, metavar="{data,train,infer,evaluate}")
     data = actions.add_parser("data", help="filters, MinHash, tokenizers, the pipeline")
     data.add_argument("--data", required=True, help="documents to race on: files or a folder that the corpus reads")
     data.add_argument("--rounds", type=int, default=3)
@@ -45,6 +45,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     settings.example(evaluate, "camelid bench evaluate model/ --data valid.txt --questions arc.jsonl")
     evaluate.set_defaults(action="evaluate")
 
+    infer = actions.add_parser("infer", help="prefill, decoding and batches beside transformers, llama.cpp and others")
+    infer.add_argument("model", nargs="?", help="by default random weights of TinyLlama's shape")
+    infer.add_argument("--kind", choices=("bf16", "int8", "int4"), action="append", help="by default all three")
+    infer.add_argument("--rounds", type=int, default=3)
+    infer.add_argument("--threads", type=_numbers, default=[1, 2], metavar="N,N")
+    infer.add_argument("--alone", action="store_true", help="without peers")
+    settings.example(infer, "camelid bench infer model/ --kind int8 --threads 1")
+    infer.set_defaults(action="infer")
+
 
 def _numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
@@ -62,6 +71,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             options.config or ["S", "M"], options.rounds, options.threads, options.steps, options.ablate, options.json,
             options.task,
         )  # fmt: skip
+    elif options.action == "infer":
+        from camelid.bench import infer
+
+        kinds = options.kind or list(infer.PEERS)
+        result = infer.run(options.model, kinds, options.rounds, options.threads, not options.alone, options.json)
     elif options.action == "evaluate":
         from camelid.bench import evaluate
 

@@ -132,7 +132,8 @@ def _packed(q: Tensor, bits: int) -> Tensor:
     """The inverse, rows filled up to whole words."""
     per_word = 32 // bits
     q = torch.nn.functional.pad(q, (0, -q.shape[1] % per_word))
-    return (q if bits == 8 else q[:, ::2] | q[:, 1::2] << 4).contiguous().view(torch.int32)
+    whole = q if bits == 8 else q[:, ::2] | q[:, 1::2] << 4
+    return whole.flatten().view(torch.int32).view(len(q), -1)
 
 
 def parts_of(layer: QuantizedLinear) -> dict[str, Tensor]:

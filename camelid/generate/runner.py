@@ -134,6 +134,11 @@ class NativeRunner:
         self._cache = torch.empty(0, 0, 0, dtype=torch.uint8)
         self._turns = torch.empty(2, 0, model.config.head_size // 2)
 
+    @property
+    def weight_bytes(self) -> int:
+        """What a step reads of the weights."""
+        return self._decoder.weight_bytes
+
     def page_bytes(self) -> int:
         return self.config.num_hidden_layers * self._decoder.page_bytes(self._bfloat)
 

@@ -271,6 +271,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "15m": _llama(288, 6, 6, 6, 768, **_SMALL),
     "42m": _llama(512, 8, 8, 8, 1376, **_SMALL),
     "110m": _llama(768, 12, 12, 12, 2048, **_SMALL),
+    "tinyllama": _llama(2048, 22, 32, 4, 5632, rms_norm_eps=1e-5),
     # LLaMA
     "7b": _llama(4096, 32, 32, 32, 11008),
     "13b": _llama(5120, 40, 40, 40, 13824),

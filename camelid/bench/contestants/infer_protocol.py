@@ -1,0 +1,57 @@
+"""How every side of the generation race is timed, whatever runs: a function `generate(prompts, new)` that completes all
+prompts (token ids) together by `new` tokens each, greedily, never stopping early.
+
+  prefill 512   512 tokens read and one written
+  decode        64 tokens after 512, one text
+  batch 8, 32   32 tokens each after 64, so many texts together
+
+A time to read alone is taken off where tokens written are counted. Prompts are random ids and never the same twice, so
+that nobody is helped by what it remembers. Each figure is the median of three.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+REPEATS = 3
+Generate = Callable[[list[list[int]], int], None]
+
+
+def race(generate: Generate, vocab_size: int, version: str, load_seconds: float, **more: float) -> None:
+    """Time everything and print one JSON line, with `more` in it."""
+    rng = random.Random(0)
+
+    def seconds(rows: int, length: int, new: int) -> float:
+        prompts = [[rng.randrange(3, vocab_size) for _ in range(length)] for _ in range(rows)]
+        started = time.perf_counter()
+        generate(prompts, new)
+        return time.perf_counter() - started
+
+    first = seconds(1, 512, 1)
+    read = median(seconds(1, 512, 1) for _ in range(REPEATS))
+    cells = {"prefill 512": 512 / read}
+    cells["decode"] = 64 / (median(seconds(1, 512, 65) for _ in range(REPEATS)) - read)
+    peak = peak_bytes()
+    for rows in (8, 32):
+        seconds(rows, 64, 2)
+        read = median(seconds(rows, 64, 1) for _ in range(REPEATS))
+        cells[f"batch {rows}"] = 32 * rows / (median(seconds(rows, 64, 33) for _ in range(REPEATS)) - read)
+    print(json.dumps({"cells": cells, "unit": "tokens/s", "version": version, "load_seconds": load_seconds,
+                      "first_token_seconds": first, "peak_bytes": peak} | more))  # fmt: skip
+
+
+def peak_bytes() -> int:
+    """Of this process alone: what getrusage tells begins with the parent's."""
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) * 1024
+
+
+def threads() -> int:
+    """What a contestant may use."""
+    return int(os.environ["BENCH_THREADS"])

@@ -1,0 +1,39 @@
+"""camelid's side of the generation race: own_infer.py KIND FOLDER."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+from infer_protocol import race, threads
+
+from camelid import __version__
+from camelid.formats.load import load
+from camelid.generate.engine import Engine, runner_for
+from camelid.generate.runner import NativeRunner
+from camelid.generate.sampling import SamplingParams
+from camelid.model.llama import Llama
+
+
+def main() -> None:
+    kind, started = os.environ["BENCH_FORM"], time.perf_counter()
+    torch.set_num_threads(threads())
+    model: Llama = load(Path(sys.argv[2]) / "model", dtype=torch.bfloat16)
+    runner = runner_for(model, None if kind == "bf16" else kind, threads())
+    del model
+    engine = Engine(runner, None, stop_ids=())
+    loaded = time.perf_counter() - started
+
+    def generate(prompts: list[list[int]], new: int) -> None:
+        found = engine.generate(prompts, SamplingParams(max_new_tokens=new, ignore_eos=True))
+        assert all(len(result.ids) == new for result in found)
+
+    weights = runner.weight_bytes if isinstance(runner, NativeRunner) else 0
+    version = f"{__version__} {type(runner).__name__}"
+    race(generate, engine.config.vocab_size, version, loaded, weight_bytes=weights)
+
+
+main()

@@ -1,0 +1,146 @@
+"""Generating beside transformers, llama.cpp, CTranslate2 and OpenVINO, from the same weights: prefill, decoding alone
+and in batches (`contestants/infer_protocol.py`). One process for each of them and number of threads, in turns.
+
+The limits beside the figures: how fast this machine reads memory, which bounds decoding by the bytes of the weights,
+and how fast it multiplies, which bounds prefill.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from camelid.bench.race import TRANSFORMERS, Contestant, race, ratios
+
+LLAMA = ("llama-cpp-python==0.3.36", "numpy")
+CTRANSLATE2 = ("ctranslate2==4.8.5", *TRANSFORMERS)
+OPENVINO = ("optimum-intel[openvino]", "torch==2.13.0")
+# Who is raced at which number of bits: name, script, packages, and which of its forms.
+PEERS: dict[str, list[tuple[str, str, tuple[str, ...], str]]] = {
+    "bf16": [
+        ("transformers", "peer_infer_transformers.py", TRANSFORMERS, ""),
+        ("transformers at its best", "peer_infer_transformers.py", TRANSFORMERS, "best"),
+        ("llama.cpp F16", "peer_infer_llama.py", LLAMA, "F16"),
+    ],
+    "int8": [
+        ("llama.cpp Q8_0", "peer_infer_llama.py", LLAMA, "Q8_0"),
+        ("ctranslate2", "peer_infer_ctranslate2.py", CTRANSLATE2, "int8"),
+        ("openvino", "peer_infer_openvino.py", OPENVINO, "8"),
+    ],
+    "int4": [
+        ("llama.cpp Q4_0", "peer_infer_llama.py", LLAMA, "Q4_0"),
+        ("llama.cpp Q4_K_M", "peer_infer_llama.py", LLAMA, "Q4_K_M"),
+        ("openvino", "peer_infer_openvino.py", OPENVINO, "4"),
+    ],
+}
+
+
+def run(
+    model: str | None, kinds: Sequence[str] = tuple(PEERS), rounds: int = 3, threads: Sequence[int] = (1, 2),
+    peers: bool = True, quiet: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Race on MODEL, or on random weights of TinyLlama's shape. Returns rows, one a figure, ratios and limits."""
+    rows: list[dict[str, Any]] = []
+    with TemporaryDirectory() as scratch:
+        prepare(Path(scratch), model)
+        contestants = [
+            Contestant(name, script, kind, packages, count, (("FORM", form),))
+            for kind in kinds
+            for count in threads
+            for name, script, packages, form in [("camelid", "own_infer.py", (), kind), *(PEERS[kind] if peers else [])]
+        ]
+        found = race(contestants, Path(scratch), rounds, quiet)
+    rows = [cell for row in found for cell in cells_of(row)]
+    return {"rows": rows, "ratios": ratios(rows), "limits": limits(rows, threads)}
+
+
+def cells_of(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each figure of a contestant's row."""
+    rest = {key: value for key, value in row.items() if key != "cells"}
+    return [
+        rest | {"task": f"{row['task']} {name}", "value": median(values), "rounds": values}
+        for name, values in row.get("cells", {}).items()
+    ] or [rest]
+
+
+def prepare(folder: Path, source: str | None) -> None:
+    """The model as a Hugging Face folder in bfloat16 and as an F16 GGUF file, each with its tokenizer."""
+    import torch
+
+    from camelid.formats import gguf_write
+    from camelid.formats.hf import save
+    from camelid.formats.load import load, load_tokenizer
+    from camelid.model.config import LlamaConfig
+    from camelid.model.llama import Llama
+    from camelid.tokenizer.load import from_folder
+
+    if source is None:
+        torch.manual_seed(0)
+        usual = torch.get_default_dtype()
+        torch.set_default_dtype(torch.bfloat16)
+        model: Llama = Llama(LlamaConfig.named("tinyllama"))
+        torch.set_default_dtype(usual)
+        write_filler(folder / "tokenizer", model.config.vocab_size)
+        tokenizer = from_folder(folder / "tokenizer")
+    else:
+        model, tokenizer = load(source, dtype=torch.bfloat16), load_tokenizer(source)
+    save(model, folder / "model")
+    tokenizer.save(folder / "model")
+    gguf_write.write(model, tokenizer, folder / "F16.gguf", "F16")
+
+
+def write_filler(folder: Path, size: int) -> None:
+    """A byte-level tokenizer of `size` tokens, for peers that open no model without one: bytes, and pairs of them."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pairs = [(a, b) for a in letters for b in letters][: size - len(letters) - 3]
+    words = ["<unk>", "<s>", "</s>", *letters, *(a + b for a, b in pairs)]
+    made = Tokenizer(models.BPE({word: n for n, word in enumerate(words)}, pairs, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens(["<unk>", "<s>", "</s>"])
+    folder.mkdir()
+    made.save(str(folder / "tokenizer.json"))
+    known = {
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(known))
+
+
+def limits(rows: Sequence[dict[str, Any]], threads: Sequence[int]) -> dict[str, Any]:
+    """How fast this machine reads memory and multiplies, and how much of the reading our decoding uses."""
+    import torch
+
+    found: dict[str, Any] = {}
+    usual = torch.get_num_threads()
+    for count in threads:
+        torch.set_num_threads(count)
+        block = torch.zeros(1 << 28)
+        speed = block.nbytes / min(_seconds(block.sum) for _ in range(7)) / 1e9
+        found[f"{count} threads, reading memory"] = f"{speed:.1f} GB/s"
+        del block
+        square = torch.zeros(2048, 2048, dtype=torch.bfloat16)
+        flops = 2 * 2048**3 / min(_seconds(partial(torch.mm, square, square)) for _ in range(7)) / 1e9
+        found[f"{count} threads, torch.mm bfloat16"] = f"{flops:.0f} GFLOP/s"
+        for row in rows:
+            if row.get("weight_bytes") and row["threads"] == count and row["task"].endswith("decode"):
+                share = row["value"] * row["weight_bytes"] / 1e9 / speed
+                found[f"{row['task']}, {count} threads"] = f"{share:.0%} of the memory's speed"
+    torch.set_num_threads(usual)
+    return found
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
