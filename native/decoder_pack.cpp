@@ -1,6 +1,7 @@
 // Matrices into the layout that decoder.hpp describes.
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 #include "decoder.hpp"
 #include "pool.hpp"
@@ -26,6 +27,42 @@ void pack_panel(const Matrix& m, const From* weight, std::int64_t panel, int tog
                 else
                     narrow(widened(weight[row * m.columns + k + i]), to);
             }
+}
+
+// The least float16 that is not below a positive number.
+std::uint16_t half_above(float value) {
+    const float least = 6.103515625e-05f;  // 2^-14, of the normal ones
+    if (value < least) {
+        const float steps = value * 16777216.0f;
+        const auto whole = static_cast<std::uint16_t>(steps);
+        return static_cast<std::uint16_t>(whole + (static_cast<float>(whole) < steps));
+    }
+    std::uint32_t word;
+    std::memcpy(&word, &value, 4);
+    const std::uint32_t half = (word >> 13) - (112u << 10) + ((word & 0x1FFF) != 0);
+    return static_cast<std::uint16_t>(half < 0x7C00 ? half : 0x7C00);
+}
+
+void round_group(const float* weight, std::int64_t group, int bits, std::uint8_t* q, std::uint16_t* scale) {
+    float low = 0, high = 0;
+    for (std::int64_t i = 0; i < group; ++i) {
+        low = weight[i] < low ? weight[i] : low;
+        high = weight[i] > high ? weight[i] : high;
+    }
+    const float middle = static_cast<float>(1 << (bits - 1)), most = 2 * middle - 1;
+    float step = high / (middle - 1) > -low / middle ? high / (middle - 1) : -low / middle;
+    step = step > 5.9604644775390625e-08f ? step : 5.9604644775390625e-08f;  // 2^-24, the least that float16 holds
+    *scale = half_above(step);
+    const float wide = half_to_float(*scale);
+    for (std::int64_t i = 0; i < group; ++i) {
+        float steps = weight[i] / wide + 12582912.0f - 12582912.0f + middle;  // to the nearest whole number
+        steps = steps < 0 ? 0 : steps > most ? most : steps;
+        const auto whole = static_cast<std::uint8_t>(steps);
+        if (bits == 8)
+            q[i] = whole;
+        else
+            q[i / 2] = static_cast<std::uint8_t>(i % 2 ? q[i / 2] | whole << 4 : whole);
+    }
 }
 
 }  // namespace
@@ -57,7 +94,8 @@ void camelid_pack_floats(int kind, const void* weight, int halves, std::int64_t 
     });
 }
 
-// q [rows, columns] in 0 … 255 or 0 … 15, scales [rows, columns / group] float16, zeros likewise in bytes or null.
+// q [rows, columns * bits / 8]: bytes, or of 4 bits two a byte, the even column low; scales [rows, columns / group] float16,
+// zeros likewise in bytes or null.
 void camelid_pack_integers(int kind, const std::uint8_t* q, const std::uint16_t* scales, const std::uint8_t* zeros,
                            std::int64_t rows, std::int64_t columns, std::int64_t group, std::uint8_t* out, int threads) {
     const Matrix m = described(kind, rows, columns, group, zeros != nullptr);
@@ -73,15 +111,42 @@ void camelid_pack_integers(int kind, const std::uint8_t* q, const std::uint16_t*
                 if (zeros) to[groups * PANEL * 2 + g * PANEL + r] = zeros[row * groups + g];
             }
             std::uint8_t* data = to + m.scale_bytes() + r * 4;
-            const std::uint8_t* from = q + row * columns;
-            if (kind == INT8)
-                for (std::int64_t k = 0; k < columns; k += 4) std::memcpy(data + k * PANEL, from + k, 4);
-            else
-                for (std::int64_t k = 0; k < columns; k += 8)
-                    for (int i = 0; i < 4; ++i)
-                        data[k / 2 * PANEL + i] = static_cast<std::uint8_t>(from[k + i] | from[k + 4 + i] << 4);
+            if (kind == INT8) {
+                for (std::int64_t k = 0; k < columns; k += 4) std::memcpy(data + k * PANEL, q + row * columns + k, 4);
+            } else {
+                for (std::int64_t k = 0; k < columns; k += 8) {
+                    const std::uint8_t* from = q + (row * columns + k) / 2;
+                    std::uint8_t* four = data + k / 2 * PANEL;
+                    for (int i = 0; i < 2; ++i) {
+                        four[2 * i] = static_cast<std::uint8_t>((from[i] & 15) | from[2 + i] << 4);
+                        four[2 * i + 1] = static_cast<std::uint8_t>(from[i] >> 4 | (from[2 + i] & 0xF0));
+                    }
+                }
+            }
         }
     });
 }
 
+// What `round_to_nearest` of camelid/model/quantized.py says without zeros, bit for bit: q and scales as above, from float
+// (dtype 0), float16 (1) or bfloat16 (2).
+void camelid_round(const void* weight, int dtype, std::int64_t rows, std::int64_t columns, std::int64_t group, int bits,
+                   std::uint8_t* q, std::uint16_t* scales, int threads) {
+    const std::int64_t groups = columns / group, row_bytes = columns * bits / 8, some = 16;
+    Pool(threads).run((rows + some - 1) / some, [&](std::int64_t task) {
+        const std::int64_t end = (task + 1) * some < rows ? (task + 1) * some : rows;
+        std::vector<float> wide(static_cast<std::size_t>(group));
+        for (std::int64_t row = task * some; row < end; ++row)
+            for (std::int64_t g = 0; g < groups; ++g) {
+                const std::int64_t at = row * columns + g * group;
+                const auto* halves = static_cast<const std::uint16_t*>(weight) + at;
+                if (dtype == 0)
+                    std::memcpy(wide.data(), static_cast<const float*>(weight) + at, wide.size() * sizeof(float));
+                else
+                    for (std::int64_t i = 0; i < group; ++i)
+                        wide[static_cast<std::size_t>(i)] = dtype == 1 ? half_to_float(halves[i]) : widened(halves[i]);
+                std::uint8_t* to = q + row * row_bytes + g * group * bits / 8;
+                round_group(wide.data(), group, bits, to, scales + row * groups + g);
+            }
+    });
+}
 }

@@ -7,20 +7,6 @@ namespace {
 
 using Values = Lanes<16>::Values;
 
-INLINE float half_to_float(std::uint16_t half) {
-    const std::uint32_t sign = (half & 0x8000u) << 16, magnitude = half & 0x7FFFu;
-    float value;
-    if (magnitude >= 0x7C00u) {  // infinity, or no number
-        const std::uint32_t bits = sign | 0x7F800000u | (magnitude & 0x3FFu) << 13;
-        std::memcpy(&value, &bits, 4);
-        return value;
-    }
-    const std::uint32_t bits = magnitude << 13;  // 2^-112 of it, also of what is below float16's normal numbers
-    std::memcpy(&value, &bits, 4);
-    value *= 5.192296858534828e33f;
-    return sign ? -value : value;
-}
-
 // The greatest and the sum of sixteen values, halves at a time.
 INLINE float greatest(const Values& values) {
     Lanes<8>::Values a, b;

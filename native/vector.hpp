@@ -86,6 +86,20 @@ INLINE float widened(std::uint16_t value) {
     return wide;
 }
 
+INLINE float half_to_float(std::uint16_t half) {
+    const std::uint32_t sign = (half & 0x8000u) << 16, magnitude = half & 0x7FFFu;
+    float value;
+    if (magnitude >= 0x7C00u) {  // infinity, or no number
+        const std::uint32_t bits = sign | 0x7F800000u | (magnitude & 0x3FFu) << 13;
+        std::memcpy(&value, &bits, 4);
+        return value;
+    }
+    const std::uint32_t bits = magnitude << 13;  // 2^-112 of it, also of what is below float16's normal numbers
+    std::memcpy(&value, &bits, 4);
+    value *= 5.192296858534828e33f;
+    return sign ? -value : value;
+}
+
 INLINE void narrow(float value, float* out) { *out = value; }
 INLINE void narrow(float value, std::uint16_t* out) {  // round to nearest, ties to even; no NaN comes here
     std::uint32_t bits;

@@ -114,7 +114,8 @@ def _integers(parts: Mapping[str, Tensor], scheme: Scheme, what: str) -> Integer
         words = parts["weight_zero_point"]
         _must(words, (-(-rows * scheme.bits // 32), columns // group), torch.int32, f"{what}.weight_zero_point")
         zero = _unpacked(words.T, scheme.bits)[:, :rows].T.contiguous()
-    return Integers(_unpacked(packed, scheme.bits), scale.half(), zero, scheme.bits)
+    # The words' bytes are the integers as they are kept.
+    return Integers(packed.contiguous().view(torch.uint8), scale.half(), zero, scheme.bits)
 
 
 def _must(tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None, what: str) -> None:
@@ -140,9 +141,9 @@ def parts_of(layer: QuantizedLinear) -> dict[str, Tensor]:
     """The tensors of one quantised layer, by the names in PARTS."""
     weight = layer.integers()
     found = {
-        "weight_packed": _packed(weight.q, weight.bits),
+        "weight_packed": weight.packed.contiguous().view(torch.int32),
         "weight_scale": weight.scale,
-        "weight_shape": torch.tensor(weight.q.shape),
+        "weight_shape": torch.tensor(weight.shape),
     }
     if weight.zero is not None:
         found["weight_zero_point"] = _packed(weight.zero.T.contiguous(), weight.bits).T.contiguous()

@@ -96,7 +96,7 @@ def read_model(
         if name == "lm_head.weight" and tied:
             continue
         if isinstance(tensor, Integers):
-            fingerprint.add(name, tensor.q)
+            fingerprint.add(name, tensor.packed)
             _assign_integers(model, name, tensor, checkpoint, device)
         else:
             fingerprint.add(name, tensor)
@@ -144,13 +144,13 @@ def _assign_integers(
         linear = None
     if not isinstance(linear, torch.nn.Linear) or not parent.startswith("layers."):
         raise FormatError(f"{checkpoint.path}: {path!r} is quantised, but it is not a linear layer of a LLaMA's blocks")
-    if tuple(weight.q.shape) != tuple(linear.weight.shape):
+    if weight.shape != tuple(linear.weight.shape):
         raise FormatError(
-            f"{checkpoint.path}: tensor {name!r} has shape {list(weight.q.shape)}, the config says "
+            f"{checkpoint.path}: tensor {name!r} has shape {list(weight.shape)}, the config says "
             f"{list(linear.weight.shape)}"
         )
     zero = None if weight.zero is None else weight.zero.to(device)
-    here = Integers(weight.q.to(device), weight.scale.to(device), zero, weight.bits)
+    here = Integers(weight.packed.to(device), weight.scale.to(device), zero, weight.bits)
     made = QuantizedLinear(here, None, torch.float32, rounds_inputs=True)
     made.bias = linear.bias  # filled by its own tensor
     setattr(model.get_submodule(parent), leaf, made)

@@ -218,7 +218,7 @@ def _packed(linear: torch.nn.Module, bits: int | None, group: int, kind: str) ->
     else:
         assert isinstance(linear, torch.nn.Linear)
         weight = round_to_nearest(linear.weight, bits, group)
-    return pack_integers(weight.q, weight.scale, weight.zero, weight.bits)
+    return pack_integers(weight.packed, weight.scale, weight.zero, weight.bits)
 
 
 def _norm(weight: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from camelid.kernels.library import library
 
@@ -58,10 +59,10 @@ def pack(weight: Tensor, kind: str) -> Packed:
 
 
 def pack_integers(q: Tensor, scale: Tensor, zero: Tensor | None, bits: int) -> Packed:
-    """scale * (q - zero): q uint8 [rows, columns], scale float16 [rows, columns / group], zero uint8 like it; None is
-    2^(bits - 1)."""
+    """scale * (q - zero): q uint8 [rows, columns * bits / 8], of 4 bits two a byte, the even column low; scale float16
+    [rows, columns / group]; zero uint8 like it, None for 2^(bits - 1)."""
     q, scale, zero = q.contiguous(), scale.contiguous(), None if zero is None else zero.contiguous()
-    rows, columns = q.shape
+    rows, columns = q.shape[0], q.shape[1] * 8 // bits
     group = columns // scale.shape[1]
     packed = _room(f"int{bits}", rows, columns, group, zero is not None)
     _native().camelid_pack_integers(
@@ -70,6 +71,26 @@ def pack_integers(q: Tensor, scale: Tensor, zero: Tensor | None, bits: int) -> P
         ctypes.c_int64(group), ctypes.c_void_p(packed.data.data_ptr()), ctypes.c_int(torch.get_num_threads()),
     )  # fmt: skip
     return packed
+
+
+def round_symmetric(weight: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor] | None:
+    """q and scale as `pack_integers` takes them, without zeros, rounded to nearest by the native library, which gives
+    the bits of `model.quantized.round_to_nearest`; None where it cannot."""
+    dtypes = (torch.float32, torch.float16, torch.bfloat16)
+    real = weight.device.type == "cpu" and weight.dtype in dtypes and not isinstance(weight, FakeTensor)
+    native = library()
+    if native is None or not real:
+        return None
+    weight = weight.detach().contiguous()
+    rows, columns = weight.shape
+    q = torch.empty(rows, columns * bits // 8, dtype=torch.uint8)
+    scale = torch.empty(rows, columns // group, dtype=torch.float16)
+    native.camelid_round(
+        ctypes.c_void_p(weight.data_ptr()), ctypes.c_int(dtypes.index(weight.dtype)), ctypes.c_int64(rows),
+        ctypes.c_int64(columns), ctypes.c_int64(group), ctypes.c_int(bits), ctypes.c_void_p(q.data_ptr()),
+        ctypes.c_void_p(scale.data_ptr()), ctypes.c_int(torch.get_num_threads()),
+    )  # fmt: skip
+    return q, scale
 
 
 def rounded(x: Tensor) -> Tensor:

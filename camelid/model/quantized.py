@@ -9,33 +9,49 @@ their reference. Products here are made with the weight widened for the moment.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from camelid.errors import InputError
-from camelid.kernels.packed import rounded
+from camelid.kernels.packed import round_symmetric, rounded
 
 
 @dataclass(frozen=True)
 class Integers:
-    """q uint8 [out, in] in 0 … 2^bits - 1; scale float16 [out, in / group]; zero uint8 like it, None for 2^(bits -
-    1)."""
+    """packed uint8 [out, in * bits / 8]: q in 0 … 2^bits - 1, of 4 bits two a byte, the even column low. scale float16
+    [out, in / group]; zero uint8 like it, None for 2^(bits - 1)."""
 
-    q: Tensor
+    packed: Tensor
     scale: Tensor
     zero: Tensor | None
     bits: int
 
+    @classmethod
+    def of(cls, q: Tensor, scale: Tensor, zero: Tensor | None, bits: int) -> Self:
+        """From q uint8 [out, in]."""
+        return cls(q[:, ::2] | q[:, 1::2] << 4 if bits == 4 else q, scale, zero, bits)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[out, in]."""
+        return len(self.packed), self.packed.shape[1] * 8 // self.bits
+
     @property
     def group(self) -> int:
-        return self.q.shape[1] // self.scale.shape[1]
+        return self.shape[1] // self.scale.shape[1]
+
+    @property
+    def q(self) -> Tensor:
+        """uint8 [out, in]."""
+        return torch.stack((self.packed & 15, self.packed >> 4), -1).flatten(1) if self.bits == 4 else self.packed
 
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight [out, in]; exact in float32."""
         zero = 2 ** (self.bits - 1) if self.zero is None else self.zero[..., None]
-        steps = self.q.view(len(self.q), -1, self.group).to(torch.float32) - zero
+        steps = self.q.view(len(self.packed), -1, self.group).to(torch.float32) - zero
         dense: Tensor = steps.mul_(self.scale[..., None].float()).flatten(1).to(dtype)
         return dense
 
@@ -45,10 +61,12 @@ def round_to_nearest(weight: Tensor, bits: int, group: int, symmetric: bool = Tr
     range gives way to a whole zero: at most half a step more.
 
     Raises InputError when groups do not divide a row. A weight that is not finite, or too large for float16, leaves a
-    scale that is not finite.
+    scale or steps that mean nothing.
     """
-    if weight.shape[1] % group:
+    if weight.shape[1] % group or (bits == 4 and group % 2):
         raise InputError(f"groups of {group} do not divide a layer's {weight.shape[1]} inputs: choose another size")
+    if symmetric and (found := round_symmetric(weight, bits, group)) is not None:
+        return Integers(*found, None, bits)
     groups = weight.detach().float().view(len(weight), -1, group)
     low, high = groups.amin(-1).clamp_max_(0), groups.amax(-1).clamp_min_(0)
     most, middle = 2**bits - 1, 2 ** (bits - 1)
@@ -59,33 +77,29 @@ def round_to_nearest(weight: Tensor, bits: int, group: int, symmetric: bool = Tr
     wide = scale.float()
     zero = None if symmetric else (-low / wide).round_().clamp_(0, most)
     q = (groups / wide[..., None]).round_().add_(middle if zero is None else zero[..., None]).clamp_(0, most)
-    return Integers(q.to(torch.uint8).flatten(1), scale, None if zero is None else zero.to(torch.uint8), bits)
+    return Integers.of(q.to(torch.uint8).flatten(1), scale, None if zero is None else zero.to(torch.uint8), bits)
 
 
 class QuantizedLinear(nn.Module):
     """A frozen linear layer [in] -> [out]. With `rounds_inputs` its inputs are rounded to int8 by blocks."""
 
-    packed: Tensor  # q; of 4 bits two a byte, the even column low
+    packed: Tensor
     scale: Tensor
     zero: Tensor | None
     bias: Tensor | None
 
     def __init__(self, weight: Integers, bias: Tensor | None, dtype: torch.dtype, rounds_inputs: bool = False) -> None:
         super().__init__()
-        self.out_features, self.in_features = weight.q.shape
+        self.out_features, self.in_features = weight.shape
         self.bits, self.group, self.dtype, self.rounds_inputs = weight.bits, weight.group, dtype, rounds_inputs
-        q = weight.q
-        self.register_buffer("packed", q[:, ::2] | q[:, 1::2] << 4 if weight.bits == 4 else q)
+        self.register_buffer("packed", weight.packed)
         self.register_buffer("scale", weight.scale)
         self.register_buffer("zero", weight.zero)
         self.register_buffer("bias", bias)
 
     def integers(self) -> Integers:
-        """The weight, one integer a byte."""
-        q = self.packed
-        if self.bits == 4:
-            q = torch.stack((q & 15, q >> 4), dim=-1).flatten(1)
-        return Integers(q, self.scale, self.zero, self.bits)
+        """The weight as it is kept."""
+        return Integers(self.packed, self.scale, self.zero, self.bits)
 
     def dense(self) -> Tensor:
         """The weight [out, in] as it is multiplied, in the layer's dtype."""

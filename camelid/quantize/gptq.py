@@ -47,7 +47,7 @@ def round_by_gptq(weight: Tensor, gram: Tensor, bits: int, group: int, symmetric
         left[:, end:] -= errors @ upper[start:end, end:]
     back = torch.empty_like(q, dtype=torch.uint8)
     back[:, order] = q.to(torch.uint8)
-    return Integers(back, nearest.scale, nearest.zero, bits)
+    return Integers.of(back, nearest.scale, nearest.zero, bits)
 
 
 def _inverse_factor(gram: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ def random_weight(kind: str, rows: int, columns: int, group: int, symmetric: boo
     if kind.startswith("int"):
         weight[:, : columns // 2] += 0.7  # so that zeros are not in the middle
         found = round_to_nearest(weight, int(kind[3:]), group, symmetric)
-        return pack_integers(found.q, found.scale, found.zero, found.bits), found.dense(torch.float64)
+        return pack_integers(found.packed, found.scale, found.zero, found.bits), found.dense(torch.float64)
     weight = weight.to(getattr(torch, kind))
     return pack(weight, kind), weight.double()
 
@@ -198,6 +198,21 @@ def test_no_weight_is_off_by_more_than_its_format_allows(bits: int, group: int, 
     bound = step / 2 if symmetric else step  # a zero is a whole number
     assert ((found.dense() - weight).abs() <= bound * 1.000001).all()
     assert (found.dense()[3] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("bits", "group"), [(8, 32), (4, 32), (4, 128), (8, 128)])
+def test_the_library_rounds_as_torch_does(
+    dtype: torch.dtype, bits: int, group: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = torch.randn(37, 256, generator=torch.Generator().manual_seed(0)) * torch.logspace(-9, 4, 37)[:, None]
+    weight[3], weight[4, 7] = 0, 1e4
+    weight = weight.to(dtype)
+    ours = round_to_nearest(weight, bits, group)
+    monkeypatch.setattr("camelid.model.quantized.round_symmetric", lambda *given: None)
+    theirs = round_to_nearest(weight, bits, group)
+    assert torch.equal(ours.scale, theirs.scale)
+    assert torch.equal(ours.packed, theirs.packed)
 
 
 def test_rounding_is_to_the_nearest_of_255_steps() -> None:

@@ -19,9 +19,8 @@ def main() -> None:
     chatter: Any = transformers.logging
     chatter.set_verbosity_error()
     best, started = os.environ["BENCH_FORM"] == "best", time.perf_counter()
-    model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-        Path(sys.argv[2]) / "model", dtype=torch.bfloat16
-    ).eval()
+    opener: Any = transformers.AutoModelForCausalLM
+    model = opener.from_pretrained(Path(sys.argv[2]) / "model", dtype=torch.bfloat16).eval()
     model.generation_config.eos_token_id = None
     extra = {"cache_implementation": "static"} if best else {}
     if best:
