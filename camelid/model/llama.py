@@ -58,7 +58,9 @@ class Llama(nn.Module):
         self.activation_checkpointing = False
         self.adapters: dict[str, Any] = {}  # what stands on its linear layers, by name: see model/lora.py
         self.active_adapter: str | None = None
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        # To draw weights on the meta device torch would load its whole compiler (1 s): there it is given empty ones.
+        empty = torch.empty(config.vocab_size, config.hidden_size) if torch.empty(0).device.type == "meta" else None
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, _weight=empty)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
