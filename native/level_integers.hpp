@@ -28,10 +28,17 @@ INLINE void load_nibbles(const std::uint8_t* from, Weights* low, Weights* high) 
     low->bytes = _mm512_and_si512(both, mask);
     high->bytes = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
 }
-INLINE void add(const Weights& weights, const std::int8_t* four, Sums* sums) {
+struct Four {  // activations of four columns, for every row
+    __m512i bytes;
+};
+
+INLINE void load(const std::int8_t* from, Four* four) {
     std::int32_t word;
-    std::memcpy(&word, four, 4);
-    sums->lanes = _mm512_dpbusd_epi32(sums->lanes, weights.bytes, _mm512_set1_epi32(word));
+    std::memcpy(&word, from, 4);
+    four->bytes = _mm512_set1_epi32(word);
+}
+INLINE void add(const Weights& weights, const Four& four, Sums* sums) {
+    sums->lanes = _mm512_dpbusd_epi32(sums->lanes, weights.bytes, four.bytes);
 }
 INLINE void as_floats(const Sums& sums, Values* out) {
     *out = reinterpret_cast<Values>(sums.lanes) - WHOLE_FLOAT;
@@ -80,14 +87,21 @@ INLINE void load_nibbles(const std::uint8_t* from, Weights* low, Weights* high) 
         high->bytes[h] = _mm256_and_si256(_mm256_srli_epi16(both.bytes[h], 4), mask);
     }
 }
-INLINE void add(const Weights& weights, const std::int8_t* four, Sums* sums) {
+struct Four {
+    __m256i words;
+};
+
+INLINE void load(const std::int8_t* from, Four* four) {
     std::int32_t word;
-    std::memcpy(&word, four, 4);
-    const __m256i by = _mm256_cvtepi8_epi16(_mm_set1_epi32(word)), none = _mm256_setzero_si256();
+    std::memcpy(&word, from, 4);
+    four->words = _mm256_cvtepi8_epi16(_mm_set1_epi32(word));
+}
+INLINE void add(const Weights& weights, const Four& four, Sums* sums) {
+    const __m256i none = _mm256_setzero_si256();
     for (int h = 0; h < 2; ++h) {
         const __m256i low = _mm256_unpacklo_epi8(weights.bytes[h], none), high = _mm256_unpackhi_epi8(weights.bytes[h], none);
-        sums->pairs[2 * h] = _mm256_add_epi32(sums->pairs[2 * h], _mm256_madd_epi16(low, by));
-        sums->pairs[2 * h + 1] = _mm256_add_epi32(sums->pairs[2 * h + 1], _mm256_madd_epi16(high, by));
+        sums->pairs[2 * h] = _mm256_add_epi32(sums->pairs[2 * h], _mm256_madd_epi16(low, four.words));
+        sums->pairs[2 * h + 1] = _mm256_add_epi32(sums->pairs[2 * h + 1], _mm256_madd_epi16(high, four.words));
     }
 }
 INLINE void as_floats(const Sums& sums, Values* out) {
@@ -129,9 +143,14 @@ INLINE void load_nibbles(const std::uint8_t* from, Weights* low, Weights* high) 
         high->bytes[i] = from[i] >> 4;
     }
 }
-INLINE void add(const Weights& weights, const std::int8_t* four, Sums* sums) {
+struct Four {
+    std::int8_t bytes[4];
+};
+
+INLINE void load(const std::int8_t* from, Four* four) { std::memcpy(four->bytes, from, 4); }
+INLINE void add(const Weights& weights, const Four& four, Sums* sums) {
     for (int i = 0; i < 16; ++i)
-        for (int k = 0; k < 4; ++k) sums->lanes[i] += weights.bytes[4 * i + k] * four[k];
+        for (int k = 0; k < 4; ++k) sums->lanes[i] += weights.bytes[4 * i + k] * four.bytes[k];
 }
 INLINE void as_floats(const Sums& sums, Values* out) {
     std::memcpy(out, sums.lanes, sizeof *out);

@@ -43,52 +43,56 @@ void prepare(Number kind, const float* row, const Activations& to, std::int64_t 
     }
 }
 
-// sum[t][h] += block b of a panel times block b of T tokens, for each kind of matrix. `scales` and `zeros` are the
-// block's own.
+// One block of activations: of the first token, with how far the next one's lie behind.
+struct Block {
+    const std::int8_t* bytes;
+    const float* scales;
+    const std::int32_t* starts;
+    std::int64_t row, blocks;
+};
 
-template <int T>
-INLINE void integer_block(const Matrix& m, const std::uint8_t* scales, const std::uint8_t* zeros,
-                          const std::uint8_t* data, std::int64_t b, const Activations& by, std::int64_t token,
-                          Values (*sum)[2]) {
-    const std::int64_t blocks = m.columns / BLOCK;
+// sum[t] += a block of a panel times T tokens' blocks. `scales` and `zeros` are the weights'. Sums of floats lie in memory,
+// for the registers are full of sums of bytes.
+template <Number K, bool ZEROS, int T>
+INLINE void integer_block(const std::uint8_t* scales, const std::uint8_t* zeros, const std::uint8_t* data, const Block by,
+                          float (*sum)[PANEL]) {
     Sums sums[T][2];
+#pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
-        const std::int32_t* from = by.sums + ((token + t) * blocks + b) * 2;
+        const std::int32_t* from = by.starts + 2 * t * by.blocks;
         for (int h = 0; h < 2; ++h)
-            if (m.zeros)
+            if (ZEROS)
                 start(zeros + 16 * h, (WHOLE - from[1]) / 8, &sums[t][h]);
             else
-                start(m.kind == INT4 ? from + 1 : from, &sums[t][h]);
+                start(K == INT4 ? from + 1 : from, &sums[t][h]);
     }
-    const std::int8_t* a = static_cast<const std::int8_t*>(by.values) + token * m.columns + b * BLOCK;
-    if (m.kind == INT8) {
+    constexpr int together = K == INT4 ? 2 : 1;  // fours of columns that share a register of weights
 #pragma GCC unroll 8
-        for (int k = 0; k < BLOCK; k += 4)
-            for (int h = 0; h < 2; ++h) {
-                Weights w;
-                load(data + k * PANEL + 64 * h, &w);
-                for (int t = 0; t < T; ++t) add(w, a + t * m.columns + k, &sums[t][h]);
-            }
-    } else {
-#pragma GCC unroll 8
-        for (int k = 0; k < BLOCK; k += 8)
-            for (int h = 0; h < 2; ++h) {
-                Weights low, high;
-                load_nibbles(data + k / 2 * PANEL + 64 * h, &low, &high);
-                for (int t = 0; t < T; ++t) {
-                    add(low, a + t * m.columns + k, &sums[t][h]);
-                    add(high, a + t * m.columns + k + 4, &sums[t][h]);
-                }
-            }
-    }
-    for (int h = 0; h < 2; ++h) {
-        Values scale, product;
-        load_halves(scales + 32 * h, &scale);
-        for (int t = 0; t < T; ++t) {
-            as_floats(sums[t][h], &product);
-            sum[t][h] += product * (scale * by.scales[(token + t) * blocks + b]);
+    for (int k = 0; k < BLOCK / 4; k += together) {
+        Weights w[2][2];
+        for (int h = 0; h < 2; ++h) {
+            const std::uint8_t* at = data + (k / together * 2 + h) * 64;
+            K == INT4 ? load_nibbles(at, &w[0][h], &w[1][h]) : load(at, &w[0][h]);
         }
+#pragma GCC unroll 8
+        for (int t = 0; t < T; ++t)
+            for (int i = 0; i < together; ++i) {
+                Four four;
+                load(by.bytes + t * by.row + (k + i) * 4, &four);
+                add(w[i][0], four, &sums[t][0]);
+                add(w[i][1], four, &sums[t][1]);
+            }
     }
+    Values scale[2], so_far, product;
+    for (int h = 0; h < 2; ++h) load_halves(scales + 32 * h, &scale[h]);
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t)
+        for (int h = 0; h < 2; ++h) {
+            Lanes<16>::load(sum[t] + 16 * h, &so_far);
+            as_floats(sums[t][h], &product);
+            so_far += product * (scale[h] * by.scales[t * by.blocks]);
+            Lanes<16>::store(&so_far, sum[t] + 16 * h);
+        }
 }
 
 template <int T>
@@ -137,49 +141,47 @@ INLINE void float_block(const Matrix& m, const std::uint8_t* data, std::int64_t 
 
 constexpr std::int64_t AHEAD = 8192;  // bytes that are fetched before their turn: a page's end stops the CPU's own fetching
 
-template <Number K, int T>
+template <Number K, bool ZEROS, int T>
 void tile(const Matrix& m, const std::uint8_t* panel, const Activations& by, std::int64_t token, float* out,
           std::int64_t out_row, std::int64_t rows) {
     Matrix known = m;
     known.kind = K;
     const std::uint8_t* data = panel + m.scale_bytes();
     const std::int64_t step = (m.panel_bytes() - m.scale_bytes()) / (m.columns / BLOCK);
-    Values sum[T][2] = {};
-    if (K < INT8) {
-        for (std::int64_t b = 0; b < m.columns / BLOCK; ++b, data += step)
-            K == BFLOAT16 ? bfloat_block<T>(known, data, b, by, token, sum) : float_block<T>(known, data, b, by, token, sum);
-    } else {
+    alignas(64) float sum[T][PANEL] = {};
+    if constexpr (K >= INT8) {
         const std::uint8_t *scales = panel, *zeros = panel + m.columns / m.group * PANEL * 2;
-        const std::int64_t together = m.group / BLOCK;
-        for (std::int64_t b = 0; b < m.columns / BLOCK; scales += PANEL * 2, zeros += PANEL)
+        const std::int64_t together = m.group / BLOCK, blocks = m.columns / BLOCK;
+        Block block = {static_cast<const std::int8_t*>(by.values) + token * m.columns, by.scales + token * blocks,
+                       by.sums + 2 * token * blocks, m.columns, blocks};
+        for (std::int64_t b = 0; b < blocks; scales += PANEL * 2, zeros += PANEL)
             for (const std::int64_t end = b + together; b < end; ++b, data += step) {
-                for (std::int64_t i = 0; i < step; i += 64) __builtin_prefetch(data + AHEAD + i);
-                integer_block<T>(known, scales, zeros, data, b, by, token, sum);
+                if (token == 0)  // later tokens find it near
+                    for (std::int64_t i = 0; i < step; i += 64) __builtin_prefetch(data + AHEAD + i);
+                integer_block<K, ZEROS, T>(scales, zeros, data, block, sum);
+                block.bytes += BLOCK;
+                block.scales += 1;
+                block.starts += 2;
             }
+    } else {
+        Values lanes[T][2] = {};
+        for (std::int64_t b = 0; b < m.columns / BLOCK; ++b, data += step)
+            K == BFLOAT16 ? bfloat_block<T>(known, data, b, by, token, lanes) : float_block<T>(known, data, b, by, token, lanes);
+        for (int t = 0; t < T; ++t)
+            for (int h = 0; h < 2; ++h) Lanes<16>::store(&lanes[t][h], sum[t] + 16 * h);
     }
-    for (int t = 0; t < T; ++t) {
-        float* to = out + (token + t) * out_row;
-        if (rows == PANEL) {
-            Lanes<16>::store(&sum[t][0], to);
-            Lanes<16>::store(&sum[t][1], to + 16);
-        } else {
-            for (std::int64_t i = 0; i < rows; ++i) to[i] = sum[t][i / 16][i % 16];
-        }
-    }
+    for (int t = 0; t < T; ++t)
+        std::memcpy(out + (token + t) * out_row, sum[t], static_cast<std::size_t>(rows) * sizeof(float));
 }
 
-
-
-// As many tokens as registers: sums of bytes need two each.
-template <Number K>
+template <Number K, bool ZEROS>
 void multiply_kind(const Matrix& m, const Activations& by, std::int64_t tokens, std::int64_t from, std::int64_t to,
                    float* out, std::int64_t out_row) {
     using Tile = void (*)(const Matrix&, const std::uint8_t*, const Activations&, std::int64_t, float*, std::int64_t,
                           std::int64_t);
-    constexpr bool integers = K >= INT8;
-    constexpr int most = integers ? 4 : 8;
-    static constexpr Tile tiles[] = {tile<K, 1>, tile<K, 2>, tile<K, 3>, tile<K, 4>, tile<K, integers ? 4 : 5>,
-                                     tile<K, integers ? 4 : 6>, tile<K, integers ? 4 : 7>, tile<K, most>};
+    constexpr int most = K >= INT8 ? 6 : 8;  // what the registers hold
+    static constexpr Tile tiles[] = {tile<K, ZEROS, 1>, tile<K, ZEROS, 2>, tile<K, ZEROS, 3>, tile<K, ZEROS, 4>,
+                                         tile<K, ZEROS, 5>, tile<K, ZEROS, 6>, tile<K, ZEROS, 7>, tile<K, ZEROS, 8>};
     for (std::int64_t p = from; p < to; ++p) {
         const std::int64_t rows = m.rows - p * PANEL < PANEL ? m.rows - p * PANEL : PANEL;
         for (std::int64_t token = 0; token < tokens; token += most) {
@@ -191,11 +193,13 @@ void multiply_kind(const Matrix& m, const Activations& by, std::int64_t tokens, 
 
 void multiply(const Matrix& m, const Activations& by, std::int64_t tokens, std::int64_t from, std::int64_t to, float* out,
               std::int64_t out_row) {
-    switch (m.kind) {
-        case FLOAT32: return multiply_kind<FLOAT32>(m, by, tokens, from, to, out, out_row);
-        case FLOAT16: return multiply_kind<FLOAT16>(m, by, tokens, from, to, out, out_row);
-        case BFLOAT16: return multiply_kind<BFLOAT16>(m, by, tokens, from, to, out, out_row);
-        case INT8: return multiply_kind<INT8>(m, by, tokens, from, to, out, out_row);
-        case INT4: return multiply_kind<INT4>(m, by, tokens, from, to, out, out_row);
-    }
+    using Multiply = decltype(&multiply_kind<FLOAT32, false>);
+    static constexpr Multiply kinds[][2] = {
+        {multiply_kind<FLOAT32, false>, nullptr},
+        {multiply_kind<FLOAT16, false>, nullptr},
+        {multiply_kind<BFLOAT16, false>, nullptr},
+        {multiply_kind<INT8, false>, multiply_kind<INT8, true>},
+        {multiply_kind<INT4, false>, multiply_kind<INT4, true>},
+    };
+    kinds[m.kind][m.zeros ? 1 : 0](m, by, tokens, from, to, out, out_row);
 }
