@@ -55,18 +55,27 @@ struct Buffer {
     }
 };
 
-// Activations of each form, made once for all matrices that take the same.
+// Rows of activations in each of the forms that some matrix is multiplied by.
 struct Prepared {
+    enum Form { FLOATS, BFLOATS, BYTES, FORMS };
+
     Buffer<float> floats, scales;
     Buffer<std::uint16_t> bfloats;
     Buffer<std::int8_t> bytes;
     Buffer<std::int32_t> sums;
+    Activations rows[FORMS];
 
-    Activations reserve(Number kind, std::int64_t tokens, std::int64_t columns) {
-        if (kind == FLOAT32 || kind == FLOAT16) return {floats.reserve(tokens * columns), nullptr, nullptr, columns};
-        if (kind == BFLOAT16) return {bfloats.reserve(tokens * columns), nullptr, nullptr, columns};
-        const std::int64_t blocks = tokens * columns / BLOCK;
-        return {bytes.reserve(tokens * columns), scales.reserve(blocks), sums.reserve(2 * blocks), columns};
+    static Form form(Number kind) { return kind >= INT8 ? BYTES : kind == BFLOAT16 ? BFLOATS : FLOATS; }
+
+    void reserve(Number kind, std::int64_t tokens, std::int64_t columns) {
+        Activations& to = rows[form(kind)];
+        const std::int64_t size = tokens * columns, blocks = size / BLOCK;
+        if (form(kind) == FLOATS)
+            to = {floats.reserve(size), nullptr, nullptr, columns};
+        else if (form(kind) == BFLOATS)
+            to = {bfloats.reserve(size), nullptr, nullptr, columns};
+        else
+            to = {bytes.reserve(size), scales.reserve(blocks), sums.reserve(2 * blocks), columns};
     }
 };
 
@@ -101,16 +110,24 @@ struct Decoder {
         });
     }
 
-    // Products of the same rows, whose `fill` makes a row of floats at a time; then `done` with every token.
+    // Products of the same rows, of which `fill` makes one at a time.
     template <typename Fill>
     void products(std::int64_t tokens, std::int64_t columns, const Product* list, int count, const Fill& fill) {
-        const Number kind = list[0].matrix->kind;
-        const Activations rows = prepared.reserve(kind, tokens, columns);
-        each_token(tokens, [&](std::int64_t t) { level->prepare(kind, fill(t), rows, t); });
-        multiply(tokens, rows, list, count);
+        const Number* needed[Prepared::FORMS] = {};
+        for (int i = 0; i < count; ++i) {
+            const Number& kind = list[i].matrix->kind;
+            prepared.reserve(kind, tokens, columns);
+            needed[Prepared::form(kind)] = &kind;
+        }
+        each_token(tokens, [&](std::int64_t t) {
+            const float* row = fill(t);
+            for (int f = 0; f < Prepared::FORMS; ++f)
+                if (needed[f]) level->prepare(*needed[f], row, prepared.rows[f], t);
+        });
+        multiply(tokens, list, count);
     }
 
-    void multiply(std::int64_t tokens, const Activations& rows, const Product* list, int count) {
+    void multiply(std::int64_t tokens, const Product* list, int count) {
         std::int64_t panels = 0;
         for (int i = 0; i < count; ++i) panels += list[i].matrix->panels();
         // Long stretches read memory best; enough of them that no thread waits long for the last.
@@ -123,7 +140,7 @@ struct Decoder {
                 const std::int64_t here = m.panels();
                 if (from < here) {
                     const std::int64_t last = std::min(to, here);
-                    level->multiply(m, rows, tokens, from, last, list[i].out, m.rows);
+                    level->multiply(m, prepared.rows[Prepared::form(m.kind)], tokens, from, last, list[i].out, m.rows);
                     if (list[i].bias) add_bias(list[i], tokens, from * PANEL, std::min(last * PANEL, m.rows));
                 }
                 from = std::max<std::int64_t>(0, from - here);

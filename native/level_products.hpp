@@ -1,5 +1,7 @@
 // Products of packed matrices with rows of activations, a panel of 32 rows and a few tokens at a time.
 
+constexpr float LEAST = 1e-30f;  // as camelid/kernels/packed.py says
+
 // One row of floats in the form that `kind` is multiplied by, as row `at`. A block's bytes are rint(x * 127 / max |x|).
 void prepare(Number kind, const float* row, const Activations& to, std::int64_t at) {
     const std::int64_t columns = to.columns;
@@ -19,13 +21,16 @@ void prepare(Number kind, const float* row, const Activations& to, std::int64_t 
     std::int8_t* out = static_cast<std::int8_t*>(to.values) + at * columns;
     const std::int64_t blocks = columns / BLOCK;
     for (std::int64_t b = 0; b < blocks; ++b) {
-        Values x[2], top = {};
+        Values x[2], top = {}, poison = {};
         for (int h = 0; h < 2; ++h) {
             Lanes<16>::load(row + b * BLOCK + 16 * h, &x[h]);
             const Values size = x[h] < 0.0f ? -x[h] : x[h];
             top = size > top ? size : top;
+            poison += x[h] * 0.0f;  // nothing, but for what is no number or infinite: the comparison would miss it
         }
-        const float most = greatest(top);
+        float most = greatest(top);
+        most = most < LEAST ? 0.0f : most;
+        most += sum_of(poison);
         const float inverse = most > 0 ? 127.0f / most : 0.0f;
         Lanes<16>::Whole sums = {};
         for (int h = 0; h < 2; ++h) {

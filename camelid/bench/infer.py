@@ -78,6 +78,7 @@ def prepare(folder: Path, source: str | None) -> None:
     from camelid.formats.load import load, load_tokenizer
     from camelid.model.config import LlamaConfig
     from camelid.model.llama import Llama
+    from camelid.model.quantized import make_dense
     from camelid.tokenizer.load import from_folder
 
     if source is None:
@@ -90,6 +91,7 @@ def prepare(folder: Path, source: str | None) -> None:
         tokenizer = from_folder(folder / "tokenizer")
     else:
         model, tokenizer = load(source, dtype=torch.bfloat16), load_tokenizer(source)
+        make_dense(model)
     save(model, folder / "model")
     tokenizer.save(folder / "model")
     gguf_write.write(model, tokenizer, folder / "F16.gguf", "F16")

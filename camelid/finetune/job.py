@@ -24,6 +24,7 @@ from camelid.formats.adapter import is_adapter
 from camelid.formats.load import load_tokenizer, open_model, read_model, resolve, stop_ids
 from camelid.model.llama import Llama
 from camelid.model.lora import LoraConfig, adapt, quantize_base
+from camelid.model.quantized import keep_inputs
 from camelid.recipe import FinetuneSection, Recipe
 from camelid.tokenizer.template import NAMED, NEEDED
 from camelid.tokenizer.tokenizer import Tokenizer
@@ -269,6 +270,7 @@ def base_model(base: Path, recipe: Recipe, who: Ranks, weights: bool) -> tuple[L
     else:
         with torch.device("meta"):
             model, fingerprint = Llama(checkpoint.config).to(dtype), ""
+    keep_inputs(model)
     if kind == "qlora":
         quantize_base(model, settings.bits, settings.group)
     if kind != "none":

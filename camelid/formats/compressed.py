@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from camelid.errors import FormatError, InputError
+from camelid.model.llama import Llama
 from camelid.model.quantized import Integers, QuantizedLinear
 
 METHOD, FORMAT = "compressed-tensors", "pack-quantized"
@@ -49,9 +50,11 @@ class Scheme:
         }  # fmt: skip
 
 
-def read_scheme(path: Path, raw: Mapping[str, Any]) -> Scheme:
+def read_scheme(path: Path, raw: object) -> Scheme:
     """The scheme of a `quantization_config`. Raises InputError for another method, and for what would change the
     computation and is not known here."""
+    if not isinstance(raw, Mapping):
+        raise FormatError(f"{path}: quantization_config is a {type(raw).__name__}, not an object")
     method = raw.get("quant_method", "unknown")
     if method != METHOD:
         raise InputError(f"{path}: weights are quantised ({method}); open the full-precision model instead")
@@ -107,6 +110,7 @@ def _integers(parts: Mapping[str, Tensor], scheme: Scheme, what: str) -> Integer
         raise FormatError(f"{what}: a weight of {rows} x {columns} cannot be in groups of {group} and whole words")
     _must(packed, (rows, columns * scheme.bits // 32), torch.int32, f"{what}.weight_packed")
     _must(scale, (rows, columns // group), None, f"{what}.weight_scale")
+    # Kept as float16: below 6e-5 to the nearest 6e-8, which moves no weight by more than 8e-6 (of 8 bits).
     if not scale.is_floating_point() or not scale.isfinite().all() or scale.abs().max() > 65504:
         raise FormatError(f"{what}.weight_scale holds what is no scale: not finite, or beyond float16")
     zero = None
@@ -150,3 +154,22 @@ def parts_of(layer: QuantizedLinear) -> dict[str, Tensor]:
     if layer.bias is not None:
         found["bias"] = layer.bias
     return found
+
+
+def named_tensors(model: Llama) -> tuple[dict[str, Tensor], Scheme | None]:
+    """A model's tensors as a folder holds them, by the model's own names, and how its quantised layers are kept, if
+    any. Raises InputError when they are not all kept alike, or the output projection is one of them."""
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, QuantizedLinear)}
+    tensors: dict[str, Tensor] = dict(model.named_parameters())
+    if not layers:
+        return tensors, None
+    groups, kinds = {m.group for m in layers.values()}, {(m.bits, m.zero is None) for m in layers.values()}
+    whole_rows = all(m.group == m.in_features for m in layers.values())
+    if "lm_head" in layers or len(kinds) > 1 or (len(groups) > 1 and not whole_rows):
+        raise InputError(
+            "the layers are quantised in several ways, or the output projection is: a folder holds one way"
+        )
+    for name, layer in layers.items():
+        tensors |= {f"{name}.{part}": tensor for part, tensor in parts_of(layer).items()}
+    [(bits, symmetric)] = kinds
+    return tensors, Scheme(bits, groups.pop() if len(groups) == 1 else None, symmetric)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from camelid.errors import FormatError, InputError
 from camelid.formats.checkpoint import Checkpoint
-from camelid.formats.compressed import assembled, read_scheme
+from camelid.formats.compressed import assembled, named_tensors, read_scheme
 from camelid.formats.safetensors_file import write_safetensors
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
@@ -118,12 +118,15 @@ def save(
 ) -> None:
     """Write `model` as a Hugging Face folder: transformers, vLLM and llama.cpp's converter open it unchanged.
 
-    The folder appears complete or not at all. It must not exist, be empty, or be an earlier output of camelid.
+    Quantised layers are written as they are kept. The folder appears complete or not at all. It must not exist, be
+    empty, or be an earlier output of camelid.
     """
     from camelid.artifact import new_folder, write_manifest
 
     with new_folder(Path(folder)) as out:
-        known = write_weights(model.config, dict(model.named_parameters()), out, generation, max_shard_bytes)
+        tensors, scheme = named_tensors(model)
+        quantization = scheme.to_dict() if scheme else None
+        known = write_weights(model.config, tensors, out, generation, max_shard_bytes, quantization)
         write_manifest(out, "model", known=known, parameters=model.num_parameters())
 
 

@@ -13,6 +13,7 @@ from camelid.errors import FormatError, InputError
 from camelid.formats import hf, meta
 from camelid.formats.adapter import Fingerprint, attach, base_of, is_adapter
 from camelid.formats.checkpoint import Checkpoint
+from camelid.kernels.packed import BLOCK
 from camelid.model.llama import Llama
 from camelid.model.lora import use_adapter
 from camelid.model.quantized import Integers, QuantizedLinear
@@ -151,7 +152,7 @@ def _assign_integers(
         )
     zero = None if weight.zero is None else weight.zero.to(device)
     here = Integers(weight.packed.to(device), weight.scale.to(device), zero, weight.bits)
-    made = QuantizedLinear(here, None, torch.float32, rounds_inputs=True)
+    made = QuantizedLinear(here, None, torch.float32, rounds_inputs=weight.shape[1] % BLOCK == 0)
     made.bias = linear.bias  # filled by its own tensor
     setattr(model.get_submodule(parent), leaf, made)
 

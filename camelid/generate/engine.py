@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from camelid.errors import InputError
-from camelid.generate.runner import NativeRunner, Runner, TorchRunner, native_refusal
+from camelid.errors import CamelidError, InputError
+from camelid.generate.runner import NativeRunner, Runner, TorchRunner, depends_on_length, native_refusal
 from camelid.generate.sampling import SamplingParams, TokenLogprob, generator_for
 from camelid.generate.scheduler import Scheduler, run_to_end
 from camelid.generate.sequence import FinishReason
@@ -64,9 +64,11 @@ class Engine:
         self.config, self.tokenizer = self.runner.config, tokenizer
         self.adapter_stop_ids: dict[str, frozenset[int]] = {}
         self.stop_ids = frozenset(self.config.stop_ids if stop_ids is None else stop_ids)
+        if cache_tokens is not None and cache_tokens < 1:
+            raise InputError(f"cache_tokens must be at least 1, not {cache_tokens}")
         pages = -(-(cache_tokens or self._cache_tokens()) // PAGE)
         self.runner.reserve(pages)
-        self.scheduler = Scheduler(self.runner, pages)
+        self.scheduler = Scheduler(self.runner, pages, reuse=not depends_on_length(self.config))
 
     @classmethod
     def from_pretrained(
@@ -88,6 +90,8 @@ class Engine:
         if quantization is not None and quantization not in BITS:
             raise InputError(f"quantization is {quantization!r}; it can be {', '.join(BITS)} or None")
         if threads is not None:
+            if threads < 1:
+                raise InputError(f"threads must be at least 1, not {threads}")
             torch.set_num_threads(threads)
         tokenizer = load_tokenizer(path)
         model: Llama = load_adapters(path, adapters, dtype) if adapters else load(path, dtype=dtype)
@@ -110,10 +114,12 @@ class Engine:
         return self._model
 
     def generate(
-        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
-    ) -> list[Result]:
+        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None,
+        strict: bool = True,
+    ) -> list[Result]:  # fmt: skip
         """Complete every prompt by the same params or each by its own; as many at once as the cache holds. Order is
-        kept. A text that fails ends with the reason "error"; the others go on."""
+        kept. When a text fails the others go on; then CamelidError is raised, or without `strict` its result has the
+        reason "error"."""
         each = [params or SamplingParams()] * len(prompts) if not isinstance(params, Sequence) else list(params)
         if len(each) != len(prompts):
             raise InputError(f"{len(prompts)} prompts but {len(each)} params: give one for all, or one for each")
@@ -125,6 +131,8 @@ class Engine:
         finally:
             for text in texts:
                 self.scheduler.cancel(text)
+        if strict:
+            _check(texts)
         return [result_of(text) for text in texts]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[str, None, Result]:
@@ -144,6 +152,7 @@ class Engine:
                     shown = end
         finally:
             self.scheduler.cancel(text)
+        _check([text])
         return result_of(text)
 
     @property
@@ -196,14 +205,24 @@ class Engine:
         return min(wanted, max(PAGE, int(SHARE_OF_MEMORY * memory / self.runner.page_bytes()) * PAGE))
 
 
+def _check(texts: Sequence[Text]) -> None:
+    failed = next((text for text in texts if text.error), None)
+    if failed is not None:
+        raise CamelidError(f"generation failed: {failed.error}")
+
+
 def runner_for(model: Llama, quantization: str | None = None, threads: int | None = None) -> Runner:
-    """The native decoder where it takes the model, else the torch model, its layers rounded in place."""
+    """The native decoder where it takes the model, else the torch model, its layers rounded in place. Raises InputError
+    when a model is to be rounded that is rounded already."""
     bits = BITS[quantization] if quantization else None
+    already = any(isinstance(module, QuantizedLinear) for module in model.modules())
+    if already and bits is not None:
+        raise InputError(f"quantization={quantization!r}: the model is quantised already; open it without")
     if native_refusal(model) is None:
         return NativeRunner(model, bits, threads)
     if bits is not None:
         quantize_layers(model, bits)
-    if any(isinstance(module, QuantizedLinear) for module in model.modules()):
+    if already or bits is not None:
         quantize_head(model)
     return TorchRunner(model)
 

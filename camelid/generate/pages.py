@@ -38,6 +38,8 @@ class Pages:
         """A page for new tokens. Raises IndexError when none is free: ask `free` first."""
         if self._free:
             page = self._free.pop()
+        elif not self._idle:
+            raise IndexError("no page is free")
         else:
             page = next(iter(self._idle))
             del self._idle[page]

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from camelid.generate.cache import KVCache
 from camelid.kernels.decoder import MATRICES, PAGE, Decoder, LayerWeights, Shape, Text
-from camelid.kernels.library import library
-from camelid.kernels.packed import Packed, pack, pack_integers
+from camelid.kernels.packed import BLOCK, Packed, pack, pack_integers
 from camelid.model.block import Block
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
@@ -63,14 +62,18 @@ class Runner(Protocol):
 
 
 class TorchRunner:
-    """Runs the torch model: chunks of several tokens one by one, single tokens of one adapter together."""
-
-    at_once = 512
+    """Runs the torch model: chunks of several tokens one by one, single tokens of one adapter together. Under dynamic
+    RoPE scaling every text is run by itself and every prompt in one piece, for what a token gets depends on the
+    length."""
 
     def __init__(self, model: Llama) -> None:
         self.model, self.config = model, model.config
         self.default = model.active_adapter  # of requests that name none
         self._cache = KVCache(model.config)
+
+    @property
+    def at_once(self) -> int:
+        return 1 << 30 if depends_on_length(self.config) else 512
 
     @property
     def adapters(self) -> Sequence[str]:
@@ -87,7 +90,7 @@ class TorchRunner:
         found: dict[int, Tensor] = {}
         single: dict[str | None, list[int]] = {}
         for number, chunk in enumerate(chunks):
-            if len(chunk.ids) == 1 and chunk.wanted == 1:
+            if len(chunk.ids) == 1 and chunk.wanted == 1 and not depends_on_length(self.config):
                 single.setdefault(chunk.adapter, []).append(number)
             else:
                 [found[number]] = self._together([chunk])
@@ -131,8 +134,8 @@ class NativeRunner:
         self._decoder = Decoder(shape_of(model.config), layers, _norm(model.norm.weight), head, threads, level)
         whole = torch.float32 if kind == "float32" and not integers else torch.bfloat16
         self._bfloat = (cache or whole) == torch.bfloat16
-        self._cache = torch.empty(0, 0, 0, dtype=torch.uint8)
-        self._turns = torch.empty(2, 0, model.config.head_size // 2)
+        self._cache = torch.empty(0, 0, 0, dtype=torch.uint8, device="cpu")
+        self._turns = torch.empty(2, 0, model.config.head_size // 2, device="cpu")
 
     @property
     def weight_bytes(self) -> int:
@@ -156,7 +159,7 @@ class NativeRunner:
         for chunk in chunks:
             at += len(chunk.ids)
             wanted += range(at - chunk.wanted, at)
-        ids = torch.tensor([i for chunk in chunks for i in chunk.ids])
+        ids = torch.tensor([i for chunk in chunks for i in chunk.ids], device="cpu")
         texts = [Text(len(c.ids), c.position, c.pages) for c in chunks]
         cos, sin = self._turned(max(c.position + len(c.ids) for c in chunks))
         embedded = torch.nn.functional.embedding(ids, self._embeddings).float()
@@ -166,7 +169,7 @@ class NativeRunner:
     def _turned(self, length: int) -> tuple[Tensor, Tensor]:
         """cos and sin of at least this many positions."""
         if self._turns.shape[1] < length:
-            turn = rotation(self.config, torch.arange(max(length, 2 * self._turns.shape[1], 512)))
+            turn = rotation(self.config, torch.arange(max(length, 2 * self._turns.shape[1], 512), device="cpu"))
             self._turns = torch.stack((turn.cos, turn.sin)).contiguous()
         return self._turns[0], self._turns[1]
 
@@ -183,6 +186,11 @@ def shape_of(config: LlamaConfig) -> Shape:
     )  # fmt: skip
 
 
+def depends_on_length(config: LlamaConfig) -> bool:
+    """Whether a token's keys depend on how long its text is: then they cannot be shared, nor computed in any pieces."""
+    return config.rope_scaling.rope_type == "dynamic"
+
+
 def native_refusal(model: Llama) -> str | None:
     """Why the native decoder cannot run this model; None when it can."""
     if model.device.type != "cpu":
@@ -191,10 +199,10 @@ def native_refusal(model: Llama) -> str | None:
         return f"it is in {str(model.dtype).removeprefix('torch.')}"
     if model.adapters:
         return "it has adapters"
-    if model.config.rope_scaling.rope_type == "dynamic":
+    if depends_on_length(model.config):
         return "its rope scaling is dynamic"
-    if library() is None:
-        return "the native library is not there"
+    if any(isinstance(m, QuantizedLinear) and m.group % BLOCK for m in model.modules()):
+        return f"a layer's groups are not multiples of {BLOCK}"
     return shape_of(model.config).refusal()
 
 

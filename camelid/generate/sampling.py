@@ -70,6 +70,8 @@ class SamplingParams:
         for name in ("top_p", "typical_p", "repetition_penalty"):
             if getattr(self, name) == 0:
                 raise InputError(f"{name} must be above 0: at 0 no token is left")
+        if self.seed is not None and (not isinstance(self.seed, int) or not 0 <= self.seed < 2**63):
+            raise InputError(f"seed must be a whole number from 0 to 2^63 - 1, not {self.seed!r}")
         if any(not s for s in self.stop):
             raise InputError("a stop string is empty: it would end every text at once")
 
@@ -109,7 +111,8 @@ def adjusted(logits: Tensor, params: SamplingParams, prompt: Sequence[int], text
 
 def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
     """The distribution sampled from: logits [vocab] -> float32 [vocab], summing to 1, after all filters."""
-    scores = logits.float() / params.temperature
+    scores = logits.float()
+    scores = (scores - scores.max()) / params.temperature  # the likeliest stays a number at any temperature
     if params.min_p > 0:
         scores = scores.masked_fill(scores < scores.max() + math.log(params.min_p), -torch.inf)
     if 0 < params.top_k < scores.numel():

@@ -1,10 +1,11 @@
-"""Which tokens go into the next step. Texts that are being written come first, one token each (and their guesses); what
-room is left goes to prompts, in chunks, in the order of arrival. A text that finds no page for its next token sends the
-latest arrival back to the queue; its tokens are computed again later, which changes nothing in them.
+"""Which tokens go into the next step. Texts that are being written come first, one token each (and their share of
+guesses); what room is left goes to prompts, in chunks, in the order of arrival. A text that finds no page for its next
+token sends the latest arrival back to the queue; its tokens are computed again later, which changes nothing in them.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Sequence as Ordered
 
@@ -16,27 +17,35 @@ from camelid.kernels.decoder import PAGE
 
 
 class Scheduler:
-    """Runs sequences on a runner with `pages` pages, at most `most_texts` at a time."""
+    """Runs sequences on a runner with `pages` pages, at most `most_texts` at a time. `add`, `cancel` and `step` may be
+    called from several threads; one step runs at a time."""
 
     def __init__(self, runner: Runner, pages: int, most_texts: int = 64, reuse: bool = True) -> None:
         self.runner, self.pages, self.most_texts, self.reuse = runner, Pages(pages), most_texts, reuse
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.preempted = 0
+        self._lock = threading.RLock()
 
     def add(self, sequence: Sequence) -> None:
-        self.waiting.append(sequence)
+        with self._lock:
+            self.waiting.append(sequence)
 
     def cancel(self, sequence: Sequence, reason: FinishReason = "cancelled") -> None:
         """End a text at once; its pages are free when this returns. Nothing happens to one that has ended."""
-        if sequence.finish is None:
-            sequence.finish = reason
-            if sequence in self.waiting:
-                self.waiting.remove(sequence)
-        self._leave(sequence)
+        with self._lock:
+            if sequence.finish is None:
+                sequence.finish = reason
+                if sequence in self.waiting:
+                    self.waiting.remove(sequence)
+            self._leave(sequence)
 
     def step(self) -> list[Sequence]:
         """Compute one step; returns the texts that took tokens. Empty when there is nothing to do."""
+        with self._lock:
+            return self._step()
+
+    def _step(self) -> list[Sequence]:
         planned = self._plan()
         if not planned:
             return []
@@ -64,14 +73,17 @@ class Scheduler:
 
     def _plan(self) -> list[tuple[Sequence, int]]:
         """Sequences and how many of their tokens to feed, with pages for them."""
-        room, planned = self.runner.at_once, []
-        for sequence in list(self.running):  # those before it may have sent it back
-            if sequence not in self.running:
+        room = self.runner.at_once
+        planned: list[tuple[Sequence, int]] = []
+        writing = [s for s in self.running if s.fed == s.length - 1]
+        reading = [s for s in self.running if s.fed < s.length - 1]
+        # One text's guesses stop no other text, and leave half of the step to prompts.
+        share = max(1, room // (2 if reading or self.waiting else 1) // max(1, len(writing)))
+        for sequence in [*writing, *reading]:
+            if sequence not in self.running:  # sent back by one before it
                 continue
-            self._guess(sequence)
+            self._guess(sequence, share - 1)
             count = min(room, sequence.length + len(sequence.proposed) - sequence.fed)
-            if count < len(sequence.proposed) + 1:
-                sequence.proposed = []
             if count > 0 and self._extend(sequence, count):
                 planned.append((sequence, count))
                 room -= count
@@ -88,11 +100,13 @@ class Scheduler:
             room -= count
         return [(sequence, count) for sequence, count in planned if sequence in self.running]
 
-    def _guess(self, sequence: Sequence) -> None:
-        """Propose tokens for a text that has nothing else to feed than its last token."""
+    def _guess(self, sequence: Sequence, most: int) -> None:
+        """Propose up to `most` tokens for a text that has nothing else to feed than its last token; no more than there
+        are pages for, so that a guess sends nobody back."""
         sequence.proposed = []
         if sequence.params.lookup and sequence.fed == sequence.length - 1:
-            most = min(sequence.params.lookup, sequence.budget - len(sequence.ids) - 1)
+            there = (len(sequence.pages) + self.pages.free) * PAGE - sequence.length
+            most = min(most, there, sequence.params.lookup, sequence.budget - len(sequence.ids) - 1)
             sequence.proposed = propose(sequence.prompt + sequence.ids, most)
 
     def _enter(self, sequence: Sequence) -> bool:

@@ -124,7 +124,7 @@ class Decoder:
         longest = max(len(text.pages) for text in texts)
         tables = [list(text.pages) + [0] * (longest - len(text.pages)) for text in texts]
         numbers = [len(texts), at, longest, len(wanted), cache.shape[1], cache.shape[2], int(bfloat)]
-        logits = torch.empty(len(wanted), self.shape.vocab_size)
+        logits = torch.empty(len(wanted), self.shape.vocab_size, dtype=torch.float32, device="cpu")
         self._native.camelid_decoder_step(
             self._handle, (ctypes.c_int64 * len(numbers))(*numbers), _pointer(embedded), _int32(starts),
             _int32([text.position for text in texts]), _int32([page for table in tables for page in table]),
@@ -135,7 +135,7 @@ class Decoder:
     def product(self, weight: Packed, by: Tensor) -> Tensor:
         """by float32 [tokens, columns] times the weight: float32 [tokens, rows]."""
         by = by.contiguous()
-        out = torch.empty(len(by), weight.rows)
+        out = torch.empty(len(by), weight.rows, dtype=torch.float32, device="cpu")
         self._native.camelid_decoder_product(
             self._handle, *weight.described(), _pointer(by), ctypes.c_int64(len(by)), _pointer(out)
         )

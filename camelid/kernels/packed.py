@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from camelid.kernels.library import library
 
 BLOCK = 32  # activations that share a scale; columns of a packed matrix are a multiple of it
+LEAST = 1e-30  # of a block's greatest value: below, its 127th part could not be divided by
 KINDS = ("float32", "float16", "bfloat16", "int8", "int4")
 
 
@@ -83,8 +84,8 @@ def round_symmetric(weight: Tensor, bits: int, group: int) -> tuple[Tensor, Tens
         return None
     weight = weight.detach().contiguous()
     rows, columns = weight.shape
-    q = torch.empty(rows, columns * bits // 8, dtype=torch.uint8)
-    scale = torch.empty(rows, columns // group, dtype=torch.float16)
+    q = torch.empty(rows, columns * bits // 8, dtype=torch.uint8, device="cpu")
+    scale = torch.empty(rows, columns // group, dtype=torch.float16, device="cpu")
     native.camelid_round(
         ctypes.c_void_p(weight.data_ptr()), ctypes.c_int(dtypes.index(weight.dtype)), ctypes.c_int64(rows),
         ctypes.c_int64(columns), ctypes.c_int64(group), ctypes.c_int(bits), ctypes.c_void_p(q.data_ptr()),
@@ -95,9 +96,10 @@ def round_symmetric(weight: Tensor, bits: int, group: int) -> tuple[Tensor, Tens
 
 def rounded(x: Tensor) -> Tensor:
     """x [..., columns] as int8 products see it: rint(x * 127 / max |x|) of each block of 32 values, times max |x| /
-    127. float32 in between; x's dtype comes back."""
+    127; zero where all are below 1e-30. float32 in between; x's dtype comes back."""
     blocks = x.float().view(*x.shape[:-1], -1, BLOCK)
     most = blocks.abs().amax(-1, keepdim=True)
+    most = torch.where(most < LEAST, 0.0, most)
     q = (blocks * torch.where(most > 0, 127.0 / most, 0.0)).round_()
     back: Tensor = q.mul_(most / 127.0).flatten(-2).to(x.dtype)
     return back
@@ -114,7 +116,7 @@ def _room(kind: str, rows: int, columns: int, group: int, zeros: bool) -> Packed
 
 def aligned(size: int) -> Tensor:
     """uint8 [size] that begins at a cache line."""
-    room = torch.empty(size + 64, dtype=torch.uint8)
+    room = torch.empty(size + 64, dtype=torch.uint8, device="cpu")
     skip = -room.data_ptr() % 64
     return room[skip : skip + size]
 

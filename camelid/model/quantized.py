@@ -130,8 +130,16 @@ def quantize_layers(model: nn.Module, bits: int, group: int | None = 32, symmetr
 def quantize_head(model: nn.Module, group: int = 32) -> None:
     """The output projection in int8, in place, as the engine runs every quantised model; the embedding stays as it
     is."""
-    if isinstance(model.lm_head, nn.Linear):
+    if isinstance(model.lm_head, nn.Linear) and model.lm_head.in_features % group == 0:
         model.lm_head = quantized(model.lm_head, 8, group, symmetric=True, rounds_inputs=True)
+
+
+def keep_inputs(model: nn.Module) -> None:
+    """Let quantised layers take their inputs as they are: what an adapter on top of them learns from must have
+    slopes."""
+    for module in model.modules():
+        if isinstance(module, QuantizedLinear):
+            module.rounds_inputs = False
 
 
 def make_dense(model: nn.Module) -> None:

@@ -73,13 +73,17 @@ def quantize_by_gptq(
     turns = [rotation(model.config, torch.arange(s.shape[1])) for s in states]
     for number, layer in enumerate(model.layers):
         grams = {names[0]: _Gram(linear_named(layer, names[0])) for names in INPUTS}
-        for state, turn in zip(states, turns, strict=True):
-            layer(state, turn)
+        try:
+            for state, turn in zip(states, turns, strict=True):
+                layer(state, turn)
+        finally:
+            for gram in grams.values():
+                gram.finish()
         for names in INPUTS:
-            gram = grams[names[0]].finish()
+            together = grams[names[0]].total
             for name in names:
                 linear = linear_named(layer, name)
-                weight = round_by_gptq(linear.weight, gram, bits, group or linear.in_features, symmetric)
+                weight = round_by_gptq(linear.weight, together, bits, group or linear.in_features, symmetric)
                 bias = None if linear.bias is None else linear.bias.detach()
                 parent = layer.self_attn if hasattr(layer.self_attn, name) else layer.mlp
                 setattr(parent, name, QuantizedLinear(weight, bias, linear.weight.dtype, rounds_inputs=True))
@@ -105,6 +109,5 @@ class _Gram:
         flat = inputs[0].flatten(0, -2).float()
         self.total.addmm_(flat.T, flat)
 
-    def finish(self) -> Tensor:
+    def finish(self) -> None:
         self._hook.remove()
-        return self.total

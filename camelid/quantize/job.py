@@ -15,14 +15,15 @@ from camelid.errors import InputError
 from camelid.evaluate.opened import measured_in
 from camelid.evaluate.perplexity import Cut, Piece, pieces
 from camelid.evaluate.texts import read_texts
+from camelid.formats.adapter import is_adapter
 from camelid.formats.checkpoint import Checkpoint
-from camelid.formats.compressed import Scheme, parts_of
+from camelid.formats.compressed import Scheme, named_tensors
 from camelid.formats.convert import size_of
 from camelid.formats.hf import write_weights
 from camelid.formats.load import load, load_tokenizer, open_model, resolve, stop_ids
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
-from camelid.model.quantized import QuantizedLinear, quantize_head, quantize_layers
+from camelid.model.quantized import quantize_head, quantize_layers
 from camelid.quantize.gptq import quantize_by_gptq
 from camelid.quantize.measure import compare, sensitivity, shared_copy, states_of
 from camelid.report.page import Curve, Page
@@ -55,7 +56,13 @@ def quantize(source: str | Path, out: str | Path, wish: Wish, quiet: bool = True
 
     Raises InputError for a wish that cannot be fulfilled, before any work.
     """
-    path = resolve(source)
+    path, target = resolve(source), Path(out).resolve()
+    if path.is_dir() and is_adapter(path):
+        raise InputError(f"{path} is an adapter: put it into its base first (camelid merge)")
+    if target == path.resolve() or target in path.resolve().parents or path.resolve() in target.parents:
+        raise InputError(f"--out {out} would take the place of the model itself, {path}: choose another folder")
+    if wish.tokens < 2:
+        raise InputError(f"--tokens {wish.tokens}: at least 2 are read")
     scheme = Scheme(BITS[wish.format], wish.group, wish.symmetric)
     checkpoint = open_model(path)
     _check(checkpoint.quantized, checkpoint.config, scheme, path)
@@ -73,7 +80,6 @@ def quantize(source: str | Path, out: str | Path, wish: Wish, quiet: bool = True
         else:
             quantize_layers(rounded, scheme.bits, scheme.group, scheme.symmetric)
             advance(len(rounded.layers), "layers")
-    quantize_head(rounded)
     figures = _cost(full, rounded, measured_on, scheme, wish, tokenizer, quiet) if measured_on else {}
     digest = _write(full, rounded, checkpoint, Path(out), scheme, method, figures, wish)
     before: dict[str, Any] = {"bytes": size_of(path)}
@@ -96,6 +102,8 @@ def _check(already: str | None, config: LlamaConfig, scheme: Scheme, path: Path)
         raise InputError(f"{path} is quantised already ({already}): start from the full-precision model")
     wide = (config.hidden_size, config.intermediate_size, config.num_attention_heads * config.head_size)
     group = scheme.group
+    if group is not None and (group < GROUP or group % GROUP):
+        raise InputError(f"--group {group}: a multiple of {GROUP}, or row")
     bad = next((n for n in wide if n % GROUP or (group is not None and n % group)), None)
     if bad is not None:
         raise InputError(
@@ -128,8 +136,9 @@ def _cost(
     tokenizer: Tokenizer,
     quiet: bool,
 ) -> dict[str, Any]:
-    before = states_of(full, measured_on)
-    found = compare(full, before, rounded, measured_on)
+    before, run = states_of(full, measured_on), shared_copy(rounded)
+    quantize_head(run)  # as the engine runs it
+    found = compare(full, before, run, measured_on)
     if wish.by_layer:
         found["layers"] = sensitivity(full, before, measured_on, scheme.bits, scheme.group, scheme.symmetric)
     window = min(WINDOW, full.config.max_position_embeddings)
@@ -150,15 +159,9 @@ def _write(
     figures: dict[str, Any],
     wish: Wish,
 ) -> str:
-    source, tensors = checkpoint.path, {}
+    source, wide = checkpoint.path, dict(full.named_parameters())
     dtype = next(t.dtype for name, t in checkpoint.tensors() if name == "embed_tokens.weight" and isinstance(t, Tensor))
-    for name, weight in full.named_parameters():
-        layer, _, leaf = name.rpartition(".")
-        module = rounded.get_submodule(layer)
-        if not isinstance(module, QuantizedLinear) or layer == "lm_head":
-            tensors[name] = weight.to(dtype)
-        elif leaf == "weight":
-            tensors |= {f"{layer}.{part}": tensor for part, tensor in parts_of(module).items()}
+    tensors = {name: t.to(dtype) if name in wide else t for name, t in named_tensors(rounded)[0].items()}
     generation = {"eos_token_id": list(stop_ids(source))}
     with new_folder(out) as folder:
         known = write_weights(full.config, tensors, folder, generation, quantization=scheme.to_dict())

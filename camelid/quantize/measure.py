@@ -85,5 +85,5 @@ def _put(layer: torch.nn.Module, name: str, module: torch.nn.Linear | QuantizedL
 
 def shared_copy(model: Llama) -> Llama:
     """The same model with the same weights, whose layers can be replaced without touching the first one's."""
-    memo = {id(weight): weight for weight in model.parameters()}
+    memo = {id(weight): weight for weight in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, memo)

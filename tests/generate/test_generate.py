@@ -62,6 +62,14 @@ def test_the_stream_is_the_text(speaking: Engine) -> None:
         assert "".join(speaking.stream("骆驼 in the", params)) == result.text
 
 
+def test_closing_a_stream_frees_what_it_held(speaking: Engine) -> None:
+    stream = speaking.stream("骆驼 in the", SamplingParams(max_new_tokens=60, temperature=1.5, seed=0))
+    next(stream)
+    assert speaking.scheduler.pages.taken > 0
+    stream.close()
+    assert speaking.scheduler.pages.taken == 0
+
+
 def test_stop_strings_are_never_shown(speaking: Engine) -> None:
     params = SamplingParams(max_new_tokens=60, temperature=1.0, seed=1)
     whole = speaking.generate(["Numbers"], params)[0].text

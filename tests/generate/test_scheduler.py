@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Sequence
 
@@ -9,15 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from camelid.errors import InputError
-from camelid.generate.engine import Engine
+from camelid.errors import CamelidError, InputError
+from camelid.generate.engine import Engine, result_of
 from camelid.generate.lookup import propose
 from camelid.generate.pages import Pages, page_names
 from camelid.generate.runner import Chunk, NativeRunner, Runner, TorchRunner
 from camelid.generate.sampling import SamplingParams
+from camelid.generate.scheduler import run_to_end
 from camelid.kernels.decoder import PAGE
 from camelid.kernels.library import library
-from camelid.model.config import LlamaConfig
+from camelid.model.config import LlamaConfig, RopeScaling
 from camelid.model.llama import Llama
 
 CONFIG = LlamaConfig(
@@ -137,7 +139,7 @@ def test_pages_are_found_by_content_until_their_room_is_needed() -> None:
     taken = {pages.take() for _ in range(3)}
     assert len(taken) == 3
     assert pages.find([b"a"]) == []
-    with pytest.raises(StopIteration):
+    with pytest.raises(IndexError):
         pages.take()
 
 
@@ -183,8 +185,6 @@ def test_every_text_comes_to_its_end_under_pressure() -> None:
     "params", [SamplingParams(max_new_tokens=80), SamplingParams(max_new_tokens=80, temperature=0.05, seed=2)]
 )
 def test_guesses_do_not_change_the_text(runner: Runner, params: SamplingParams) -> None:
-    import dataclasses
-
     asked = [[5, 6, 7, 8, 9] * 12, *prompts(3, seed=1)]
     expected = [r.ids for r in engine(runner).generate(asked, params)]
     counted = Counted(runner)
@@ -206,24 +206,66 @@ def test_a_text_that_fails_ends_alone(runner: Runner) -> None:
     params = SamplingParams(max_new_tokens=5)
     good = engine(runner).generate([[1, 2]], params)[0]
     wrecked = engine(Counted(runner, wreck=[299]))
-    bad, fine = wrecked.generate([[4, 299], [1, 2]], params)
+    with pytest.raises(CamelidError, match="NaN"):
+        wrecked.generate([[4, 299], [1, 2]], params)
+    bad, fine = wrecked.generate([[4, 299], [1, 2]], params, strict=False)
     assert (bad.finish_reason, bad.ids) == ("error", [])
     assert "NaN" in (bad.error or "")
     assert (fine.ids, fine.error) == (good.ids, None)
 
 
-def test_closing_a_stream_frees_its_pages(runner: Runner) -> None:
-    streaming = engine(runner)
-    stream = streaming.stream([1, 2, 3], SamplingParams(max_new_tokens=50))
-    streaming.scheduler.step()
-    stream.close()
-    text = streaming.prepare([1, 2, 3], SamplingParams(max_new_tokens=50))
-    streaming.scheduler.add(text)
-    streaming.scheduler.step()
-    assert streaming.scheduler.pages.taken == 1
-    streaming.scheduler.cancel(text)
-    streaming.scheduler.cancel(text)
-    assert streaming.scheduler.pages.taken == 0
+def test_cancelling_frees_pages_at_once(runner: Runner) -> None:
+    one = engine(runner)
+    text = one.prepare([1, 2, 3], SamplingParams(max_new_tokens=50))
+    one.scheduler.add(text)
+    one.scheduler.step()
+    assert one.scheduler.pages.taken == 1
+    one.scheduler.cancel(text)
+    one.scheduler.cancel(text)
+    assert one.scheduler.pages.taken == 0
+    assert result_of(text).finish_reason == "cancelled"
+
+
+def test_guesses_of_many_texts_share_a_step(runner: Runner) -> None:
+    counted = Counted(runner)
+    counted.at_once = 20
+    busy = engine(counted)
+    texts = [busy.prepare([5, 6, 7] * 8, SamplingParams(max_new_tokens=40, lookup=15)) for _ in range(12)]
+    for text in texts:
+        busy.scheduler.add(text)
+    for _ in range(45):
+        busy.scheduler.step()
+    lengths = [len(text.ids) for text in texts]
+    assert min(lengths) > 0
+    run_to_end(busy.scheduler, texts)
+    assert {len(text.ids) for text in texts} == {40}
+    assert len({tuple(text.ids) for text in texts}) == 1
+
+
+def test_several_threads_may_use_one_engine(runner: Runner) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    shared, params = engine(runner), SamplingParams(max_new_tokens=20)
+    asked = prompts(8, longest=40)
+    expected = [engine(runner).generate([p], params)[0].ids for p in asked]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda p: shared.generate([p], params)[0].ids, asked))
+    assert found == expected
+
+
+def test_dynamic_rope_depends_on_its_own_text_alone() -> None:
+    torch.manual_seed(0)
+    scaling = RopeScaling("dynamic", factor=4.0)
+    model = Llama(dataclasses.replace(CONFIG, rope_scaling=scaling, max_position_embeddings=128)).double().eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(3) if weight.dim() > 1 else None
+    busy, params = engine(TorchRunner(model)), SamplingParams(max_new_tokens=1)
+    long = prompts(1, seed=4)[0] * 12
+    for prompt in (long[:400], long[:100], long[:300]):
+        with torch.inference_mode():
+            expected = int(model(torch.tensor([prompt])).logits[0, -1].argmax())
+        assert busy.generate([prompt, long[:7]], params)[0].ids == [expected]
 
 
 def test_what_cannot_fit_is_refused_before_it_waits() -> None:

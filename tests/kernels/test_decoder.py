@@ -165,6 +165,43 @@ def test_the_same_bits_in_any_batch_chunk_and_number_of_threads(kind: str, name:
     assert torch.equal(beside[0][4], beside[2][0])
 
 
+def test_layers_of_different_kinds_side_by_side() -> None:
+    model, ids = llama(), tokens(40)
+    quantize_layers(model, 8)
+    for layer in model.layers:  # as a folder that leaves some layers alone
+        made = torch.nn.Linear(64, 64, bias=False)
+        made.weight = torch.nn.Parameter(layer.self_attn.v_proj.dense())
+        layer.self_attn.v_proj = made
+    quantize_head(model)
+    with torch.inference_mode():
+        expected = model(torch.tensor([ids])).logits[0]
+    [found] = runner(model, cache=torch.float32).run([Chunk(ids, 0, [0, 1], 40)])
+    assert (found - expected).abs().median() <= 1e-5
+
+
+@pytest.mark.parametrize("bits", [None, 8, 4])
+def test_what_is_no_number_does_not_get_lost(bits: int | None) -> None:
+    model = llama()
+    model.norm.weight.data[3] = torch.nan
+    [found] = runner(model, bits=bits).run([Chunk(tokens(5), 0, [0], 1)])
+    assert found.isnan().all()
+
+
+def test_another_default_dtype_changes_nothing() -> None:
+    model, ids = llama(), tokens(20)
+    native = runner(model, bits=8)
+    [expected] = native.run([Chunk(ids, 0, [0], 20)])
+    torch.set_default_dtype(torch.float64)
+    try:
+        fresh = NativeRunner(model, bits=8)
+        fresh.reserve(2)
+        [found] = fresh.run([Chunk(ids, 0, [0], 20)])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
+
+
 def test_what_is_wanted_is_what_is_returned() -> None:
     native, ids = runner(llama()), tokens(20)
     [every] = native.run([Chunk(ids, 0, [0], 20)])
@@ -182,6 +219,9 @@ def test_what_the_decoder_does_not_take(changes: dict[str, object], why: str) ->
     assert native_refusal(llama()) is None
     assert why in (native_refusal(llama(**changes)) or "")
     assert "float64" in (native_refusal(llama().double()) or "")
+    odd = llama()
+    quantize_layers(odd, 8, 16)
+    assert "groups" in (native_refusal(odd) or "")
 
 
 @pytest.mark.parametrize(

@@ -129,12 +129,10 @@ def test_what_is_written_is_what_was_measured(wish: str, tmp_path: Path, tokeniz
 def test_the_engine_runs_it_as_torch_does(
     tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from camelid.generate import runner
-
     quantize(source(tmp_path / "full", tokenizer), tmp_path / "small", WISHES["int4 with zeros"])
     params = SamplingParams(max_new_tokens=30, ignore_eos=True)
     native = Engine.from_pretrained(tmp_path / "small").generate(["Numbers", "骆驼"], params)
-    monkeypatch.setattr(runner, "library", lambda: None)
+    monkeypatch.setattr("camelid.kernels.decoder.library", lambda: None)
     plain = Engine.from_pretrained(tmp_path / "small")
     assert isinstance(plain.model.lm_head, QuantizedLinear)
     slow = plain.generate(["Numbers", "骆驼"], params)
@@ -185,9 +183,48 @@ def test_the_command(tmp_path: Path, tokenizer: Tokenizer, text: Path, capsys: p
     assert "perplexity" in capsys.readouterr().out
     assert run(["quantize", str(tmp_path / "q"), "--format", "int8", "--out", str(tmp_path / "s")]) == 2
     assert "quantised already" in capsys.readouterr().err
-    for wrong, why in ((["--group", "48"], "whole groups"), (["--group", "many"], "--group many")):
+    for wrong, why in (
+        (["--group", "96"], "whole groups"), (["--group", "many"], "--group many"),
+        (["--group", "16"], "multiple of 32"), (["--group", "0"], "multiple of 32"), (["--tokens", "0"], "--tokens 0"),
+        (["--out", str(full)], "the model itself"), (["--out", str(full / "inside")], "the model itself"),
+    ):  # fmt: skip
         assert run(["quantize", str(full), "--format", "int8", "--out", str(tmp_path / "s"), *wrong]) == 2
         assert why in capsys.readouterr().err
+
+
+def test_a_quantised_model_can_be_saved_again(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    quantize(source(tmp_path / "full", tokenizer), tmp_path / "small", WISHES["int8 rows"])
+    first: Llama = load(tmp_path / "small")
+    save(first, tmp_path / "again")
+    again: Llama = load(tmp_path / "again")
+    ids = torch.randint(0, len(tokenizer), (1, 9))
+    with torch.inference_mode():
+        assert torch.equal(first(ids).logits, again(ids).logits)
+    quantize_head(first)
+    with pytest.raises(InputError, match="output projection"):
+        save(first, tmp_path / "no")
+
+
+def test_what_is_rounded_is_not_rounded_again(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    quantize(source(tmp_path / "full", tokenizer), tmp_path / "small", Wish("int4"))
+    with pytest.raises(InputError, match="quantised already"):
+        Engine.from_pretrained(tmp_path / "small", quantization="int8")
+
+
+def test_an_adapter_on_a_quantised_folder_learns_with_true_slopes(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    from camelid.model.lora import LoraConfig, adapt
+    from camelid.model.quantized import keep_inputs, make_dense
+
+    quantize(source(tmp_path / "full", tokenizer), tmp_path / "small", Wish("int8"))
+    slopes = []
+    for dense in (False, True):
+        model: Llama = load(tmp_path / "small", dtype=torch.float32)
+        make_dense(model) if dense else keep_inputs(model)
+        adapt(model, LoraConfig(target_modules=("q_proj", "v_proj")), seed=1)
+        model(torch.arange(20)[None]).logits.square().mean().backward()
+        slopes.append([p.grad for n, p in model.named_parameters() if "lora_B" in n])
+    for ours, true in zip(*slopes, strict=True):
+        torch.testing.assert_close(ours, true, rtol=1e-4, atol=1e-7)
 
 
 def change(folder: Path, **changes: Any) -> None:
