@@ -17,6 +17,15 @@ def sampling_arguments(parser: argparse.ArgumentParser, temperature: float, min_
     parser.add_argument("--top-k", type=int, default=0)
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--min-p", type=float, default=min_p, help="drop tokens rarer than this share of the likeliest")
+    parser.add_argument("--typical-p", type=float, default=1.0, help="keep the tokens nearest to the expected surprise")
+    parser.add_argument(
+        "--repetition-penalty", type=float, default=1.0, help="above 1: rather not what was there before"
+    )
+    parser.add_argument("--presence-penalty", type=float, default=0.0)
+    parser.add_argument("--frequency-penalty", type=float, default=0.0)
+    parser.add_argument(
+        "--lookup", type=int, default=0, metavar="N", help="guess N tokens a step; the text is the same"
+    )
     parser.add_argument("--seed", type=int)
     parser.add_argument("--stop", action="append", default=[], help="end at this string; may be given again")
     parser.add_argument("--threads", type=int)
@@ -24,8 +33,8 @@ def sampling_arguments(parser: argparse.ArgumentParser, temperature: float, min_
     parser.add_argument("--quantization", choices=("int8", "int4"), help="round the weights while opening the model")
 
 
-def sampling(options: argparse.Namespace) -> Any:
-    """SamplingParams from the options."""
+def sampling(options: argparse.Namespace, form: Any = None) -> Any:
+    """SamplingParams from the options, and what form the text must have."""
     from camelid.generate.sampling import SamplingParams
 
     return SamplingParams(
@@ -35,8 +44,14 @@ def sampling(options: argparse.Namespace) -> Any:
         top_k=options.top_k,
         top_p=options.top_p,
         min_p=options.min_p,
+        typical_p=options.typical_p,
+        repetition_penalty=options.repetition_penalty,
+        presence_penalty=options.presence_penalty,
+        frequency_penalty=options.frequency_penalty,
+        lookup=options.lookup,
         seed=options.seed,
         stop=tuple(options.stop),
+        form=form,
     )
 
 
@@ -53,11 +68,26 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model")
     parser.add_argument("prompt", help="the text to complete; - reads stdin")
     sampling_arguments(parser, temperature=0.0)
+    parser.add_argument("--json-schema", metavar="FILE", help="the text must be JSON of this schema")
+    parser.add_argument("--regex", help="the text must match all of this regular expression")
     settings.example(parser, 'camelid generate runs/small "The meaning of life is" --max-new-tokens 40')
 
 
+def _form(options: argparse.Namespace) -> Any:
+    from pathlib import Path
+
+    from camelid.errors import InputError
+    from camelid.generate.constrain import Form
+
+    if options.json_schema and options.regex:
+        raise InputError("--json-schema and --regex: a text has one form")
+    if options.json_schema:
+        return Form("json_schema", Path(options.json_schema).read_text(encoding="utf-8"))
+    return Form("regex", options.regex) if options.regex else None
+
+
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    params = sampling(options)
+    params = sampling(options, _form(options))
     engine = open_engine(options)
     prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
     stream = engine.stream(prompt, params)

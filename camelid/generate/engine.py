@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from camelid.errors import CamelidError, InputError
+from camelid.generate.constrain import Matcher
 from camelid.generate.runner import NativeRunner, Runner, TorchRunner, depends_on_length, native_refusal
 from camelid.generate.sampling import SamplingParams, TokenLogprob, generator_for
 from camelid.generate.scheduler import Scheduler, run_to_end
@@ -180,7 +181,12 @@ class Engine:
             budget, limit = room, "max_length"
         decoder = StreamDecoder(self.tokenizer, ids[-8:]) if self.tokenizer else None
         ends = self.adapter_stop_ids.get(params.adapter or "", self.stop_ids)
-        return Text(ids, params, budget, limit, ends, generator_for(params), decoder)
+        matcher = None
+        if params.form is not None:
+            if self.tokenizer is None:
+                raise InputError("this engine has no tokenizer: a text of a given form needs one")
+            matcher = Matcher(params.form, self.tokenizer, self.config.vocab_size, sorted(ends))
+        return Text(ids, params, budget, limit, ends, generator_for(params), decoder, matcher)
 
     def _ids(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from camelid.errors import CamelidError, InputError
+from camelid.generate.constrain import Form
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class SamplingParams:
     met ends the text. `stop` strings end it too and are left out of the text. `logprobs` asks for the log-probability
     of each token and of that many likeliest ones. `adapter` names one of the model's adapters; None is the one that is
     active, if any. `lookup` guesses up to that many tokens a step from what followed the same words before; the text
-    does not change.
+    does not change. `form` is what the text must be, which ends it too.
     """
 
     max_new_tokens: int | None = None
@@ -48,6 +49,7 @@ class SamplingParams:
     logprobs: int | None = None
     adapter: str | None = None
     lookup: int = 0
+    form: Form | None = None
 
     def __post_init__(self) -> None:
         _within("temperature", self.temperature, 0, 100)

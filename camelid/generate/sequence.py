@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from camelid.errors import CamelidError
+from camelid.generate.constrain import Matcher
 from camelid.generate.sampling import SamplingParams, TokenLogprob, adjusted, logprob, sample
 from camelid.tokenizer.stream import StreamDecoder
 
@@ -28,6 +29,7 @@ class Sequence:
     stop_ids: frozenset[int]
     generator: torch.Generator | None
     decoder: StreamDecoder | None
+    matcher: Matcher | None = None
     ids: list[int] = field(default_factory=list)
     text: str = ""
     finish: FinishReason | None = None
@@ -54,7 +56,7 @@ class Sequence:
         proposed, self.proposed = self.proposed, []
         for number, row in enumerate(logits):
             try:
-                token = sample(adjusted(row, self.params, self.prompt, self.ids), self.params, self.generator)
+                token = self._choose(row)
             except CamelidError as error:
                 self.finish, self.error = "error", str(error)
                 return
@@ -64,12 +66,20 @@ class Sequence:
             if self.finish or number == len(proposed) or proposed[number] != token:
                 return
 
+    def _choose(self, row: Tensor) -> int:
+        scores = adjusted(row, self.params, self.prompt, self.ids)
+        if self.matcher is not None:
+            scores = scores.masked_fill(~self.matcher.allowed().to(scores.device), -torch.inf)
+        return sample(scores, self.params, self.generator)
+
     def _append(self, token: int) -> None:
         """Add a token and decide whether the text ends."""
         self.ids.append(token)
+        if self.matcher is not None and self.matcher.take(token):
+            self.finish = "stop"
         if token in self.stop_ids and not self.params.ignore_eos:
             self.finish = "eos"
-        elif len(self.ids) >= self.budget:
+        elif len(self.ids) >= self.budget and self.finish is None:
             self.finish = self.limit
         if self.decoder is not None:
             self.text += "" if self.finish == "eos" else self.decoder.push(token)

@@ -1,0 +1,106 @@
+"""Texts that must have a form: a JSON schema, a regular expression, one of several answers, or a grammar. At each place
+only tokens that can still lead there may be chosen (llguidance computes which)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from camelid.errors import InputError, MissingExtra
+from camelid.tokenizer.tokenizer import Tokenizer
+
+LIMITS = {"max_grammar_size": 200_000, "initial_lexer_fuel": 500_000, "step_lexer_fuel": 200_000}
+LONGEST = 1 << 16  # characters of a schema or grammar
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a text must be: `kind` and its description, for "choice" a JSON list of strings. Raises InputError for one
+    that is too long, or for a schema or list that is not JSON."""
+
+    kind: Literal["json_schema", "regex", "choice", "grammar"]
+    text: str
+
+    def __post_init__(self) -> None:
+        if len(self.text) > LONGEST:
+            raise InputError(f"the {self.kind} has {len(self.text)} characters; {LONGEST} are read")
+        if self.kind in ("json_schema", "choice"):
+            try:
+                value = json.loads(self.text)
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise InputError(f"the {self.kind} is not JSON: {error}") from None
+            if self.kind == "choice" and not _strings(value):
+                raise InputError("a choice is a list of at least one string, none of them empty")
+
+
+def _strings(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(s, str) and s for s in value)
+
+
+class Matcher:
+    """Follows one text through its form."""
+
+    def __init__(self, form: Form, tokenizer: Tokenizer, vocab_size: int, stop_ids: Sequence[int]) -> None:
+        """Raises InputError when the form cannot be read, or nothing can fulfil it."""
+        try:
+            from llguidance import LLMatcher, LLParserLimits
+        except ImportError:
+            raise MissingExtra("llguidance", "constrain", f"a text of a given {form.kind}") from None
+        self._vocab_size = vocab_size
+        ends = tuple(stop_ids) or ((tokenizer.eos_token_id,) if tokenizer.eos_token_id is not None else ())
+        if not ends:
+            raise InputError("the model has no token that ends a text: a form needs one")
+        tokens = _vocabulary(tokenizer.backend.to_str(), vocab_size, ends)
+        self._matcher: Any = LLMatcher(tokens, _grammar(form), log_level=0, limits=LLParserLimits(**LIMITS))
+        self._check(form.kind)
+
+    def allowed(self) -> Tensor:
+        """Which tokens may come next: bool [vocab]."""
+        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        self._check("form")
+        return torch.from_numpy(np.unpackbits(bits, bitorder="little")[: self._vocab_size].astype(bool))
+
+    def take(self, token: int) -> bool:
+        """Go on by a token. Returns whether the form is complete, so that nothing but the end could follow."""
+        self._matcher.consume_token(token)
+        self._check("form")
+        return bool(self._matcher.is_stopped())
+
+    def _check(self, what: str) -> None:
+        if self._matcher.is_error():
+            raise InputError(f"the {what} cannot be followed: {_first_line(self._matcher.get_error())}")
+
+
+def _first_line(text: str) -> str:
+    return (text.strip().splitlines() or ["no reason given"])[0]
+
+
+def _grammar(form: Form) -> Any:
+    from llguidance import LLMatcher
+
+    if form.kind == "json_schema":
+        return LLMatcher.grammar_from_json_schema(form.text, overrides={"whitespace_flexible": False})
+    if form.kind == "regex":
+        return LLMatcher.grammar_from_regex(form.text)
+    if form.kind == "choice":
+        answers = " | ".join(json.dumps(answer, ensure_ascii=False) for answer in json.loads(form.text))
+        return LLMatcher.grammar_from_lark(f"start: {answers}")
+    return LLMatcher.grammar_from_lark(form.text)
+
+
+@lru_cache(maxsize=4)
+def _vocabulary(tokenizer: str, vocab_size: int, ends: tuple[int, ...]) -> Any:
+    """Of a tokenizer.json's text: a second or so, so it is kept."""
+    from llguidance import LLTokenizer
+
+    try:
+        return LLTokenizer(tokenizer, n_vocab=vocab_size, eos_token=list(ends))
+    except ValueError as error:
+        raise InputError(f"llguidance does not read this tokenizer: {_first_line(str(error))}") from None

@@ -1,0 +1,106 @@
+"""Texts that must have a form have it, whatever the model; and a form that cannot be followed is refused before it
+runs."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from camelid.cli import run
+from camelid.errors import InputError
+from camelid.formats.hf import save
+from camelid.generate.constrain import Form
+from camelid.generate.engine import Engine
+from camelid.generate.sampling import SamplingParams
+from camelid.model.config import LlamaConfig
+from camelid.model.llama import Llama
+from camelid.tokenizer.load import from_folder
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 8}, "ages": {"type": "array", "items": {"type": "integer"},
+                   "maxItems": 3}, "kind": {"enum": ["骆驼", "horse"]}},
+    "required": ["name", "ages", "kind"], "additionalProperties": False,
+}  # fmt: skip
+
+
+@pytest.fixture(params=["byte-level", "sentencepiece"])
+def folder(request: pytest.FixtureRequest, tokenizers: dict[str, Path], tmp_path: Path) -> Path:
+    """A model that knows nothing, with a tokenizer of each kind."""
+    torch.manual_seed(0)
+    tokenizer = from_folder(tokenizers[request.param])
+    config = LlamaConfig(vocab_size=len(tokenizer) + 7, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+                         num_attention_heads=2, max_position_embeddings=512,
+                         eos_token_id=tokenizer.eos_token_id)  # fmt: skip
+    save(Llama(config), tmp_path / "model")
+    tokenizer.save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def engine(folder: Path) -> Engine:
+    return Engine.from_pretrained(folder)
+
+
+def params(kind: str, text: str, **more: object) -> SamplingParams:
+    return SamplingParams(max_new_tokens=400, form=Form(kind, text), **more)  # type: ignore[arg-type]
+
+
+def test_json_of_a_schema(engine: Engine) -> None:
+    for seed in range(4):
+        [result] = engine.generate(["Who?"], params("json_schema", json.dumps(SCHEMA), temperature=1.0, seed=seed))
+        if result.finish_reason == "max_new_tokens":  # an integer may go on for ever
+            continue
+        found = json.loads(result.text)
+        assert found.keys() == {"name", "ages", "kind"}
+        assert found["kind"] in ("骆驼", "horse")
+        assert len(found["name"]) <= 8
+        assert all(isinstance(age, int) for age in found["ages"])
+
+
+@pytest.mark.parametrize("lookup", [0, 5])
+def test_regular_expressions_choices_and_grammars(engine: Engine, lookup: int) -> None:
+    asked = [
+        params("regex", "[0-9]{4}-[0-9]{2}", temperature=1.0, seed=3, lookup=lookup),
+        params("choice", json.dumps(['ja "quoted"', "骆驼", "no"], ensure_ascii=False), lookup=lookup),
+        params("grammar", 'start: "a" ("b" | "c") "d"', lookup=lookup),
+    ]
+    date, choice, letters = engine.generate(["x", "y", "z"], asked)
+    assert re.fullmatch("[0-9]{4}-[0-9]{2}", date.text)
+    assert choice.text in ('ja "quoted"', "骆驼", "no")
+    assert letters.text in ("abd", "acd")
+    assert {r.finish_reason for r in (date, choice, letters)} <= {"stop", "eos"}
+
+
+def test_streaming_and_a_neighbour_without_form(engine: Engine) -> None:
+    shaped = params("regex", "(ab)+c", temperature=1.0, seed=1)
+    free = SamplingParams(max_new_tokens=5, temperature=1.0, seed=2, ignore_eos=True)
+    both = engine.generate(["x", "x"], [shaped, free])
+    assert both[1].ids == engine.generate(["x"], free)[0].ids
+    assert "".join(engine.stream("x", shaped)) == both[0].text
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "why"),
+    [("json_schema", "{", "not JSON"), ("json_schema", '{"type": "object", "patternProperties": {"(": {}}}', "followed"),
+     ("regex", "(", "followed"), ("grammar", "start: missing", "followed"), ("choice", "[]", "at least one"),
+     ("choice", '"a"', "at least one"), ("json_schema", '{"type": "nothing"}', "followed"), ("regex", "a" * 70000, "70000"),
+     ("regex", "(a{1,9999}){1,9999}", "followed")],
+)  # fmt: skip
+def test_forms_that_cannot_be_followed(engine: Engine, kind: str, text: str, why: str) -> None:
+    with pytest.raises(InputError, match=why):
+        engine.generate(["x"], params(kind, text))
+
+
+def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"enum": ["yes", "no"]}')
+    assert run(["generate", str(folder), "Well?", "--json-schema", str(schema), "--json"]) == 0
+    assert json.loads(json.loads(capsys.readouterr().out)["text"]) in ("yes", "no")
+    assert run(["generate", str(folder), "Well?", "--regex", "a", "--json-schema", str(schema)]) == 2
+    assert run(["generate", str(folder), "Well?", "--regex", "["]) == 2
+    assert run(["generate", str(folder), "Well?", "--json-schema", str(tmp_path / "none.json")]) == 1
