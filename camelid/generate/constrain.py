@@ -16,7 +16,7 @@ from torch import Tensor
 from camelid.errors import InputError, MissingExtra
 from camelid.tokenizer.tokenizer import Tokenizer
 
-LIMITS = {"max_grammar_size": 200_000, "initial_lexer_fuel": 500_000, "step_lexer_fuel": 200_000}
+GRAMMAR_SIZE, FIRST_FUEL, STEP_FUEL = 200_000, 500_000, 200_000  # what a hostile form may cost: some 10 ms
 LONGEST = 1 << 16  # characters of a schema or grammar
 
 
@@ -58,8 +58,10 @@ class Matcher:
         if not ends:
             raise InputError("the model has no token that ends a text: a form needs one")
         tokens = _vocabulary(tokenizer.backend.to_str(), vocab_size, ends)
-        self._matcher: Any = LLMatcher(tokens, _grammar(form), log_level=0, limits=LLParserLimits(**LIMITS))
+        limits = LLParserLimits(max_grammar_size=GRAMMAR_SIZE, initial_lexer_fuel=FIRST_FUEL, step_lexer_fuel=STEP_FUEL)
+        self._matcher: Any = LLMatcher(tokens, _grammar(form), log_level=0, limits=limits)
         self._check(form.kind)
+        self.allowed()  # some forms show only here that they are too much
 
     def allowed(self) -> Tensor:
         """Which tokens may come next: bool [vocab]."""
