@@ -61,7 +61,6 @@ class Matcher:
         limits = LLParserLimits(max_grammar_size=GRAMMAR_SIZE, initial_lexer_fuel=FIRST_FUEL, step_lexer_fuel=STEP_FUEL)
         self._matcher: Any = LLMatcher(tokens, _grammar(form), log_level=0, limits=limits)
         self._check(form.kind)
-        self.allowed()  # some forms show only here that they are too much
 
     def allowed(self) -> Tensor:
         """Which tokens may come next: bool [vocab]."""

@@ -88,12 +88,20 @@ def test_streaming_and_a_neighbour_without_form(engine: Engine) -> None:
     ("kind", "text", "why"),
     [("json_schema", "{", "not JSON"), ("json_schema", '{"type": "nothing"}', "followed"),
      ("json_schema", '{"type": "object", "patternProperties": {"(": {}}}', "followed"), ("regex", "(", "followed"),
-     ("regex", "a" * 70000, "70000"), ("regex", "(a{1,9999}){1,9999}", "followed"),
+     ("regex", "a" * 70000, "70000"),
      ("grammar", "start: missing", "followed"), ("choice", "[]", "at least one"), ("choice", '"a"', "at least one")],
 )  # fmt: skip
 def test_forms_that_cannot_be_followed(engine: Engine, kind: str, text: str, why: str) -> None:
     with pytest.raises(InputError, match=why):
         engine.generate(["x"], params(kind, text))
+
+
+def test_a_form_that_grows_beyond_all_bounds_ends_its_own_text_alone(engine: Engine) -> None:
+    free = SamplingParams(max_new_tokens=5, ignore_eos=True)
+    bad, fine = engine.generate(["x", "y"], [params("regex", "(a{1,9999}){1,9999}"), free], strict=False)
+    assert bad.finish_reason == "error"
+    assert "too many" in (bad.error or "")
+    assert fine.ids == engine.generate(["y"], free)[0].ids
 
 
 def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
