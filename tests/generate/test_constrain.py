@@ -98,7 +98,9 @@ def test_forms_that_cannot_be_followed(engine: Engine, kind: str, text: str, why
 
 def test_a_form_that_grows_beyond_all_bounds_ends_its_own_text_alone(engine: Engine) -> None:
     free = SamplingParams(max_new_tokens=5, ignore_eos=True)
-    bad, fine = engine.generate(["x", "y"], [params("regex", "(a{1,9999}){1,9999}"), free], strict=False)
+    going_on = dict.fromkeys(engine.stop_ids, -100.0)
+    grows = params("regex", "(a{1,9999}){1,9999}", logit_bias=going_on)
+    bad, fine = engine.generate(["x", "y"], [grows, free], strict=False)
     assert bad.finish_reason == "error"
     assert "too many" in (bad.error or "")
     assert fine.ids == engine.generate(["y"], free)[0].ids
