@@ -6,7 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
@@ -20,7 +22,6 @@ FLAGS = [
     "-fno-trapping-math",
     "-std=c++17",
     "-fPIC",
-    "-shared",
     "-Wall",
     "-pthread",
     "-fno-semantic-interposition",
@@ -28,19 +29,29 @@ FLAGS = [
 
 
 def compile_library() -> bool:
-    """Compile native/*.cpp. Returns whether there is a library now."""
+    """Compile native/*.cpp, on all cores. Returns whether there is a library now."""
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         print("camelid: no C++ compiler found, the native library is left out", file=sys.stderr)
         return False
-    sources = sorted(str(p) for p in (ROOT / "native").glob("*.cpp"))
     part = TARGET.with_suffix(".so.part")
-    done = subprocess.run([compiler, *FLAGS, "-o", str(part), *sources], capture_output=True, text=True, check=False)
-    if done.returncode:
-        print(f"camelid: the native library does not compile here and is left out:\n{done.stderr}", file=sys.stderr)
+    with TemporaryDirectory() as scratch:
+        sources = sorted((ROOT / "native").glob("*.cpp"))
+        objects = [Path(scratch) / f"{source.stem}.o" for source in sources]
+        commands = [[compiler, *FLAGS, "-c", "-o", made, source] for made, source in zip(objects, sources, strict=True)]
+        with ThreadPoolExecutor(os.cpu_count()) as workers:
+            results = list(workers.map(_run, commands))
+        results.append(_run([compiler, "-shared", "-pthread", "-o", part, *objects]))
+    failed = next((r for r in results if r.returncode), None)
+    if failed:
+        print(f"camelid: the native library does not compile here and is left out:\n{failed.stderr}", file=sys.stderr)
         return False
     part.replace(TARGET)
     return True
+
+
+def _run(command: list[str | Path]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
 
 
 class NativeLibrary(BuildHookInterface[Any]):

@@ -28,6 +28,7 @@ def _machine() -> dict[str, Any]:
     import torch
 
     from camelid.artifact import versions
+    from camelid.kernels.decoder import level
     from camelid.kernels.library import describe
 
     cuda = torch.cuda.is_available()
@@ -40,6 +41,7 @@ def _machine() -> dict[str, Any]:
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "training": "bfloat16" if cuda or torch.cpu._is_avx512_bf16_supported() else "float32",
         "kernels": f"torch; for text the {describe()}",
+        "generation": f"native, {level()}" if level() else "torch",
     }
 
 
