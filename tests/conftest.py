@@ -14,6 +14,8 @@ from camelid.model.llama import Llama
 from camelid.tokenizer.tokenizer import Tokenizer
 from camelid.tokenizer.train import train
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is first imported: tests use no network
+
 TEXT = [
     "The meaning of life is to learn, and to teach what one has learned.",
     "def area(width, height):\n    return width * height  # in square metres",

@@ -1,4 +1,5 @@
-"""Open any MODEL: a Hugging Face folder, one of Meta's, a run folder (its newest good checkpoint) or a `.gguf` file."""
+"""Open any MODEL: a Hugging Face folder, one of Meta's, a run folder (its newest good checkpoint), a `.gguf` file or a
+hub id."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from camelid.errors import FormatError, InputError
 from camelid.formats import hf, meta
 from camelid.formats.adapter import Fingerprint, attach, base_of, is_adapter
 from camelid.formats.checkpoint import Checkpoint
+from camelid.formats.hub import is_hub_id, snapshot
 from camelid.kernels.packed import BLOCK
 from camelid.model.llama import Llama
 from camelid.model.lora import use_adapter
@@ -25,13 +27,12 @@ Model = TypeVar("Model", bound=Llama)
 
 
 def resolve(source: str | Path) -> Path:
-    """The HF folder or file that MODEL means. Raises InputError when there is none."""
+    """The HF folder or file that MODEL means; a hub id is fetched. Raises InputError when there is none."""
     path = Path(source).expanduser()
     if not path.exists():
-        hint = ""
-        if str(source).count("/") == 1 and not path.parent.exists():
-            hint = f" If it is a hub id, download it first: hf download {source} --local-dir {Path(str(source)).name}"
-        raise InputError(f"no model at {source}: no such file or folder.{hint}")
+        if not is_hub_id(str(source)) or path.parent.exists():
+            raise InputError(f"no model at {source}: no such file or folder")
+        path = snapshot(str(source))
     if path.is_file() or (path / "config.json").exists() or is_adapter(path) or meta.is_meta(path):
         return path
     if checkpoints := finished(path):

@@ -69,7 +69,8 @@ def quantize(source: str | Path, out: str | Path, wish: Wish, quiet: bool = True
     tokenizer = load_tokenizer(path)
     calibration = _windows(wish.calibration, tokenizer, checkpoint.config.max_position_embeddings, wish.tokens)
     measured_on = _windows(wish.data, tokenizer, checkpoint.config.max_position_embeddings, wish.tokens)
-    full: Llama = load(path, dtype=torch.float32)
+    # What is only rounded needs no room in float32: a layer at a time is read from the disk.
+    full: Llama = load(path, dtype=torch.float32 if calibration or measured_on else None)
     full.requires_grad_(False)
     rounded = shared_copy(full)
     method = "to nearest" if not calibration else f"GPTQ on {sum(len(p.ids) for p in calibration):,} tokens"

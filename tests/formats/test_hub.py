@@ -1,0 +1,82 @@
+"""Hub ids, in a cache like the hub's own and without a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from camelid.cli import run
+from camelid.errors import InputError
+from camelid.formats.hf import save
+from camelid.formats.hub import is_hub_id
+from camelid.formats.load import load, load_tokenizer, resolve
+from camelid.model.config import LlamaConfig
+from camelid.model.llama import Llama
+from camelid.tokenizer.tokenizer import Tokenizer
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def cache(tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One model, org/small, as the hub's cache keeps it: links into blobs."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2
+    )
+    save(Llama(config), tmp_path / "model")
+    tokenizer.save(tmp_path / "model")
+    home = tmp_path / "cache" / "models--org--small"
+    (home / "blobs").mkdir(parents=True)
+    (home / "snapshots" / COMMIT).mkdir(parents=True)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text(COMMIT)
+    for n, file in enumerate(sorted((tmp_path / "model").iterdir())):
+        file.rename(home / "blobs" / str(n))
+        (home / "snapshots" / COMMIT / file.name).symlink_to(home / "blobs" / str(n))
+    return tmp_path
+
+
+def patched(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    import huggingface_hub
+
+    real: Any = huggingface_hub.snapshot_download
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download",
+        lambda name, **given: real(name, **given, cache_dir=cache / "cache", local_files_only=True),
+    )  # fmt: skip
+
+
+def test_an_id_is_its_folder_in_the_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    patched(monkeypatch, cache)
+    assert resolve("org/small").name == COMMIT
+    assert resolve(f"org/small@{COMMIT}") == resolve("org/small@main")
+    model: Llama = load("org/small")
+    assert model.num_parameters() > 0
+    assert len(load_tokenizer("org/small")) == model.config.vocab_size
+    with torch.inference_mode():
+        assert model(torch.tensor([[1, 2]])).logits.shape[1] == 2
+
+
+def test_what_is_not_there(cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    patched(monkeypatch, cache)
+    with pytest.raises(InputError, match="no model at org/other.*not in the hub's cache"):
+        resolve("org/other")
+    assert run(["generate", "org/other", "x"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    for path in ("no/such/folder", "./missing", "missing.gguf", "/tmp/nothing-here"):
+        with pytest.raises(InputError, match="no such file"):
+            resolve(path)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [("meta-llama/Llama-3.2-1B", True), ("org/name@main", True), ("org/name@refs/pr/1", True), ("name", False),
+     ("a/b/c", False), ("../up", False), ("org/na me", False), ("", False)],
+)  # fmt: skip
+def test_what_looks_like_an_id(source: str, expected: bool) -> None:
+    assert is_hub_id(source) is expected
