@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from camelid.errors import FormatError, InputError
+from camelid.formats.checkpoint import put_together
 from camelid.model.llama import Llama
 from camelid.model.quantized import Integers, QuantizedLinear
 
@@ -83,21 +84,8 @@ def assembled(
 ) -> Iterator[tuple[str, Tensor | Integers]]:
     """Tensors as they are, quantised weights put together under NAME.weight. Raises FormatError naming what is missing
     or does not fit."""
-    waiting: dict[str, dict[str, Tensor]] = {}
     needed = PARTS if not scheme.symmetric else PARTS[:3]
-    for name, tensor in tensors:
-        layer, _, part = name.rpartition(".")
-        if part not in PARTS:
-            yield name, tensor
-            continue
-        parts = waiting.setdefault(layer, {})
-        parts[part] = tensor
-        if all(p in parts for p in needed):
-            yield f"{layer}.weight", _integers(waiting.pop(layer), scheme, f"{path}: {layer}")
-    if waiting:
-        layer, parts = next(iter(waiting.items()))
-        missing = next(p for p in needed if p not in parts)
-        raise FormatError(f"{path}: tensor {layer}.{missing} is missing")
+    return put_together(tensors, PARTS, needed, lambda parts, what: _integers(parts, scheme, what), path)
 
 
 def _integers(parts: Mapping[str, Tensor], scheme: Scheme, what: str) -> Integers:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from camelid.errors import FormatError, InputError
+from camelid.formats.auto_quantized import assembled_auto, read_auto_scheme
 from camelid.formats.checkpoint import Checkpoint
 from camelid.formats.compressed import assembled, named_tensors, read_scheme
 from camelid.formats.safetensors_file import write_safetensors
@@ -36,6 +37,11 @@ def open_folder(folder: Path) -> Checkpoint:
     shards = find_shards(folder)
     if not quantization:
         return Checkpoint(folder, "hf", config, lambda: _tensors(shards), generation)
+    if isinstance(quantization, dict) and quantization.get("quant_method") in ("gptq", "awq"):
+        theirs = read_auto_scheme(folder / "config.json", quantization)
+        return Checkpoint(
+            folder, "hf", config, lambda: assembled_auto(_tensors(shards), theirs, folder), generation, theirs.label
+        )
     scheme = read_scheme(folder / "config.json", quantization)
     return Checkpoint(
         folder, "hf", config, lambda: assembled(_tensors(shards), scheme, folder), generation, scheme.label

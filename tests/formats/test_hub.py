@@ -64,7 +64,7 @@ def test_an_id_is_its_folder_in_the_cache(cache: Path, monkeypatch: pytest.Monke
 
 def test_what_is_not_there(cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     patched(monkeypatch, cache)
-    with pytest.raises(InputError, match="no model at org/other.*not in the hub's cache"):
+    with pytest.raises(InputError, match=r"no model at org/other.*not in the hub's cache"):
         resolve("org/other")
     assert run(["generate", "org/other", "x"]) == 2
     assert capsys.readouterr().err.count("\n") == 1

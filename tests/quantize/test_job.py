@@ -238,7 +238,7 @@ def change(folder: Path, **changes: Any) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "why"),
-    [({"quant_method": "gptq"}, "gptq"), ({"format": "float-quantized"}, "float-quantized"),
+    [({"quant_method": "bitsandbytes"}, "bitsandbytes"), ({"format": "float-quantized"}, "float-quantized"),
      ({"num_bits": 3}, "3 bits"), ({"strategy": "tensor"}, "tensor"), ({"config_groups": {}}, "one group"),
      ({"kv_cache_scheme": {"num_bits": 8}}, "cache"), ({"group_size": 64}, "weight_scale"),
      ({"num_bits": 8}, "weight_packed"), ({"symmetric": False}, "weight_zero_point")],
