@@ -130,7 +130,8 @@ class NativeRunner:
         kind = str(model.dtype).removeprefix("torch.")
         layers = [_layer(layer, bits, group, kind) for layer in model.layers]
         head = _packed(model.lm_head, 8 if integers else None, 32, kind)
-        self._embeddings = model.embed_tokens.weight.detach()
+        # Copies: what is only looked at would keep the whole file in memory.
+        self._embeddings = model.embed_tokens.weight.detach().clone()
         self._decoder = Decoder(shape_of(model.config), layers, _norm(model.norm.weight), head, threads, level)
         whole = torch.float32 if kind == "float32" and not integers else torch.bfloat16
         self._bfloat = (cache or whole) == torch.bfloat16
@@ -230,4 +231,4 @@ def _packed(linear: torch.nn.Module, bits: int | None, group: int, kind: str) ->
 
 
 def _norm(weight: Tensor) -> Tensor:
-    return weight.detach().float().contiguous()
+    return weight.detach().to(torch.float32, copy=True).contiguous()
