@@ -155,8 +155,13 @@ struct Decoder {
     }
 };
 
+// Some queries of one text and the heads that share a key-value head.
+struct Task {
+    std::int64_t text, from, to, kv_head;
+};
+
 // A step's texts: tokens starts[i] … starts[i + 1] - 1 belong to text i and stand at positions[i] and after; its pages
-// are tables[i * table_row …]. A layer's pages lie `layer_bytes` apart, a page's values `page_bytes / 2` after its keys.
+// are tables[i * table_row …]. A page's values lie page_bytes / 2 after its keys.
 struct Step {
     std::int64_t texts, tokens, table_row, wanted_count;
     const std::int32_t *starts, *positions, *tables, *wanted;
@@ -164,13 +169,53 @@ struct Step {
     std::uint8_t* cache;
     std::int64_t pages, page_bytes;
     int bfloat;
+    std::vector<std::int64_t> text_of{};  // of each token
+    std::vector<Task> tasks{};
+
+    void lay_out(std::int64_t kv_heads) {
+        for (std::int64_t i = 0; i < texts; ++i) {
+            const std::int64_t count = starts[i + 1] - starts[i];
+            text_of.insert(text_of.end(), static_cast<std::size_t>(count), i);
+            for (std::int64_t from = 0; from < count; from += 16)
+                for (std::int64_t h = 0; h < kv_heads; ++h) tasks.push_back({i, from, std::min(count, from + 16), h});
+        }
+    }
+
+    // Each text's pages in one layer, as far as they are used.
+    std::vector<std::vector<Pages>> pages_of(std::int64_t layer) const {
+        std::vector<std::vector<Pages>> found(static_cast<std::size_t>(texts));
+        for (std::int64_t i = 0; i < texts; ++i) {
+            const std::int64_t end = positions[i] + starts[i + 1] - starts[i];
+            for (std::int64_t p = 0; p * PAGE < end; ++p) {
+                std::uint8_t* at = cache + (layer * pages + tables[i * table_row + p]) * page_bytes;
+                found[static_cast<std::size_t>(i)].push_back({at, at + page_bytes / 2, bfloat != 0});
+            }
+        }
+        return found;
+    }
 };
 
+// Turns queries and keys by their positions and keeps keys and values in their pages.
+void keep_all(Decoder& d, const Step& s, const std::vector<std::vector<Pages>>& pages, float* q, float* k, const float* v) {
+    const std::int64_t size = d.head_dim, q_row = d.heads * size, kv_row = d.kv_heads * size;
+    d.each_token(s.tokens, [&](std::int64_t t) {
+        const std::int64_t text = s.text_of[static_cast<std::size_t>(t)], position = s.positions[text] + t - s.starts[text];
+        const Pages& page = pages[static_cast<std::size_t>(text)][static_cast<std::size_t>(position / PAGE)];
+        const float *cos = s.cos + position * size / 2, *sin = s.sin + position * size / 2;
+        for (std::int64_t h = 0; h < d.heads; ++h) d.level->rotate(q + t * q_row + h * size, cos, sin, size);
+        for (std::int64_t h = 0; h < d.kv_heads; ++h) {
+            float* key = k + t * kv_row + h * size;
+            d.level->rotate(key, cos, sin, size);
+            d.level->keep(key, v + t * kv_row + h * size, page, h, position % PAGE, size);
+        }
+    });
+}
+
+// x + attention(norm(x)) but for the sum, which the MLP begins with.
 void attention(Decoder& d, const Step& s, const Layer& layer, std::int64_t number) {
-    const std::int64_t q_row = d.heads * d.head_dim, kv_row = d.kv_heads * d.head_dim, half = d.head_dim / 2;
+    const std::int64_t q_row = d.heads * d.head_dim, kv_row = d.kv_heads * d.head_dim;
     float *q = d.q.reserve(s.tokens * q_row), *k = d.k.reserve(s.tokens * kv_row), *v = d.v.reserve(s.tokens * kv_row);
-    float* x = d.residual.reserve(s.tokens * d.hidden);
-    float* normed = d.normed.reserve(s.tokens * d.hidden);
+    float *x = d.residual.reserve(s.tokens * d.hidden), *normed = d.normed.reserve(s.tokens * d.hidden);
     const Product qkv[] = {{&layer.matrices[Q], layer.biases[Q], q},
                            {&layer.matrices[K], layer.biases[K], k},
                            {&layer.matrices[V], layer.biases[V], v}};
@@ -178,49 +223,17 @@ void attention(Decoder& d, const Step& s, const Layer& layer, std::int64_t numbe
         d.level->rms_norm(x + t * d.hidden, layer.attention_norm, d.hidden, d.eps, normed + t * d.hidden);
         return normed + t * d.hidden;
     });
-
-    std::vector<std::vector<Pages>> pages(static_cast<std::size_t>(s.texts));
-    std::vector<std::int32_t> text_of(static_cast<std::size_t>(s.tokens));
-    for (std::int64_t i = 0; i < s.texts; ++i) {
-        const std::int64_t end = s.positions[i] + s.starts[i + 1] - s.starts[i];
-        for (std::int64_t p = 0; p * PAGE < end; ++p) {
-            std::uint8_t* at = s.cache + (number * s.pages + s.tables[i * s.table_row + p]) * s.page_bytes;
-            pages[static_cast<std::size_t>(i)].push_back({at, at + s.page_bytes / 2, s.bfloat != 0});
-        }
-        for (std::int32_t t = s.starts[i]; t < s.starts[i + 1]; ++t) text_of[static_cast<std::size_t>(t)] = static_cast<std::int32_t>(i);
-    }
-    d.each_token(s.tokens, [&](std::int64_t t) {
-        const auto text = static_cast<std::size_t>(text_of[static_cast<std::size_t>(t)]);
-        const std::int64_t position = s.positions[text] + t - s.starts[text];
-        const float *cos = s.cos + position * half, *sin = s.sin + position * half;
-        for (std::int64_t h = 0; h < d.heads; ++h) d.level->rotate(q + t * q_row + h * d.head_dim, cos, sin, d.head_dim);
-        for (std::int64_t h = 0; h < d.kv_heads; ++h) {
-            float* key = k + t * kv_row + h * d.head_dim;
-            d.level->rotate(key, cos, sin, d.head_dim);
-            d.level->keep(key, v + t * kv_row + h * d.head_dim, pages[text][static_cast<std::size_t>(position / PAGE)], h,
-                          position % PAGE, d.head_dim);
-        }
-    });
-
+    const auto pages = s.pages_of(number);
+    keep_all(d, s, pages, q, k, v);
     float* mixed = d.mixed.reserve(s.tokens * q_row);
-    struct Task {
-        std::int64_t text, from, to, kv_head;
-    };
-    std::vector<Task> tasks;
-    for (std::int64_t i = 0; i < s.texts; ++i) {
-        const std::int64_t count = s.starts[i + 1] - s.starts[i];
-        for (std::int64_t from = 0; from < count; from += 16)
-            for (std::int64_t h = 0; h < d.kv_heads; ++h) tasks.push_back({i, from, std::min(count, from + 16), h});
-    }
-    d.pool.run(static_cast<std::int64_t>(tasks.size()), [&](std::int64_t n) {
-        const Task& task = tasks[static_cast<std::size_t>(n)];
+    d.pool.run(static_cast<std::int64_t>(s.tasks.size()), [&](std::int64_t n) {
+        const Task& task = s.tasks[static_cast<std::size_t>(n)];
         const std::int64_t first = s.starts[task.text];
         const Attention text = {q + first * q_row, mixed + first * q_row, pages[static_cast<std::size_t>(task.text)].data(),
                                 s.positions[task.text], d.heads, d.kv_heads, d.head_dim};
         d.level->attend(text, task.from, task.to, task.kv_head);
     });
-    float* added = d.added.reserve(s.tokens * d.hidden);
-    const Product o = {&layer.matrices[O], layer.biases[O], added};
+    const Product o = {&layer.matrices[O], layer.biases[O], d.added.reserve(s.tokens * d.hidden)};
     d.products(s.tokens, q_row, &o, 1, [&](std::int64_t t) { return mixed + t * q_row; });
 }
 
@@ -302,8 +315,9 @@ void camelid_decoder_step(void* handle, const std::int64_t* numbers, const float
                           const std::int32_t* positions, const std::int32_t* tables, const std::int32_t* wanted,
                           const float* cos, const float* sin, std::uint8_t* cache, float* logits) {
     Decoder& d = *static_cast<Decoder*>(handle);
-    const Step s = {numbers[0], numbers[1], numbers[2], numbers[3], starts, positions, tables, wanted, cos, sin, cache,
+    Step s = {numbers[0], numbers[1], numbers[2], numbers[3], starts, positions, tables, wanted, cos, sin, cache,
                     numbers[4], numbers[5], static_cast<int>(numbers[6])};
+    s.lay_out(d.kv_heads);
     float* x = d.residual.reserve(s.tokens * d.hidden);
     std::memcpy(x, embedded, static_cast<std::size_t>(s.tokens * d.hidden) * sizeof(float));
     for (std::int64_t n = 0; n < d.layer_count; ++n) {

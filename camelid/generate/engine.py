@@ -8,7 +8,7 @@ tokens are the same bits alone and in any batch. Else, and for a model given as 
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Mapping, Sequence
+from collections import abc
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,16 +19,14 @@ from camelid.generate.constrain import Matcher
 from camelid.generate.runner import NativeRunner, Runner, TorchRunner, depends_on_length, native_refusal
 from camelid.generate.sampling import SamplingParams, TokenLogprob, generator_for
 from camelid.generate.scheduler import Scheduler, run_to_end
-from camelid.generate.sequence import FinishReason
-from camelid.generate.sequence import Sequence as Text
+from camelid.generate.sequence import FinishReason, Sequence
 from camelid.kernels.decoder import PAGE
 from camelid.model.llama import Llama
-from camelid.model.quantized import QuantizedLinear, quantize_head, quantize_layers
+from camelid.model.quantized import BITS, QuantizedLinear, quantize_head, quantize_layers
 from camelid.tokenizer.stream import StreamDecoder
 from camelid.tokenizer.tokenizer import Tokenizer
 
-Prompt = str | Sequence[int]
-BITS = {"int8": 8, "int4": 4}
+Prompt = str | abc.Sequence[int]
 SHARE_OF_MEMORY = 0.25  # that the cache may take unless told otherwise
 DEFAULT_CACHE = 1 << 15  # tokens, or one whole context if that is more
 
@@ -57,7 +55,7 @@ class Engine:
     """
 
     def __init__(
-        self, model: Llama | Runner, tokenizer: Tokenizer | None = None, stop_ids: Sequence[int] | None = None,
+        self, model: Llama | Runner, tokenizer: Tokenizer | None = None, stop_ids: abc.Sequence[int] | None = None,
         cache_tokens: int | None = None,
     ) -> None:  # fmt: skip
         self._model = model if isinstance(model, Llama) else None
@@ -78,7 +76,7 @@ class Engine:
         quantization: str | None = None,
         threads: int | None = None,
         dtype: torch.dtype | None = None,
-        adapters: Mapping[str, str | Path] | None = None,
+        adapters: abc.Mapping[str, str | Path] | None = None,
         cache_tokens: int | None = None,
     ) -> Engine:
         """Open MODEL with its tokenizer, and more adapters of it by name, for `SamplingParams.adapter`.
@@ -115,13 +113,13 @@ class Engine:
         return self._model
 
     def generate(
-        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None,
+        self, prompts: abc.Sequence[Prompt], params: SamplingParams | abc.Sequence[SamplingParams] | None = None,
         strict: bool = True,
     ) -> list[Result]:  # fmt: skip
         """Complete every prompt by the same params or each by its own; as many at once as the cache holds. Order is
         kept. When a text fails the others go on; then CamelidError is raised, or without `strict` its result has the
         reason "error"."""
-        each = [params or SamplingParams()] * len(prompts) if not isinstance(params, Sequence) else list(params)
+        each = [params or SamplingParams()] * len(prompts) if not isinstance(params, abc.Sequence) else list(params)
         if len(each) != len(prompts):
             raise InputError(f"{len(prompts)} prompts but {len(each)} params: give one for all, or one for each")
         texts = [self.prepare(prompt, one) for prompt, one in zip(prompts, each, strict=True)]
@@ -136,7 +134,7 @@ class Engine:
             _check(texts)
         return [result_of(text) for text in texts]
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[str, None, Result]:
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> abc.Generator[str, None, Result]:
         """Yield the text of one completion as it appears; the generator's return value is the Result.
 
         Characters are held back while they may still be part of a stop string or of an unfinished character. Closing
@@ -162,7 +160,7 @@ class Engine:
         not hold that many."""
         return min(_context(self.runner), self.scheduler.pages.count * PAGE)
 
-    def prepare(self, prompt: Prompt, params: SamplingParams) -> Text:
+    def prepare(self, prompt: Prompt, params: SamplingParams) -> Sequence:
         """A text for `scheduler.add`. Raises InputError for a request that cannot be fulfilled."""
         if params.adapter is not None and params.adapter not in self.runner.adapters:
             known = ", ".join(self.runner.adapters) or "none"
@@ -186,7 +184,7 @@ class Engine:
             if self.tokenizer is None:
                 raise InputError("this engine has no tokenizer: a text of a given form needs one")
             matcher = Matcher(params.form, self.tokenizer, self.config.vocab_size, sorted(ends))
-        return Text(ids, params, budget, limit, ends, generator_for(params), decoder, matcher)
+        return Sequence(ids, params, budget, limit, ends, generator_for(params), decoder, matcher)
 
     def _ids(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
@@ -211,7 +209,7 @@ class Engine:
         return min(wanted, max(PAGE, int(SHARE_OF_MEMORY * memory / self.runner.page_bytes()) * PAGE))
 
 
-def _check(texts: Sequence[Text]) -> None:
+def _check(texts: abc.Sequence[Sequence]) -> None:
     failed = next((text for text in texts if text.error), None)
     if failed is not None:
         raise CamelidError(f"generation failed: {failed.error}")
@@ -233,7 +231,7 @@ def runner_for(model: Llama, quantization: str | None = None, threads: int | Non
     return TorchRunner(model)
 
 
-def result_of(text: Text) -> Result:
+def result_of(text: Sequence) -> Result:
     """What a finished text says."""
     assert text.finish is not None
     logprobs = text.logprobs if text.params.logprobs is not None else None

@@ -6,8 +6,7 @@ token sends the latest arrival back to the queue; its tokens are computed again 
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Sequence as Ordered
+from collections import abc, deque
 
 from camelid.generate.lookup import propose
 from camelid.generate.pages import Pages, page_names
@@ -165,7 +164,7 @@ class Scheduler:
         return sequence.params.adapter or ""
 
 
-def run_to_end(scheduler: Scheduler, sequences: Ordered[Sequence]) -> None:
+def run_to_end(scheduler: Scheduler, sequences: abc.Sequence[Sequence]) -> None:
     """Step until all of these have ended."""
     while any(s.finish is None for s in sequences):
         scheduler.step()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Ordered
+from collections import abc
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -94,7 +94,7 @@ class Sequence:
         return len(self.text) if self.finish else _safe_end(self.text, self.params.stop)
 
 
-def _safe_end(text: str, stops: Ordered[str]) -> int:
+def _safe_end(text: str, stops: abc.Sequence[str]) -> int:
     end = len(text)
     for stop in stops:
         for size in range(min(len(stop) - 1, end), 0, -1):

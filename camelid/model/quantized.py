@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from camelid.errors import InputError
 from camelid.kernels.packed import round_symmetric, rounded
 
+BITS = {"int8": 8, "int4": 4}
+
 
 @dataclass(frozen=True)
 class Integers:

@@ -13,7 +13,7 @@ from torch import Tensor
 from camelid.artifact import new_folder, write_manifest
 from camelid.errors import InputError
 from camelid.evaluate.opened import measured_in
-from camelid.evaluate.perplexity import Cut, Piece, pieces
+from camelid.evaluate.perplexity import WINDOW, Cut, Piece, pieces
 from camelid.evaluate.texts import read_texts
 from camelid.formats.adapter import is_adapter
 from camelid.formats.checkpoint import Checkpoint
@@ -21,18 +21,15 @@ from camelid.formats.compressed import Scheme, named_tensors
 from camelid.formats.convert import size_of
 from camelid.formats.hf import write_weights
 from camelid.formats.load import load, load_tokenizer, open_model, resolve, stop_ids
+from camelid.kernels.packed import BLOCK
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
-from camelid.model.quantized import quantize_head, quantize_layers
+from camelid.model.quantized import BITS, quantize_head, quantize_layers
 from camelid.quantize.gptq import quantize_by_gptq
 from camelid.quantize.measure import compare, sensitivity, shared_copy, states_of
 from camelid.report.page import Curve, Page
 from camelid.report.progress import progress
 from camelid.tokenizer.tokenizer import Tokenizer
-
-BITS = {"int8": 8, "int4": 4}
-WINDOW = 2048
-GROUP = 32
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class Wish:
     rounded to nearest. `data`: what the cost is measured on. `tokens`: at most so many of each."""
 
     format: str
-    group: int | None = GROUP
+    group: int | None = BLOCK
     symmetric: bool = True
     calibration: str | None = None
     data: str | None = None
@@ -81,21 +78,15 @@ def quantize(source: str | Path, out: str | Path, wish: Wish, quiet: bool = True
         else:
             quantize_layers(rounded, scheme.bits, scheme.group, scheme.symmetric)
             advance(len(rounded.layers), "layers")
-    figures = _cost(full, rounded, measured_on, scheme, wish, tokenizer, quiet) if measured_on else {}
-    digest = _write(full, rounded, checkpoint, Path(out), scheme, method, figures, wish)
+    figures = _cost(full, rounded, measured_on, scheme, wish, tokenizer) if measured_on else {}
+    digest = _write(rounded, checkpoint, Path(out), scheme, method, figures, wish)
     before: dict[str, Any] = {"bytes": size_of(path)}
     after: dict[str, Any] = {"bytes": size_of(Path(out))}
     if figures:
         before["token_perplexity"] = figures.pop("token_perplexity_before")
         after["token_perplexity"] = figures.pop("token_perplexity_after")
-    return {
-        "out": str(out),
-        "digest": digest,
-        "scheme": scheme.label,
-        "method": method,
-        "before": before,
-        "after": after,
-    } | figures
+    told = {"out": str(out), "digest": digest, "scheme": scheme.label, "method": method}
+    return told | {"before": before, "after": after} | figures
 
 
 def _check(already: str | None, config: LlamaConfig, scheme: Scheme, path: Path) -> None:
@@ -103,12 +94,12 @@ def _check(already: str | None, config: LlamaConfig, scheme: Scheme, path: Path)
         raise InputError(f"{path} is quantised already ({already}): start from the full-precision model")
     wide = (config.hidden_size, config.intermediate_size, config.num_attention_heads * config.head_size)
     group = scheme.group
-    if group is not None and (group < GROUP or group % GROUP):
-        raise InputError(f"--group {group}: a multiple of {GROUP}, or row")
-    bad = next((n for n in wide if n % GROUP or (group is not None and n % group)), None)
+    if group is not None and (group < BLOCK or group % BLOCK):
+        raise InputError(f"--group {group}: a multiple of {BLOCK}, or row")
+    bad = next((n for n in wide if n % BLOCK or (group is not None and n % group)), None)
     if bad is not None:
         raise InputError(
-            f"{path}: a layer has {bad} inputs, which are no whole groups of {group or GROUP}: choose --group"
+            f"{path}: a layer has {bad} inputs, which are no whole groups of {group or BLOCK}: choose --group"
         )
 
 
@@ -129,13 +120,7 @@ def _windows(data: str | None, tokenizer: Tokenizer, context: int, most: int) ->
 
 
 def _cost(
-    full: Llama,
-    rounded: Llama,
-    measured_on: Sequence[Piece],
-    scheme: Scheme,
-    wish: Wish,
-    tokenizer: Tokenizer,
-    quiet: bool,
+    full: Llama, rounded: Llama, measured_on: Sequence[Piece], scheme: Scheme, wish: Wish, tokenizer: Tokenizer
 ) -> dict[str, Any]:
     before, run = states_of(full, measured_on), shared_copy(rounded)
     quantize_head(run)  # as the engine runs it
@@ -151,26 +136,20 @@ def _cost(
 
 
 def _write(
-    full: Llama,
-    rounded: Llama,
-    checkpoint: Checkpoint,
-    out: Path,
-    scheme: Scheme,
-    method: str,
-    figures: dict[str, Any],
-    wish: Wish,
+    rounded: Llama, checkpoint: Checkpoint, out: Path, scheme: Scheme, method: str, figures: dict[str, Any], wish: Wish
 ) -> str:
-    source, wide = checkpoint.path, dict(full.named_parameters())
+    """What was not rounded goes in the file's dtype."""
+    source, whole = checkpoint.path, dict(rounded.named_parameters())
     dtype = next(t.dtype for name, t in checkpoint.tensors() if name == "embed_tokens.weight" and isinstance(t, Tensor))
-    tensors = {name: t.to(dtype) if name in wide else t for name, t in named_tensors(rounded)[0].items()}
+    tensors = {name: t.to(dtype) if name in whole else t for name, t in named_tensors(rounded)[0].items()}
     generation = {"eos_token_id": list(stop_ids(source))}
     with new_folder(out) as folder:
-        known = write_weights(full.config, tensors, folder, generation, quantization=scheme.to_dict())
+        known = write_weights(rounded.config, tensors, folder, generation, quantization=scheme.to_dict())
         load_tokenizer(source).save(folder)
         _page(source, scheme, method, figures).write(folder / "report.html")
         write_manifest(
             folder, "model", [source], known=known, scheme=scheme.label, method=method, calibration=wish.calibration,
-            figures=figures, parameters=full.num_parameters(),
+            figures=figures, parameters=rounded.config.num_parameters(),
         )  # fmt: skip
     return next(iter(known.values()))
 
