@@ -23,8 +23,8 @@ from camelid.finetune.tasks import Task
 from camelid.formats.adapter import is_adapter
 from camelid.formats.load import load_tokenizer, open_model, read_model, resolve, stop_ids
 from camelid.model.llama import Llama
-from camelid.model.lora import LoraConfig, adapt, quantize_base
-from camelid.model.quantized import keep_inputs
+from camelid.model.lora import LoraConfig, adapt
+from camelid.model.quantized import keep_inputs, quantize_layers
 from camelid.recipe import FinetuneSection, Recipe
 from camelid.tokenizer.template import NAMED, NEEDED
 from camelid.tokenizer.tokenizer import Tokenizer
@@ -272,7 +272,7 @@ def base_model(base: Path, recipe: Recipe, who: Ranks, weights: bool) -> tuple[L
             model, fingerprint = Llama(checkpoint.config).to(dtype), ""
     keep_inputs(model)
     if kind == "qlora":
-        quantize_base(model, settings.bits, settings.group)
+        quantize_layers(model, settings.bits, settings.group, symmetric=False, rounds_inputs=False)
     if kind != "none":
         config = LoraConfig(settings.rank, settings.alpha, tuple(settings.targets), settings.rslora, kind == "dora")
         adapt(model, config, seed=train.seed)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from camelid.errors import FormatError, InputError
 from camelid.formats.checkpoint import put_together
-from camelid.model.quantized import Integers
+from camelid.model.quantized import Integers, unpacked
 
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -100,8 +100,7 @@ def _integers(parts: Mapping[str, Tensor], scheme: AutoScheme, what: str) -> Int
 
 def _words(words: Tensor, bits: int) -> Tensor:
     """uint8 [rows, words * 32 / bits], the low bits of a word first."""
-    q = words.contiguous().view(torch.uint8)
-    return q if bits == 8 else torch.stack((q & 15, q >> 4), -1).flatten(1)
+    return unpacked(words.contiguous().view(torch.uint8), bits)
 
 
 def _awq(words: Tensor) -> Tensor:

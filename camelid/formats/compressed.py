@@ -19,7 +19,7 @@ from torch import Tensor
 from camelid.errors import FormatError, InputError
 from camelid.formats.checkpoint import put_together
 from camelid.model.llama import Llama
-from camelid.model.quantized import Integers, QuantizedLinear
+from camelid.model.quantized import Integers, QuantizedLinear, packed, unpacked
 
 METHOD, FORMAT = "compressed-tensors", "pack-quantized"
 PARTS = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point")
@@ -89,14 +89,14 @@ def assembled(
 
 
 def _integers(parts: Mapping[str, Tensor], scheme: Scheme, what: str) -> Integers:
-    shape, packed, scale = parts["weight_shape"], parts["weight_packed"], parts["weight_scale"]
+    shape, integers, scale = parts["weight_shape"], parts["weight_packed"], parts["weight_scale"]
     if shape.numel() != 2 or shape.is_floating_point():
         raise FormatError(f"{what}.weight_shape must be two whole numbers, not {shape.tolist()}")
     rows, columns = (int(n) for n in shape)
     group = scheme.group or columns
     if rows < 1 or columns < 1 or columns % group or columns * scheme.bits % 32:
         raise FormatError(f"{what}: a weight of {rows} x {columns} cannot be in groups of {group} and whole words")
-    _must(packed, (rows, columns * scheme.bits // 32), torch.int32, f"{what}.weight_packed")
+    _must(integers, (rows, columns * scheme.bits // 32), torch.int32, f"{what}.weight_packed")
     _must(scale, (rows, columns // group), None, f"{what}.weight_scale")
     # Kept as float16: below 6e-5 to the nearest 6e-8, which moves no weight by more than 8e-6 (of 8 bits).
     if not scale.is_floating_point() or not scale.isfinite().all() or scale.abs().max() > 65504:
@@ -105,9 +105,9 @@ def _integers(parts: Mapping[str, Tensor], scheme: Scheme, what: str) -> Integer
     if not scheme.symmetric:
         words = parts["weight_zero_point"]
         _must(words, (-(-rows * scheme.bits // 32), columns // group), torch.int32, f"{what}.weight_zero_point")
-        zero = _unpacked(words.T, scheme.bits)[:, :rows].T.contiguous()
+        zero = unpacked(words.T.contiguous().view(torch.uint8), scheme.bits)[:, :rows].T.contiguous()
     # The words' bytes are the integers as they are kept.
-    return Integers(packed.contiguous().view(torch.uint8), scale.half(), zero, scheme.bits)
+    return Integers(integers.contiguous().view(torch.uint8), scale.half(), zero, scheme.bits)
 
 
 def _must(tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None, what: str) -> None:
@@ -115,17 +115,9 @@ def _must(tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None, wha
         raise FormatError(f"{what} is {tensor.dtype} {list(tensor.shape)}; its weight needs {list(shape)}")
 
 
-def _unpacked(words: Tensor, bits: int) -> Tensor:
-    """uint8 [rows, words * 32 / bits]."""
-    q = words.contiguous().view(torch.uint8)
-    return q if bits == 8 else torch.stack((q & 15, q >> 4), dim=-1).flatten(1)
-
-
-def _packed(q: Tensor, bits: int) -> Tensor:
-    """The inverse, rows filled up to whole words."""
-    per_word = 32 // bits
-    q = torch.nn.functional.pad(q, (0, -q.shape[1] % per_word))
-    whole = q if bits == 8 else q[:, ::2] | q[:, 1::2] << 4
+def _words(q: Tensor, bits: int) -> Tensor:
+    """q uint8 [rows, columns] as int32, rows filled up to whole words."""
+    whole = packed(torch.nn.functional.pad(q, (0, -q.shape[1] % (32 // bits))), bits)
     return whole.flatten().view(torch.int32).view(len(q), -1)
 
 
@@ -138,7 +130,7 @@ def parts_of(layer: QuantizedLinear) -> dict[str, Tensor]:
         "weight_shape": torch.tensor(weight.shape),
     }
     if weight.zero is not None:
-        found["weight_zero_point"] = _packed(weight.zero.T.contiguous(), weight.bits).T.contiguous()
+        found["weight_zero_point"] = _words(weight.zero.T.contiguous(), weight.bits).T.contiguous()
     if layer.bias is not None:
         found["bias"] = layer.bias
     return found

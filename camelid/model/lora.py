@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from camelid.errors import InputError
 from camelid.kernels.precision import product_dtype
 from camelid.model.llama import Llama
-from camelid.model.quantized import QuantizedLinear, quantized
+from camelid.model.quantized import QuantizedLinear
 
 Linear = nn.Linear | QuantizedLinear
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -186,15 +186,6 @@ def use_adapter(model: Llama, name: str | None) -> None:
     for module in model.modules():
         if isinstance(module, AdaptedLinear):
             module.active = name if name is not None and name in module.adapters else None
-
-
-def quantize_base(model: Llama, bits: int, group: int) -> None:
-    """Keep the blocks' linear layers as integers, in place: see `model/quantized.py`. Call it before `adapt`. Layers
-    that are quantised already stay as they are."""
-    for _, parent, leaf in targets(model, LoraConfig()):
-        if isinstance(getattr(parent, leaf), QuantizedLinear):
-            continue
-        setattr(parent, leaf, quantized(getattr(parent, leaf), bits, group))
 
 
 @torch.no_grad()

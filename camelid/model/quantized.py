@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from camelid.errors import InputError
 from camelid.kernels.packed import round_symmetric, rounded
+from camelid.model.llama import Llama
 
 BITS = {"int8": 8, "int4": 4}
 
@@ -34,7 +35,7 @@ class Integers:
     @classmethod
     def of(cls, q: Tensor, scale: Tensor, zero: Tensor | None, bits: int) -> Self:
         """From q uint8 [out, in]."""
-        return cls(q[:, ::2] | q[:, 1::2] << 4 if bits == 4 else q, scale, zero, bits)
+        return cls(packed(q, bits), scale, zero, bits)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -48,7 +49,7 @@ class Integers:
     @property
     def q(self) -> Tensor:
         """uint8 [out, in]."""
-        return torch.stack((self.packed & 15, self.packed >> 4), -1).flatten(1) if self.bits == 4 else self.packed
+        return unpacked(self.packed, self.bits)
 
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight [out, in]; exact in float32."""
@@ -56,6 +57,16 @@ class Integers:
         steps = self.q.view(len(self.packed), -1, self.group).to(torch.float32) - zero
         dense: Tensor = steps.mul_(self.scale[..., None].float()).flatten(1).to(dtype)
         return dense
+
+
+def packed(q: Tensor, bits: int) -> Tensor:
+    """q uint8 [rows, columns] of 8 bits as it is, of 4 bits two a byte, the even column low."""
+    return q if bits == 8 else q[:, ::2] | q[:, 1::2] << 4
+
+
+def unpacked(q: Tensor, bits: int) -> Tensor:
+    """The inverse: uint8 [rows, columns]."""
+    return q if bits == 8 else torch.stack((q & 15, q >> 4), -1).flatten(1)
 
 
 def round_to_nearest(weight: Tensor, bits: int, group: int, symmetric: bool = True) -> Integers:
@@ -111,32 +122,31 @@ class QuantizedLinear(nn.Module):
         return F.linear(rounded(x) if self.rounds_inputs else x, self.dense().to(x.dtype), self.bias)
 
 
-def quantized(
-    linear: nn.Linear, bits: int, group: int | None, symmetric: bool = False, rounds_inputs: bool = False
-) -> QuantizedLinear:
+def quantized(linear: nn.Linear, bits: int, group: int | None, symmetric: bool, rounds_inputs: bool) -> QuantizedLinear:
     """A linear layer, its weight rounded to nearest, by groups or (None) by whole rows."""
     bias = None if linear.bias is None else linear.bias.detach()
     weight = round_to_nearest(linear.weight, bits, group or linear.in_features, symmetric)
     return QuantizedLinear(weight, bias, linear.weight.dtype, rounds_inputs)
 
 
-def quantize_layers(model: nn.Module, bits: int, group: int | None = 32, symmetric: bool = True) -> None:
-    """Round the linear layers of a Llama's blocks to nearest, in place."""
-    for layer in model.layers:  # type: ignore[union-attr]
-        for parent in list(layer.modules()):
-            for name, child in list(parent.named_children()):
-                if isinstance(child, nn.Linear):
-                    setattr(parent, name, quantized(child, bits, group, symmetric, rounds_inputs=True))
+def quantize_layers(
+    model: Llama, bits: int, group: int | None = 32, symmetric: bool = True, rounds_inputs: bool = True
+) -> None:
+    """Round the linear layers of the model's blocks to nearest, in place; those that are quantised stay as they are."""
+    for parent in list(model.layers.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear):
+                setattr(parent, name, quantized(child, bits, group, symmetric, rounds_inputs))
 
 
-def quantize_head(model: nn.Module, group: int = 32) -> None:
+def quantize_head(model: Llama, group: int = 32) -> None:
     """The output projection in int8, in place, as the engine runs every quantised model; the embedding stays as it
     is."""
     if isinstance(model.lm_head, nn.Linear) and model.lm_head.in_features % group == 0:
-        model.lm_head = quantized(model.lm_head, 8, group, symmetric=True, rounds_inputs=True)
+        model.add_module("lm_head", quantized(model.lm_head, 8, group, symmetric=True, rounds_inputs=True))
 
 
-def keep_inputs(model: nn.Module) -> None:
+def keep_inputs(model: Llama) -> None:
     """Let quantised layers take their inputs as they are: what an adapter on top of them learns from must have
     slopes."""
     for module in model.modules():
@@ -144,7 +154,7 @@ def keep_inputs(model: nn.Module) -> None:
             module.rounds_inputs = False
 
 
-def make_dense(model: nn.Module) -> None:
+def make_dense(model: Llama) -> None:
     """Put plain linear layers in the place of quantised ones, in place: the same weights, one number each."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):

@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_map_only
 
 from camelid.kernels.cross_entropy import linear_cross_entropy
 from camelid.model.llama import Llama
-from camelid.model.lora import AdaptedLinear, adapt, quantize_base
-from camelid.model.quantized import QuantizedLinear
+from camelid.model.lora import AdaptedLinear, adapt
+from camelid.model.quantized import QuantizedLinear, quantize_layers
 from camelid.recipe import TrainSection
 from camelid.train.step import autocast
 
@@ -78,7 +78,7 @@ def twin(real: Llama) -> Llama:
     layers = [m.base if isinstance(m, AdaptedLinear) else m for m in real.modules()]
     quantized = next((m for m in layers if isinstance(m, QuantizedLinear)), None)
     if quantized:
-        quantize_base(model, quantized.bits, quantized.group)
+        quantize_layers(model, quantized.bits, quantized.group, symmetric=False, rounds_inputs=False)
     for name, config in real.adapters.items():
         adapt(model, config, name)
     return model

@@ -4,6 +4,7 @@ computed."""
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -99,7 +100,7 @@ def test_scores_that_are_no_numbers(temperature: float) -> None:
     {"repetition_penalty": math.inf}, {"presence_penalty": math.nan}, {"logit_bias": {3: math.inf}}, {"logprobs": -1},
     {"logprobs": True}, {"lookup": 1.5}, {"top_k": -1}, {"min_p": 1.5}, {"max_new_tokens": 0}, {"stop": ("",)},
 ])  # fmt: skip
-def test_wishes_out_of_range(wrong: dict[str, object]) -> None:
+def test_wishes_out_of_range(wrong: dict[str, Any]) -> None:
     [name] = wrong
     with pytest.raises(InputError, match="stop string" if name == "stop" else name):
-        SamplingParams(**wrong)  # type: ignore[arg-type]
+        SamplingParams(**wrong)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ SMALL = LlamaConfig(
     vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
     num_key_value_heads=2, head_dim=32, max_position_embeddings=256,
 )  # fmt: skip
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "grouped": {},
     "multi-head": {"num_key_value_heads": 4},
     "multi-query": {"num_key_value_heads": 1},
@@ -38,9 +39,9 @@ SHAPES = {
 }
 
 
-def llama(dtype: torch.dtype = torch.float32, **changes: object) -> Llama:
+def llama(dtype: torch.dtype = torch.float32, **changes: Any) -> Llama:
     torch.manual_seed(0)
-    model = Llama(dataclasses.replace(SMALL, **changes)).eval()  # type: ignore[arg-type]
+    model = Llama(dataclasses.replace(SMALL, **changes)).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.mul_(3) if weight.dim() > 1 else weight.add_(0.1 * torch.randn_like(weight))
@@ -54,8 +55,8 @@ def tokens(count: int, seed: int = 0) -> list[int]:
     return found
 
 
-def runner(model: Llama, **options: object) -> NativeRunner:
-    made = NativeRunner(model, **options)  # type: ignore[arg-type]
+def runner(model: Llama, **options: Any) -> NativeRunner:
+    made = NativeRunner(model, **options)
     made.reserve(32)
     return made
 
@@ -108,7 +109,7 @@ def test_levels_agree_on_integers_to_the_last_bit_but_for_fused_sums(decoders: d
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", HERE)
 def test_logits_are_the_torch_models(shape: str, name: str) -> None:
-    model, ids = llama(**SHAPES[shape]), tokens(70)  # type: ignore[arg-type]
+    model, ids = llama(**SHAPES[shape]), tokens(70)
     with torch.inference_mode():
         expected = model(torch.tensor([ids])).logits[0]
     [found] = runner(model, threads=2, level=name).run([Chunk(ids, 0, [5, 2, 7], 70)])
@@ -215,7 +216,7 @@ def test_what_is_wanted_is_what_is_returned() -> None:
     [({"hidden_size": 48, "head_dim": 16}, "multiple of 32"), ({"head_dim": 8}, "head_dim"),
      ({"rope_scaling": RopeScaling("dynamic", factor=2.0)}, "dynamic")],
 )  # fmt: skip
-def test_what_the_decoder_does_not_take(changes: dict[str, object], why: str) -> None:
+def test_what_the_decoder_does_not_take(changes: dict[str, Any], why: str) -> None:
     assert native_refusal(llama()) is None
     assert why in (native_refusal(llama(**changes)) or "")
     assert "float64" in (native_refusal(llama().double()) or "")

@@ -18,7 +18,8 @@ from camelid.formats.adapter import attach, write_adapter
 from camelid.formats.load import load_adapters
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
-from camelid.model.lora import AdaptedLinear, LoraConfig, adapt, merge, quantize_base, use_adapter
+from camelid.model.lora import AdaptedLinear, LoraConfig, adapt, merge, use_adapter
+from camelid.model.quantized import quantize_layers
 
 KINDS: list[dict[str, Any]] = [
     {}, {"use_rslora": True}, {"use_dora": True}, {"target_modules": ("q_proj", "v_proj"), "r": 3, "lora_alpha": 5.0},
@@ -175,7 +176,7 @@ def test_an_adapter_for_another_base(tiny: LlamaConfig, tmp_path: Path) -> None:
 
 def test_an_adapter_on_a_quantised_base_learns_as_on_the_rounded_weights(model: Llama) -> None:
     rounded = copy.deepcopy(model)
-    quantize_base(model, 4, 16)
+    quantize_layers(model, 4, 16, symmetric=False, rounds_inputs=False)
     for name, module in model.named_modules():
         if hasattr(module, "dense"):
             rounded.get_submodule(name).weight.data.copy_(module.dense())
@@ -189,4 +190,4 @@ def test_an_adapter_on_a_quantised_base_learns_as_on_the_rounded_weights(model: 
     for name, gradient in learned.items():
         torch.testing.assert_close(gradient, expected[name], rtol=0, atol=1e-12)
     with pytest.raises(InputError, match="do not divide"):
-        quantize_base(Llama(model.config), 4, 9)
+        quantize_layers(Llama(model.config), 4, 9, symmetric=False, rounds_inputs=False)
