@@ -98,9 +98,16 @@ def test_scores_that_are_no_numbers(temperature: float) -> None:
 @pytest.mark.parametrize("wrong", [
     {"temperature": math.nan}, {"temperature": -1}, {"top_p": 0.0}, {"typical_p": 0.0}, {"repetition_penalty": 0.0},
     {"repetition_penalty": math.inf}, {"presence_penalty": math.nan}, {"logit_bias": {3: math.inf}}, {"logprobs": -1},
-    {"logprobs": True}, {"lookup": 1.5}, {"top_k": -1}, {"min_p": 1.5}, {"max_new_tokens": 0}, {"stop": ("",)},
+    {"logprobs": True}, {"lookup": 1.5}, {"top_k": -1}, {"min_p": 1.5}, {"seed": -1},
+    {"seed": 2**70}, {"max_new_tokens": 0}, {"stop": ("",)},
 ])  # fmt: skip
 def test_wishes_out_of_range(wrong: dict[str, Any]) -> None:
     [name] = wrong
     with pytest.raises(InputError, match="stop string" if name == "stop" else name):
         SamplingParams(**wrong)
+
+
+def test_the_least_temperature_is_greedy() -> None:
+    chances = probabilities(LOGITS, SamplingParams(temperature=1e-40))
+    assert int(chances.argmax()) == int(LOGITS.argmax())
+    assert float(chances.max()) == 1

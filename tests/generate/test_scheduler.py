@@ -274,6 +274,8 @@ def test_what_cannot_fit_is_refused_before_it_waits() -> None:
         small.prepare([1] * 64, SamplingParams())
     [result] = small.generate([[1] * 60], SamplingParams(max_new_tokens=50))
     assert (len(result.ids), result.finish_reason) == (4, "max_length")
+    with pytest.raises(InputError, match="cache_tokens must be at least 1"):
+        Engine(Noise(), None, cache_tokens=-5)
     with pytest.raises(InputError, match="logit_bias names token 300"):
         small.prepare([1], SamplingParams(logit_bias={300: 1.0}))
 

@@ -227,6 +227,20 @@ def test_an_adapter_on_a_quantised_folder_learns_with_true_slopes(tmp_path: Path
         torch.testing.assert_close(ours, true, rtol=1e-4, atol=1e-7)
 
 
+def test_doors_that_are_shut(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    full = source(tmp_path / "full", tokenizer)
+    with pytest.raises(InputError, match="threads must be at least 1"):
+        Engine.from_pretrained(full, threads=0)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match="is an adapter"):
+        quantize(tmp_path / "adapter", tmp_path / "out", Wish("int8"))
+    raw = json.loads((full / "config.json").read_text()) | {"quantization_config": ["int8"]}
+    (full / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(FormatError, match="is a list"):
+        load(full)
+
+
 def change(folder: Path, **changes: Any) -> None:
     raw = json.loads((folder / "config.json").read_text())
     weights = raw["quantization_config"]["config_groups"]["group_0"]["weights"]
