@@ -175,6 +175,37 @@ def test_greedy_text_is_the_cpus(small: Llama, tokenizer: Tokenizer, tmp_path: P
     assert (tmp_path / "out" / "model.safetensors").exists()
 
 
+def test_recorded_steps_are_the_cpus(small: Llama) -> None:
+    """Texts that come and go, so that numbers of texts and of pages pass the sizes that were recorded, and two adapters
+    in one step."""
+    small.double()
+    model = Llama(small.config).double()
+    model.load_state_dict(small.state_dict())
+    for name in ("one", "two"):
+        torch.manual_seed(ord(name[0]))
+        adapt(model, LoraConfig(r=4), name)
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.data.normal_(0, 0.02)
+    prompts = [[(7 * n + i) % 400 for i in range(20 + 61 * n)] for n in range(6)]
+    params = [
+        SamplingParams(max_new_tokens=30 + 50 * (n % 3), ignore_eos=True, adapter=("one", "two")[n % 2], logprobs=2)
+        for n in range(6)
+    ]
+    cpu = Engine(model).generate(prompts, params)
+    gpu = Engine(model.to(GPU)).generate(prompts, params)
+    assert len({tuple(r.ids) for r in cpu}) == 6
+    for wanted, found in zip(cpu, gpu, strict=True):
+        assert wanted.logprobs
+        assert found.logprobs
+        for one, other in zip(wanted.logprobs, found.logprobs, strict=True):
+            assert other.logprob == pytest.approx(one.logprob, abs=1e-5)  # RoPE's tables differ in their last bit
+            if other.token != one.token:
+                (_, best), (_, second) = one.top
+                assert best - second < 1e-5
+                break
+
+
 def test_a_chunk_is_one_compiled_pass() -> None:
     """Also where the last chunk is short, and where the number of tokens changes between calls."""
     torch.manual_seed(0)

@@ -16,7 +16,7 @@ from camelid.model.config import LlamaConfig
 
 
 class LayerKV:
-    """One layer's pages [pages, kv_heads, PAGE, head_dim], seen through the texts its cache has selected."""
+    """One layer's pages [pages, PAGE, kv_heads, head_dim], seen through the texts its cache has selected."""
 
     def __init__(self, owner: KVCache) -> None:
         self.owner = owner
@@ -33,33 +33,49 @@ class LayerKV:
         where = owner.positions(keys.shape[2], keys.device)
         where = where[None] if where.dim() == 1 else where
         tables = owner.tables(keys.device)
-        pages, slots = tables.gather(1, where // PAGE), where % PAGE
-        self.keys[pages, :, slots] = keys.transpose(1, 2)
-        self.values[pages, :, slots] = values.transpose(1, 2)
         end = max(owner.starts) + keys.shape[2]
-        return _joined(self.keys, tables, end), _joined(self.values, tables, end)
+        pages, slots = places(where, tables)
+        all_keys = store(self.keys, keys, pages, slots, tables)
+        all_values = store(self.values, values, pages, slots, tables)
+        return all_keys[:, :, :end], all_values[:, :, :end]
+
+
+def places(where: Tensor, tables: Tensor) -> tuple[Tensor, Tensor]:
+    """Page and place in it, each [texts, new], of positions [texts, new] in texts with the pages `tables` [texts,
+    most]."""
+    return tables.gather(1, where // PAGE), where % PAGE
+
+
+def store(kept: Tensor, new: Tensor, pages: Tensor, slots: Tensor, tables: Tensor) -> Tensor:
+    """Write keys or values [texts, kv_heads, new, head_dim] into `kept` [pages, PAGE, kv_heads, head_dim]; return all
+    that the texts' pages hold, [texts, kv_heads, most * PAGE, head_dim]."""
+    kept[pages, slots] = new.transpose(1, 2)
+    return kept[tables].flatten(1, 2).transpose(1, 2)
 
 
 def _grown(old: Tensor | None, pages: int, like: Tensor) -> Tensor:
-    fresh = like.new_zeros(pages, like.shape[1], PAGE, like.shape[3])
+    fresh = like.new_zeros(pages, PAGE, like.shape[1], like.shape[3])
     if old is not None:
         fresh[: len(old)] = old
     return fresh
-
-
-def _joined(pages: Tensor, tables: Tensor, end: int) -> Tensor:
-    """[texts, kv_heads, end, head_dim] of the texts with these pages."""
-    return pages[tables].transpose(1, 2).flatten(2, 3)[:, :, :end]
 
 
 class KVCache:
     """The cache of all layers. `select` says which texts the next forward pass is about."""
 
     def __init__(self, config: LlamaConfig) -> None:
-        self.pages = 0
+        self.config, self.pages = config, 0
         self.starts: list[int] = []
         self._tables: list[list[int]] = []
         self._layers = [LayerKV(self) for _ in range(config.num_hidden_layers)]
+
+    def reserve(self, pages: int, like: Tensor) -> None:
+        """Make all pages now, in the dtype and on the device of `like`, and never others."""
+        self.pages = pages
+        c = self.config
+        for layer in self._layers:
+            shape = (pages, PAGE, c.kv_heads, c.head_size)
+            layer.keys, layer.values = like.new_zeros(shape), like.new_zeros(shape)
 
     def select(self, starts: Sequence[int], tables: Sequence[Sequence[int]]) -> None:
         """Texts by how many tokens they have so far and which pages, with room for what comes next."""
@@ -67,7 +83,7 @@ class KVCache:
         most = max(page for table in tables for page in table) + 1
         self.pages = self.pages if most <= self.pages else max(most, 2 * self.pages)
 
-    def layers(self) -> Sequence[LayerKV]:
+    def layers(self) -> list[LayerKV]:
         return self._layers
 
     def tables(self, device: torch.device) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from camelid.generate.cache import KVCache
+from camelid.generate.graphs import Graphs
 from camelid.kernels.decoder import MATRICES, PAGE, Decoder, LayerWeights, Shape, Text
 from camelid.kernels.packed import BLOCK, Packed, pack, pack_integers
 from camelid.model.block import Block
@@ -70,10 +71,13 @@ class TorchRunner:
         self.model, self.config = model, model.config
         self.default = model.active_adapter  # of requests that name none
         self._cache = KVCache(model.config)
+        self._graphs: Graphs | None = None
 
     @property
     def at_once(self) -> int:
-        return 1 << 30 if depends_on_length(self.config) else 512
+        if depends_on_length(self.config):
+            return 1 << 30
+        return 512 if self.model.device.type == "cpu" else 8192  # a GPU is idle over fewer
 
     @property
     def adapters(self) -> Sequence[str]:
@@ -84,7 +88,12 @@ class TorchRunner:
         return 2 * PAGE * c.num_hidden_layers * c.kv_heads * c.head_size * self.model.dtype.itemsize
 
     def reserve(self, pages: int) -> None:
-        """Nothing: pages are made when they are first written."""
+        """On a GPU all pages, for recorded steps know them by their place in memory; else they are made when they are
+        first written."""
+        if self.model.device.type == "cuda" and not depends_on_length(self.config):
+            with torch.inference_mode():
+                self._cache.reserve(pages + 1, self.model.embed_tokens.weight)
+                self._graphs = Graphs(self.model, self._cache, scrap=pages)
 
     def run(self, chunks: Sequence[Chunk]) -> list[Tensor]:
         found: dict[int, Tensor] = {}
@@ -104,11 +113,16 @@ class TorchRunner:
         wanted = chunks[0].adapter or self.default
         if self.model.active_adapter != wanted:
             use_adapter(self.model, wanted)
+        if self._graphs is not None and all(len(c.ids) == 1 and c.wanted == 1 for c in chunks):
+            logits = self._graphs.run(
+                [c.ids[0] for c in chunks], [c.position for c in chunks], [c.pages for c in chunks]
+            )
+            return _by_chunk(logits, chunks)
         self._cache.select([c.position for c in chunks], [c.pages for c in chunks])
         ids = torch.tensor([list(c.ids) for c in chunks], device=self.model.device)
         hidden = self.model.hidden(ids, cache=self._cache)
         kept = [hidden[n, len(c.ids) - c.wanted :] for n, c in enumerate(chunks)]
-        logits: Tensor = self.model.lm_head(torch.cat(kept))
+        logits = self.model.lm_head(torch.cat(kept))
         return _by_chunk(logits, chunks)
 
 

@@ -95,6 +95,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
             return out
     if isinstance(mask, Documents):
         mask = mask.mask
+    if q.shape[2] == 1 and q.shape[1] != k.shape[1] and (mask is None or mask.shape[1] == 1):
+        # One query of each of a group's heads is several queries of the group's one: no key is repeated for it.
+        grouped = q.view(q.shape[0], k.shape[1], -1, q.shape[3])
+        return F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask).flatten(1, 2)[:, :, None]
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
     )

@@ -37,6 +37,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     x's dtype before the product with the weight."""
     if _native_takes(x, weight) and weight.shape == x.shape[-1:]:
         return _native_rms_norm(x.contiguous(), weight.contiguous(), eps)
+    return compiled_on_gpu(_rms_norm, x)(x, weight, eps)
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     # bfloat16 and float16 are widened; float64 stays, so a float64 model is float64 throughout.
     wide = x if x.dtype == torch.float64 else x.float()
     normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
@@ -62,8 +66,14 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up (arXiv:2002.05202). Only gate and up are kept for the backward pass, silu(gate) is made again."""
     if _native_takes(gate, up) and gate.shape == up.shape:
         return _native_swiglu(gate.contiguous(), up.contiguous())
+    if torch.is_inference_mode_enabled():
+        return compiled_on_gpu(_silu_times, gate)(gate, up)
     out: Tensor = _SwiGLU.apply(gate, up)  # type: ignore[no-untyped-call]
     return out
+
+
+def _silu_times(gate: Tensor, up: Tensor) -> Tensor:
+    return F.silu(gate) * up
 
 
 def _native_swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -98,7 +108,7 @@ def softmax_gradient_(logits: Tensor, labels: Tensor, z_loss: float = 0.0, gradi
     native = library()
     if native is not None and logits.device.type == "cpu" and logits.dtype in (torch.float32, torch.bfloat16):
         return _native_softmax_gradient(native, logits, labels, z_loss, gradient)
-    one_pass = _compiled_softmax_gradient() if logits.device.type == "cuda" and compiles() else _softmax_gradient
+    one_pass = _compiled(_softmax_gradient) if logits.device.type == "cuda" and compiles() else _softmax_gradient
     log_sum: Tensor = one_pass(logits, labels, z_loss, gradient)
     return log_sum
 
@@ -120,9 +130,16 @@ def _softmax_gradient(logits: Tensor, labels: Tensor, z_loss: float, gradient: b
     return log_sum
 
 
+def compiled_on_gpu(function: Callable[..., Tensor], first: Tensor) -> Callable[..., Tensor]:
+    """The function as one compiled pass where a GPU generates, the function itself else: a training run compiles whole
+    layers instead. `first` is one of the tensors."""
+    generating = torch.is_inference_mode_enabled() and not torch.compiler.is_compiling()
+    return _compiled(function, dynamic=True) if generating and first.is_cuda and compiles() else function
+
+
 @cache
-def _compiled_softmax_gradient() -> Callable[..., Tensor]:
-    made: Callable[..., Tensor] = torch.compile(_softmax_gradient)
+def _compiled(function: Callable[..., Tensor], dynamic: bool | None = None) -> Callable[..., Tensor]:
+    made: Callable[..., Tensor] = torch.compile(function, dynamic=dynamic)
     return made
 
 

@@ -16,7 +16,7 @@ from camelid.model.attention import LayerCache
 from camelid.model.block import Block, RMSNorm
 from camelid.model.config import LlamaConfig
 from camelid.model.init import initialize
-from camelid.model.rope import rotation
+from camelid.model.rope import Rotation, rotation
 
 
 @dataclass(frozen=True)
@@ -102,15 +102,17 @@ class Llama(nn.Module):
         positions: Tensor | None = None,
         document_ids: Tensor | None = None,
         cache: Cache | None = None,
+        turn: Rotation | None = None,
     ) -> Tensor:
         """The last layer's normed states [batch, seq, hidden], before the output projection.
 
         positions: int64 [seq] or [batch, seq], default 0, 1, 2, … (after the cached tokens).
         document_ids: int64 [batch, seq]; a token sees only earlier tokens of its own document.
         cache: earlier tokens' keys and values, extended by this call; excludes document_ids.
+        turn: the positions' rotation, where the caller has it already.
         """
         seq = input_ids.shape[1]
-        if positions is None:
+        if turn is None and positions is None:
             positions = cache.positions(seq, input_ids.device) if cache else torch.arange(seq, device=input_ids.device)
         mask: Mask = cache.mask(seq, input_ids.device) if cache else None
         if document_ids is not None:
@@ -119,8 +121,10 @@ class Llama(nn.Module):
             mask = packed(document_ids, product_dtype(self.embed_tokens.weight), self.config.head_size)
         # Only dynamic scaling needs the length. Past the trained context its frequencies change as the text grows;
         # like transformers, cached tokens keep the rotation they had when they were read.
-        length = int(positions.max()) + 1 if self.config.rope_scaling.rope_type == "dynamic" else 0
-        turn = rotation(self.config, positions, length)
+        if turn is None:
+            assert positions is not None
+            length = int(positions.max()) + 1 if self.config.rope_scaling.rope_type == "dynamic" else 0
+            turn = rotation(self.config, positions, length)
 
         x: Tensor = self.embed_tokens(input_ids)
         caches: Sequence[LayerCache | None] = cache.layers() if cache else [None] * len(self.layers)

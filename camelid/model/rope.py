@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from camelid.kernels.elementwise import compiled_on_gpu
 from camelid.model.config import LlamaConfig
 
 
@@ -106,6 +107,10 @@ def rotate(x: Tensor, by: Rotation) -> Tensor:
     cos, sin = by.cos.to(x.dtype), by.sin.to(x.dtype)
     if cos.dim() == 3:  # one set of positions a row: [batch, 1, seq, head_dim/2]
         cos, sin = cos[:, None], sin[:, None]
+    return compiled_on_gpu(_turn_pairs, x)(x, cos, sin)
+
+
+def _turn_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
