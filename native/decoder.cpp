@@ -332,4 +332,12 @@ void camelid_decoder_step(void* handle, const std::int64_t* numbers, const float
             return normed + i * d.hidden;
         });
 }
+
+// The states of the last step's tokens, after the final norm: out [tokens, hidden].
+void camelid_decoder_states(void* handle, std::int64_t tokens, float* out) {
+    Decoder& d = *static_cast<Decoder*>(handle);
+    const float* x = d.residual.reserve(tokens * d.hidden);  // it is there: nothing grows
+    for (std::int64_t t = 0; t < tokens; ++t)
+        d.level->rms_norm(x + t * d.hidden, d.final_norm, d.hidden, d.eps, out + t * d.hidden);
+}
 }

@@ -27,6 +27,7 @@ VERBS = {
     "evaluate": "perplexity, BLEU, ROUGE, choices, with their protocol",
     "generate": "complete a prompt",
     "chat": "talk to a model in the terminal",
+    "serve": "an OpenAI-compatible server and a chat page",
     "lineage": "where a folder came from, back to the raw files",
     "bench": "camelid beside its peers, on this machine",
     "info": "this machine, versions, and what camelid will use",

@@ -47,6 +47,11 @@ class Result:
     error: str | None = None
 
 
+class PromptTooLong(InputError):
+    def __init__(self, tokens: int, most: int) -> None:
+        super().__init__(f"the prompt has {tokens} tokens; the model takes at most {most}")
+
+
 class Engine:
     """A model and its tokenizer, ready to generate. Without a tokenizer, prompts must be ids and text stays empty.
 
@@ -160,8 +165,9 @@ class Engine:
         not hold that many."""
         return min(_context(self.runner), self.scheduler.pages.count * PAGE)
 
-    def prepare(self, prompt: Prompt, params: SamplingParams) -> Sequence:
-        """A text for `scheduler.add`. Raises InputError for a request that cannot be fulfilled."""
+    def prepare(self, prompt: Prompt, params: SamplingParams, salt: str = "") -> Sequence:
+        """A text for `scheduler.add`; pages are shared only among texts of one `salt`. Raises
+        InputError for a request that cannot be fulfilled."""
         if params.adapter is not None and params.adapter not in self.runner.adapters:
             known = ", ".join(self.runner.adapters) or "none"
             raise InputError(f"the model has no adapter named {params.adapter!r} (it has {known})")
@@ -174,7 +180,7 @@ class Engine:
             raise InputError(f"max_length {params.max_length} leaves no room after a prompt of {len(ids)} tokens")
         room = self.context_length - len(ids)
         if room < 1:
-            raise InputError(f"the prompt has {len(ids)} tokens; the model takes at most {self.context_length - 1}")
+            raise PromptTooLong(len(ids), self.context_length - 1)
         if room < budget:
             budget, limit = room, "max_length"
         decoder = StreamDecoder(self.tokenizer, ids[-8:]) if self.tokenizer else None
@@ -184,7 +190,13 @@ class Engine:
             if self.tokenizer is None:
                 raise InputError("this engine has no tokenizer: a text of a given form needs one")
             matcher = Matcher(params.form, self.tokenizer, self.config.vocab_size, sorted(ends))
-        return Sequence(ids, params, budget, limit, ends, generator_for(params), decoder, matcher)
+        return Sequence(ids, params, budget, limit, ends, generator_for(params), decoder, matcher, salt)
+
+    def embed(self, texts: abc.Sequence[Prompt], adapter: str | None = None) -> torch.Tensor:
+        """The mean of each text's last states, scaled to length 1: float32 [texts, hidden]. A model that was not
+        trained for it places texts only roughly by their meaning."""
+        means = [self.scheduler.mean_state(self._ids(text), adapter).cpu() for text in texts]
+        return torch.nn.functional.normalize(torch.stack(means), dim=1)
 
     def _ids(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -61,6 +61,10 @@ class Runner(Protocol):
         """The wanted logits of each chunk, float32 or the model's dtype, [wanted, vocab]."""
         ...
 
+    def states(self, chunk: Chunk) -> Tensor:
+        """Feed one chunk; its last layer's normed states [tokens, hidden]."""
+        ...
+
 
 class TorchRunner:
     """Runs the torch model: chunks of several tokens one by one, single tokens of one adapter together. Under dynamic
@@ -108,22 +112,33 @@ class TorchRunner:
         return [found[number] for number in range(len(chunks))]
 
     @torch.inference_mode()
+    def states(self, chunk: Chunk) -> Tensor:
+        self._use(chunk.adapter)
+        return self._hidden([chunk])[0]
+
+    @torch.inference_mode()
     def _together(self, chunks: Sequence[Chunk]) -> list[Tensor]:
         """Chunks of one length and one adapter."""
-        wanted = chunks[0].adapter or self.default
-        if self.model.active_adapter != wanted:
-            use_adapter(self.model, wanted)
+        self._use(chunks[0].adapter)
         if self._graphs is not None and all(len(c.ids) == 1 and c.wanted == 1 for c in chunks):
             logits = self._graphs.run(
                 [c.ids[0] for c in chunks], [c.position for c in chunks], [c.pages for c in chunks]
             )
             return _by_chunk(logits, chunks)
-        self._cache.select([c.position for c in chunks], [c.pages for c in chunks])
-        ids = torch.tensor([list(c.ids) for c in chunks], device=self.model.device)
-        hidden = self.model.hidden(ids, cache=self._cache)
+        hidden = self._hidden(chunks)
         kept = [hidden[n, len(c.ids) - c.wanted :] for n, c in enumerate(chunks)]
         logits = self.model.lm_head(torch.cat(kept))
         return _by_chunk(logits, chunks)
+
+    def _use(self, adapter: str | None) -> None:
+        wanted = adapter or self.default
+        if self.model.active_adapter != wanted:
+            use_adapter(self.model, wanted)
+
+    def _hidden(self, chunks: Sequence[Chunk]) -> Tensor:
+        self._cache.select([c.position for c in chunks], [c.pages for c in chunks])
+        ids = torch.tensor([list(c.ids) for c in chunks], device=self.model.device)
+        return self.model.hidden(ids, cache=self._cache)
 
 
 class NativeRunner:
@@ -180,6 +195,10 @@ class NativeRunner:
         embedded = torch.nn.functional.embedding(ids, self._embeddings).float()
         logits = self._decoder.step(embedded, texts, wanted, cos, sin, self._cache, self._bfloat)
         return _by_chunk(logits, chunks)
+
+    def states(self, chunk: Chunk) -> Tensor:
+        self.run([replace(chunk, wanted=0)])
+        return self._decoder.states(len(chunk.ids))
 
     def _turned(self, length: int) -> tuple[Tensor, Tensor]:
         """cos and sin of at least this many positions."""

@@ -8,6 +8,9 @@ from __future__ import annotations
 import threading
 from collections import abc, deque
 
+from torch import Tensor
+
+from camelid.errors import CamelidError
 from camelid.generate.lookup import propose
 from camelid.generate.pages import Pages, page_names
 from camelid.generate.runner import Chunk, Runner
@@ -38,6 +41,31 @@ class Scheduler:
                 if sequence in self.waiting:
                     self.waiting.remove(sequence)
             self._leave(sequence)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step would have something to do."""
+        return bool(self.waiting or self.running)
+
+    def mean_state(self, ids: abc.Sequence[int], adapter: str | None = None) -> Tensor:
+        """The mean of a text's last states, float32 [hidden]. Its pages come from those that are free, and go back.
+        Raises CamelidError when there are not enough."""
+        with self._lock:
+            wanted = -(-len(ids) // PAGE)
+            if wanted > self.pages.free:
+                raise CamelidError(f"{wanted} pages of the cache are needed, {self.pages.free} are free")
+            pages = [self.pages.take() for _ in range(wanted)]
+            total: Tensor | None = None
+            try:
+                for start in range(0, len(ids), self.runner.at_once):
+                    part = ids[start : start + self.runner.at_once]
+                    sums = self.runner.states(Chunk(part, start, pages, 0, adapter)).double().sum(0)
+                    total = sums if total is None else total + sums
+            finally:
+                for page in pages:
+                    self.pages.release(page)
+            assert total is not None
+            return (total / len(ids)).float()
 
     def step(self) -> list[Sequence]:
         """Compute one step; returns the texts that took tokens. Empty when there is nothing to do."""
@@ -161,7 +189,7 @@ class Scheduler:
 
     @staticmethod
     def _salt(sequence: Sequence) -> str:
-        return sequence.params.adapter or ""
+        return f"{sequence.params.adapter or ''}/{sequence.salt}"
 
 
 def run_to_end(scheduler: Scheduler, sequences: abc.Sequence[Sequence]) -> None:

@@ -20,7 +20,8 @@ FinishReason = Literal["eos", "stop", "max_new_tokens", "max_length", "cancelled
 @dataclass(eq=False)
 class Sequence:
     """`prompt` and then `ids`; the keys and values of the first `fed` tokens lie in `pages`, whose names are `names` as
-    far as they are full. `proposed` are guesses at the next tokens, to be checked in one step."""
+    far as they are full. `proposed` are guesses at the next tokens, to be checked in one step. Texts share pages with
+    those of the same `salt` only."""
 
     prompt: list[int]
     params: SamplingParams
@@ -30,6 +31,7 @@ class Sequence:
     generator: torch.Generator | None
     decoder: StreamDecoder | None
     matcher: Matcher | None = None
+    salt: str = ""
     ids: list[int] = field(default_factory=list)
     text: str = ""
     finish: FinishReason | None = None

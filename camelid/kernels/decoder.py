@@ -132,6 +132,12 @@ class Decoder:
         )  # fmt: skip
         return logits
 
+    def states(self, tokens: int) -> Tensor:
+        """The last step's states after the final norm, float32 [tokens, hidden]: of all its tokens."""
+        out = torch.empty(tokens, self.shape.hidden_size, dtype=torch.float32, device="cpu")
+        self._native.camelid_decoder_states(self._handle, ctypes.c_int64(tokens), _pointer(out))
+        return out
+
     def product(self, weight: Packed, by: Tensor) -> Tensor:
         """by float32 [tokens, columns] times the weight: float32 [tokens, rows]."""
         by = by.contiguous()

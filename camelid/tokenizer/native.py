@@ -51,7 +51,7 @@ def native_bpe(description: Mapping[str, Any]) -> bpe.NativeBpe | None:
     vocab: dict[str, int] = model["vocab"]
     if pipeline is None or not vocab or not bpe.ready(classes):
         return None
-    as_bytes = str.encode if pipeline.kind == bpe.WHOLE else _bytes_of
+    as_bytes = str.encode if pipeline.kind == bpe.WHOLE else bytes_of
     byte_ids = _byte_ids(model, pipeline.kind)
     if byte_ids is None:
         return None
@@ -119,7 +119,7 @@ def _byte_level(cutter: Any) -> Pipeline | None:
     return None if kind is None else Pipeline(kind)
 
 
-def _bytes_of(token: str) -> bytes:
+def bytes_of(token: str) -> bytes:
     """The bytes of a byte-level token; b"" for a token that is not written in that alphabet."""
     table = character_to_byte()
     return bytes(table[c] for c in token) if all(c in table for c in token) else b""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from camelid.errors import FormatError, InputError
 from camelid.kernels.bpe import GROUP, NativeBpe
-from camelid.tokenizer.native import native_bpe
+from camelid.tokenizer.native import bytes_of, native_bpe
 from camelid.tokenizer.template import Guard, Message, render
 
 if TYPE_CHECKING:
@@ -142,6 +143,20 @@ class Tokenizer:
     def token(self, token_id: int) -> str:
         """The vocabulary entry of an id, as stored ("▁the", "Ġthe", "<0x0A>")."""
         return self.backend.id_to_token(token_id) or ""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token adds to a text, which may be part of a character only: of "▁the" the bytes of " the"."""
+        name = self.token(token_id)
+        if token_id in self._special:
+            return name.encode()
+        if self._is_byte_level:
+            return bytes_of(name) or name.encode()
+        byte = re.fullmatch(r"<0x([0-9A-F]{2})>", name)
+        return bytes([int(byte[1], 16)]) if byte else name.replace("▁", " ").encode()
+
+    @cached_property
+    def _is_byte_level(self) -> bool:
+        return '"ByteLevel"' in json.dumps(json.loads(self.backend.to_str())["decoder"])
 
     def __call__(self, text: str, return_tensors: str | None = None, **_: Any) -> dict[str, Any]:
         ids: list[int] = self.encode(text)

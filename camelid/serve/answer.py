@@ -1,0 +1,210 @@
+"""From a request's fields to texts on their way, and from those to what is told of them."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from camelid.errors import CamelidError, InputError
+from camelid.generate.constrain import Form
+from camelid.generate.engine import Engine, PromptTooLong
+from camelid.generate.sampling import SamplingParams, TokenLogprob
+from camelid.serve.faults import Fault
+from camelid.serve.limits import Limits
+from camelid.serve.metrics import Metrics
+from camelid.serve.requests import Sampling
+from camelid.serve.worker import Progress, Ticket, Worker
+from camelid.tokenizer.tokenizer import Tokenizer
+
+LEAST_LOGPROB = -9999.0  # what stands for minus infinity, which JSON does not have
+
+
+@dataclass
+class Call:
+    """What a request's handler needs: who asks, and with whom it deals."""
+
+    engine: Engine
+    worker: Worker
+    limits: Limits
+    metrics: Metrics
+    names: dict[str, str | None]  # a model's name -> the adapter that it is
+    caller: str = ""
+    request_id: str = ""
+    told: dict[str, Any] = field(default_factory=dict)  # for the log
+
+    def adapter(self, model: str) -> str | None:
+        if model not in self.names:
+            known = ", ".join(self.names)
+            raise Fault(404, f"there is no model of that name; there are: {known}", "model", "model_not_found")
+        self.told["model"] = model
+        return self.names[model]
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        assert self.engine.tokenizer is not None
+        return self.engine.tokenizer
+
+
+def sampling_of(
+    request: Sampling, call: Call, max_tokens: int | None, logprobs: int | None = None, form: Form | None = None
+) -> SamplingParams:
+    """The request's wishes. Without a temperature it is 1, OpenAI's default."""
+    stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    return SamplingParams(
+        max_new_tokens=max_tokens if max_tokens is not None else call.engine.context_length,
+        temperature=1.0 if request.temperature is None else request.temperature,
+        top_k=request.top_k or 0,
+        top_p=1.0 if request.top_p is None else request.top_p,
+        min_p=request.min_p or 0.0,
+        typical_p=request.typical_p or 1.0,
+        repetition_penalty=request.repetition_penalty or 1.0,
+        presence_penalty=request.presence_penalty or 0.0,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        logit_bias=_biases(request),
+        seed=None if request.seed is None else request.seed % 2**63,
+        stop=tuple(stop),
+        logprobs=logprobs,
+        adapter=call.adapter(request.model),
+        lookup=request.lookup or 0,
+        form=form,
+    )
+
+
+def _biases(request: Sampling) -> dict[int, float]:
+    biases = request.logit_bias or {}
+    bad = next((key for key in biases if not (key.isascii() and key.isdecimal() and len(key) < 10)), None)
+    if bad is not None:
+        raise Fault(400, "logit_bias: its keys are token ids", "logit_bias", "invalid_value")
+    return {int(key): value for key, value in biases.items()}
+
+
+class Answers:
+    """The texts of one request: n of each prompt. Used as a context: leaving it ends those that still run."""
+
+    def __init__(self, call: Call, prompts: Sequence[list[int]], params: SamplingParams, n: int) -> None:
+        self.call, self.prompts, self.params, self.n = call, prompts, params, n
+        self.tickets: list[Ticket] = []
+
+    async def __aenter__(self) -> Answers:
+        call = self.call
+        wanted = len(self.prompts) * self.n
+        if call.worker.pending + wanted > call.limits.queue:
+            raise Fault(429, "too many texts are waiting; ask again", code="queue_full", retry_after=5)
+        sequences = await asyncio.to_thread(self._prepared)
+        self.tickets = [call.worker.add(sequence) for sequence in sequences]
+        call.told["prompt_tokens"] = self.prompt_tokens
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for ticket in self.tickets:
+            self.call.worker.drop(ticket)
+        self.call.told["completion_tokens"] = self.completion_tokens
+        self.call.metrics.texts(self.prompt_tokens, self.tickets)
+
+    def _prepared(self) -> list[Any]:
+        made = []
+        for prompt in self.prompts:
+            for number in range(self.n):
+                try:
+                    made.append(self.call.engine.prepare(prompt, _seeded(self.params, number), self.call.caller))
+                except PromptTooLong as error:
+                    raise Fault(400, str(error), "prompt", "context_length_exceeded") from None
+                except InputError as error:
+                    raise Fault(400, str(error), code="invalid_value") from None
+        return made
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(map(len, self.prompts))
+
+    @property
+    def completion_tokens(self) -> int:
+        return sum(ticket.progress.tokens for ticket in self.tickets)
+
+    def usage(self) -> dict[str, int]:
+        prompt, new = self.prompt_tokens, self.completion_tokens
+        return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
+
+    async def whole(self) -> list[Progress]:
+        """All texts when they have ended."""
+        done = []
+        for ticket in self.tickets:
+            progress = ticket.progress
+            while progress.finish is None:
+                progress = await ticket.after(progress)
+            done.append(checked(progress))
+        return done
+
+    async def news(self) -> AsyncIterator[tuple[int, Progress, Progress]]:
+        """(number of the text, what was known, what is known now) as it comes, from all texts, until all have ended."""
+        seen = [ticket.progress for ticket in self.tickets]
+        waits = {asyncio.create_task(t.after(seen[i])): i for i, t in enumerate(self.tickets)}
+        try:
+            while waits:
+                done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    number = waits.pop(task)
+                    before, seen[number] = seen[number], checked(task.result())
+                    yield number, before, seen[number]
+                    if seen[number].finish is None:
+                        waits[asyncio.create_task(self.tickets[number].after(seen[number]))] = number
+        finally:
+            for task in waits:
+                task.cancel()
+
+
+def _seeded(params: SamplingParams, number: int) -> SamplingParams:
+    from dataclasses import replace
+
+    return params if params.seed is None or number == 0 else replace(params, seed=(params.seed + number) % 2**63)
+
+
+def checked(progress: Progress) -> Progress:
+    """Raises Fault for a text that failed or was ended by the server."""
+    if progress.finish == "error":
+        raise Fault(500, "the text could not be finished", code="generation_failed")
+    if progress.finish == "cancelled":
+        raise Fault(503, "the server is shutting down", code="shutting_down")
+    return progress
+
+
+def finish_reason(progress: Progress) -> str | None:
+    """OpenAI's word."""
+    if progress.finish is None:
+        return None
+    return "length" if progress.finish in ("max_new_tokens", "max_length") else "stop"
+
+
+def token_entries(tokenizer: Tokenizer, found: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
+    """OpenAI's `logprobs.content`, with each token's id added."""
+    return [
+        {**_entry(tokenizer, one.token, one.logprob), "top_logprobs": [_entry(tokenizer, *pair) for pair in one.top]}
+        for one in found
+    ]
+
+
+def _entry(tokenizer: Tokenizer, token: int, logprob: float) -> dict[str, Any]:
+    data = tokenizer.token_bytes(token)
+    text = data.decode("utf-8", "replace")
+    return {"token": text, "logprob": finite(logprob), "bytes": list(data), "token_id": token}
+
+
+def finite(logprob: float) -> float:
+    return max(logprob, LEAST_LOGPROB) if not math.isnan(logprob) else LEAST_LOGPROB
+
+
+def shown_tokens(progress: Progress) -> int:
+    """How many of its tokens are part of the answer: the end token is not."""
+    return progress.tokens - (progress.finish == "eos")
+
+
+def rendered(call: Call, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None) -> list[int]:
+    """Ids of a conversation. Raises Fault when the model's template refuses it, or there is none."""
+    try:
+        ids: list[int] = call.tokenizer.apply_chat_template(messages, tools=tools)
+    except CamelidError as error:
+        raise Fault(400, str(error), "messages", "invalid_value") from None
+    return ids

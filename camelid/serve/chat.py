@@ -1,0 +1,154 @@
+"""/v1/chat/completions: a conversation's next message, whole or as it comes, as text or as a call of a function."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from camelid.errors import InputError
+from camelid.generate.constrain import Form
+from camelid.serve import tools
+from camelid.serve.answer import (
+    Answers,
+    Call,
+    checked,
+    finish_reason,
+    rendered,
+    sampling_of,
+    shown_tokens,
+    token_entries,
+)
+from camelid.serve.faults import Fault
+from camelid.serve.requests import ChatRequest, SchemaFormat, Tool, read
+from camelid.serve.worker import Progress
+
+
+async def chat(call: Call, body: dict[str, Any]) -> dict[str, Any] | AsyncIterator[dict[str, Any]]:
+    request = read(ChatRequest, body)
+    call.adapter(request.model)  # an unknown model is told before anything else
+    offered = tools.offered(request)
+    prompt = await asyncio.to_thread(_prompt, call, request, offered)
+    logprobs = (request.top_logprobs or 0) if request.logprobs else None
+    if request.top_logprobs is not None and not request.logprobs:
+        raise Fault(400, "top_logprobs needs logprobs to be true", "top_logprobs", "invalid_value")
+    most = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
+    try:
+        params = sampling_of(request, call, most, logprobs, _form(request, offered))
+    except InputError as error:
+        raise Fault(400, str(error), code="invalid_value") from None
+    answers = Answers(call, [prompt], params, request.n or 1)
+    head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": request.model}
+    if request.stream:
+        return _chunks(answers, request, offered, head)
+    async with answers:
+        done = await answers.whole()
+        choices = [_choice(answers, request, offered, n, progress) for n, progress in enumerate(done)]
+        return {**head, "object": "chat.completion", "choices": choices, "usage": answers.usage()}
+
+
+def _prompt(call: Call, request: ChatRequest, offered: Sequence[Tool]) -> list[int]:
+    template = call.tokenizer.chat_template or ""
+    told = tools.messages(request, offered, template)
+    described = [tool.model_dump(exclude_none=True) for tool in offered] if tools.tools_known(template) else None
+    return rendered(call, told, described or None) + list(request.begin_with_ids or [])
+
+
+def _form(request: ChatRequest, offered: Sequence[Tool]) -> Form | None:
+    if offered and tools.demanded(request):
+        return tools.form(offered)
+    wanted = request.response_format
+    if isinstance(wanted, SchemaFormat):
+        return Form("json_schema", json.dumps(wanted.json_schema.schema_))
+    return Form("json_schema", '{"type": "object"}') if wanted and wanted.type == "json_object" else None
+
+
+def _choice(
+    answers: Answers, request: ChatRequest, offered: Sequence[Tool], number: int, progress: Progress
+) -> dict[str, Any]:
+    called = tools.read_call(progress.text, offered) if offered else None
+    message: dict[str, Any] = {"role": "assistant", "content": progress.text, "refusal": None}
+    if called is not None:
+        message |= {"content": None, "tool_calls": [{"id": _call_id(), "type": "function", "function": vars(called)}]}
+    logprobs = None
+    if request.logprobs:
+        found = answers.tickets[number].logprobs(0, shown_tokens(progress))
+        logprobs = {"content": token_entries(answers.call.tokenizer, found), "refusal": None}
+    reason = "tool_calls" if called is not None else finish_reason(progress)
+    return {"index": number, "message": message, "logprobs": logprobs, "finish_reason": reason}
+
+
+def _call_id() -> str:
+    return f"call_{uuid.uuid4().hex[:24]}"
+
+
+async def _chunks(
+    answers: Answers, request: ChatRequest, offered: Sequence[Tool], head: dict[str, Any]
+) -> AsyncIterator[dict[str, Any]]:
+    usage = bool(request.stream_options and request.stream_options.include_usage)
+    head = {**head, "object": "chat.completion.chunk", **({"usage": None} if usage else {})}
+    async with answers:
+        writers = [_Writer(request, offered) for _ in answers.tickets]
+        for number in range(len(writers)):
+            yield {**head, "choices": [_delta(number, {"role": "assistant", "content": ""})]}
+        async for number, before, now in answers.news():
+            logprobs = None
+            if request.logprobs:
+                found = answers.tickets[number].logprobs(before.tokens, shown_tokens(now))
+                logprobs = {"content": token_entries(answers.call.tokenizer, found), "refusal": None}
+            deltas, reason = writers[number].deltas(now)
+            if logprobs and logprobs["content"] and not deltas:
+                deltas = [{"content": ""}]
+            for delta in deltas:
+                yield {**head, "choices": [_delta(number, delta, logprobs)]}
+                logprobs = None
+            if reason is not None:
+                yield {**head, "choices": [_delta(number, {}, None, reason)]}
+        if usage:
+            yield {**head, "choices": [], "usage": answers.usage()}
+
+
+def _delta(
+    number: int, delta: dict[str, Any], logprobs: dict[str, Any] | None = None, reason: str | None = None
+) -> dict[str, Any]:
+    return {"index": number, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+
+
+class _Writer:
+    """What of one text was told already."""
+
+    def __init__(self, request: ChatRequest, offered: Sequence[Tool]) -> None:
+        self._offered, self._demanded = offered, tools.demanded(request)
+        self._text = 0
+        self._id: str | None = None
+        self._arguments = 0
+
+    def deltas(self, now: Progress) -> tuple[list[dict[str, Any]], str | None]:
+        """The changes to tell, and why the text ended if it has."""
+        reason = finish_reason(checked(now))
+        if self._demanded:
+            whole = now.finish in ("stop", "eos")
+            called = tools.begun_call(now.text, whole)
+            return self._of_call(called), "tool_calls" if whole and called else reason
+        if self._offered and self._text == 0 and tools.may_be_call(now.text):
+            if reason is None:
+                return [], None
+            called = tools.read_call(now.text, self._offered)
+            if called is not None:
+                return self._of_call(called), "tool_calls"
+        fresh, self._text = now.text[self._text :], len(now.text)
+        return ([{"content": fresh}] if fresh else []), reason
+
+    def _of_call(self, called: tools.Call | None) -> list[dict[str, Any]]:
+        if called is None:
+            return []
+        told = []
+        if self._id is None:
+            self._id = _call_id()
+            function = {"name": called.name, "arguments": ""}
+            told.append({"tool_calls": [{"index": 0, "id": self._id, "type": "function", "function": function}]})
+        fresh, self._arguments = called.arguments[self._arguments :], max(self._arguments, len(called.arguments))
+        return [*told, *([{"tool_calls": [{"index": 0, "function": {"arguments": fresh}}]}] if fresh else [])]

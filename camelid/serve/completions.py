@@ -1,0 +1,96 @@
+"""/v1/completions: how a text goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from camelid.errors import InputError
+from camelid.serve.answer import Answers, Call, finish_reason, finite, sampling_of, shown_tokens
+from camelid.serve.faults import Fault
+from camelid.serve.requests import CompletionRequest, Prompts, read
+from camelid.serve.worker import Progress
+
+DEFAULT_TOKENS = 16  # OpenAI's
+
+
+async def complete(call: Call, body: dict[str, Any]) -> dict[str, Any] | AsyncIterator[dict[str, Any]]:
+    request = read(CompletionRequest, body)
+    call.adapter(request.model)
+    if request.echo and request.logprobs is not None:
+        raise Fault(400, "echo with logprobs is not supported", "echo", "invalid_value")
+    prompts = await asyncio.to_thread(prompt_ids, call, request.prompt, "prompt")
+    try:
+        params = sampling_of(request, call, request.max_tokens or DEFAULT_TOKENS, request.logprobs)
+    except InputError as error:
+        raise Fault(400, str(error), code="invalid_value") from None
+    answers = Answers(call, prompts, params, request.n or 1)
+    head = {
+        "id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time()),
+        "model": request.model,
+    }  # fmt: skip
+    echoes = [call.tokenizer.decode(ids, skip_special_tokens=True) if request.echo else "" for ids in prompts]
+    if request.stream:
+        return _chunks(answers, request, echoes, head)
+    async with answers:
+        done = await answers.whole()
+        choices = [
+            _choice(answers, request, number, echoes[number // answers.n] + now.text, Progress(), now)
+            for number, now in enumerate(done)
+        ]
+        return {**head, "choices": choices, "usage": answers.usage()}
+
+
+def prompt_ids(call: Call, given: Prompts, field: str) -> list[list[int]]:
+    """Ids of one prompt or several, each text or ids."""
+    prompts: list[Any] = [given] if isinstance(given, str) or isinstance(given[0], int) else [*given]
+    found: list[list[int]] = [call.tokenizer.encode(p) if isinstance(p, str) else p for p in prompts]
+    if not all(found):
+        raise Fault(400, f"{field} is empty: the model needs at least one token to start from", field, "invalid_value")
+    return found
+
+
+async def _chunks(
+    answers: Answers, request: CompletionRequest, echoes: Sequence[str], head: dict[str, Any]
+) -> AsyncIterator[dict[str, Any]]:
+    usage = bool(request.stream_options and request.stream_options.include_usage)
+    head = {**head, **({"usage": None} if usage else {})}
+    async with answers:
+        for number in range(len(answers.tickets)) if request.echo else ():
+            text = echoes[number // answers.n]
+            yield {**head, "choices": [{"index": number, "text": text, "logprobs": None, "finish_reason": None}]}
+        async for number, before, now in answers.news():
+            choice = _choice(answers, request, number, now.text[len(before.text) :], before, now)
+            if choice["text"] or choice["finish_reason"] or choice["logprobs"]:
+                yield {**head, "choices": [choice]}
+        if usage:
+            yield {**head, "choices": [], "usage": answers.usage()}
+
+
+def _choice(
+    answers: Answers, request: CompletionRequest, number: int, text: str, before: Progress, now: Progress
+) -> dict[str, Any]:
+    logprobs = None if request.logprobs is None else _logprobs(answers, number, before, now)
+    return {"index": number, "text": text, "logprobs": logprobs, "finish_reason": finish_reason(now)}
+
+
+def _logprobs(answers: Answers, number: int, before: Progress, now: Progress) -> dict[str, Any]:
+    tokenizer = answers.call.tokenizer
+    found = answers.tickets[number].logprobs(before.tokens, shown_tokens(now))
+
+    def text(token: int) -> str:
+        return tokenizer.token_bytes(token).decode("utf-8", "replace")
+
+    tokens, at, offsets = [text(one.token) for one in found], len(before.text), []
+    for token in tokens:
+        offsets.append(at)
+        at += len(token)
+    return {
+        "tokens": tokens,
+        "token_logprobs": [finite(one.logprob) for one in found],
+        "top_logprobs": [{text(token): finite(logprob) for token, logprob in one.top} for one in found],
+        "text_offset": offsets,
+    }

@@ -1,0 +1,150 @@
+"""Functions that a model may call: how they are told to it, and how a call is read from what it writes.
+
+A template that knows `tools` is given them. Else they are described in the system message, and a call is one JSON
+object, {"name": …, "arguments": {…}}. A call that is asked for is held to its schema token by token.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from camelid.generate.constrain import Form
+from camelid.serve.faults import Fault
+from camelid.serve.requests import ChatMessage, ChatRequest, NamedTool, Tool
+
+INSTRUCTION = (
+    "You can call these functions, one JSON description a line:\n{tools}\n"
+    'To call one, answer with nothing but {{"name": its name, "arguments": an object}}.'
+)
+_CALL = re.compile(r'\s*\{\s*"name"\s*:\s*"([a-zA-Z0-9_-]{1,64})"\s*,\s*"arguments"\s*:\s*')
+
+
+@dataclass(frozen=True)
+class Call:
+    name: str
+    arguments: str  # JSON
+
+
+def offered(request: ChatRequest) -> list[Tool]:
+    """The tools that the model hears of. Raises Fault for a choice that is not among them."""
+    tools = list(request.tools or [])
+    names = [tool.function.name for tool in tools]
+    if len(set(names)) != len(names):
+        raise Fault(400, "two tools have one name", "tools", "invalid_value")
+    choice = request.tool_choice
+    if isinstance(choice, NamedTool):
+        if choice.function.name not in names:
+            raise Fault(400, "tool_choice names none of the tools", "tool_choice", "invalid_value")
+        return [tool for tool in tools if tool.function.name == choice.function.name]
+    if choice == "required" and not tools:
+        raise Fault(400, "tool_choice is required, but there are no tools", "tool_choice", "invalid_value")
+    return [] if choice == "none" else tools
+
+
+def demanded(request: ChatRequest) -> bool:
+    return isinstance(request.tool_choice, NamedTool) or request.tool_choice == "required"
+
+
+def form(tools: Sequence[Tool]) -> Form:
+    """One call of one of the tools."""
+    either = [
+        {
+            "type": "object",
+            "properties": {
+                "name": {"const": t.function.name},
+                "arguments": t.function.parameters or {"type": "object"},
+            },
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+        }
+        for t in tools
+    ]
+    return Form("json_schema", json.dumps(either[0] if len(either) == 1 else {"anyOf": either}))
+
+
+def messages(request: ChatRequest, tools: Sequence[Tool], template: str) -> list[dict[str, Any]]:
+    """The conversation as the template takes it."""
+    if tools_known(template):
+        return [_native(message) for message in request.messages]
+    told = [_plain(message) for message in request.messages]
+    if tools:
+        lines = "\n".join(json.dumps(t.function.model_dump(exclude_none=True), ensure_ascii=False) for t in tools)
+        text = INSTRUCTION.format(tools=lines)
+        if told[0]["role"] == "system":
+            told[0]["content"] = f"{told[0]['content']}\n\n{text}"
+        else:
+            told.insert(0, {"role": "system", "content": text})
+    return told
+
+
+def tools_known(template: str) -> bool:
+    return re.search(r"\btools\b", template) is not None
+
+
+def _role(message: ChatMessage) -> str:
+    return "system" if message.role == "developer" else message.role
+
+
+def _native(message: ChatMessage) -> dict[str, Any]:
+    told: dict[str, Any] = {"role": _role(message), "content": message.text()}
+    if message.tool_calls:
+        told["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": _arguments(call)}}
+            for call in message.tool_calls
+        ]
+    told |= {"name": message.name} if message.name else {}
+    return told | ({"tool_call_id": message.tool_call_id} if message.tool_call_id else {})
+
+
+def _plain(message: ChatMessage) -> dict[str, Any]:
+    """For a template that knows text only."""
+    if message.role == "tool":
+        return {"role": "user", "content": f"Result of the function: {message.text()}"}
+    calls = [
+        json.dumps({"name": call.function.name, "arguments": _arguments(call)}, ensure_ascii=False)
+        for call in message.tool_calls or []
+    ]
+    return {"role": _role(message), "content": "\n".join([*filter(None, [message.text()]), *calls])}
+
+
+def _arguments(call: Any) -> Any:
+    try:
+        return json.loads(call.function.arguments)
+    except (ValueError, RecursionError):
+        raise Fault(400, "the arguments of a tool call are not JSON", "messages", "invalid_value") from None
+
+
+def read_call(text: str, tools: Sequence[Tool]) -> Call | None:
+    """The call that a whole answer is; None for an answer that is text."""
+    body = text.strip()
+    if body.startswith("<tool_call>"):
+        body = body.removeprefix("<tool_call>").partition("</tool_call>")[0].strip()
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict) or value.get("name") not in [t.function.name for t in tools]:
+        return None
+    arguments = value.get("arguments", value.get("parameters"))
+    if not isinstance(arguments, dict):
+        return None
+    return Call(value["name"], json.dumps(arguments, ensure_ascii=False))
+
+
+def may_be_call(text: str) -> bool:
+    """Whether an answer that begins like this must be awaited whole before it can be told from text."""
+    begun = text.lstrip()
+    return begun.startswith(("{", "<tool_call>")) or "<tool_call>".startswith(begun)
+
+
+def begun_call(text: str, whole: bool) -> Call | None:
+    """As much as is certain of a demanded call: its name, and its arguments so far. The last brace is not theirs."""
+    match = _CALL.match(text)
+    if match is None:
+        return None
+    rest = text[match.end() :]
+    return Call(match[1], rest.rstrip().removesuffix("}").rstrip() if whole else rest[:-1].rstrip("} \n"))
