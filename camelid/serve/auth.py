@@ -15,7 +15,8 @@ from starlette.types import Scope
 from camelid.errors import InputError
 from camelid.serve.faults import Fault
 
-OPEN = frozenset({"/health", "/", "/page/page.js", "/page/page.css", "/page/words.js", "/page/marks.js"})
+PAGE = ("page.js", "page.css", "words.js", "marks.js", "glass.js", "ask.js")
+OPEN = frozenset({"/health", "/", *(f"/page/{name}" for name in PAGE)})
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]", "::1"})
 SHORTEST_KEY = 16
 FAILURES_A_MINUTE = 60

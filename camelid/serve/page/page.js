@@ -1,0 +1,332 @@
+// The page: conversations, what is shown of them, and what a person does to them.
+
+import { Refused, answer, models } from "/page/ask.js";
+import { hide, isEnd, kept, legend, textOf, tokensOf } from "/page/glass.js";
+import { blocks, element } from "/page/marks.js";
+import { other, translate, word } from "/page/words.js";
+
+const at = (id) => document.getElementById(id);
+const read = (name, otherwise) => JSON.parse(localStorage.getItem(`camelid.${name}`) ?? "null") ?? otherwise;
+const write = (name, value) => localStorage.setItem(`camelid.${name}`, JSON.stringify(value));
+const DEFAULTS = { temperature: 0.7, top_p: 0.95, min_p: 0.05, max_tokens: 512, seed: "" };
+const RANGES = { temperature: [0, 2, 0.1], top_p: [0.05, 1, 0.05], min_p: [0, 1, 0.01], max_tokens: [1, 1048576, 1], seed: [0, 2 ** 53 - 1, 1] };
+
+let known = []; // models
+let conversations = read("conversations", []);
+let current = conversations[0] ?? fresh();
+const settings = read("settings", { system: "", sides: [{ ...DEFAULTS }, { ...DEFAULTS, temperature: 0 }] });
+const view = read("view", { glass: false, compare: false });
+let running = null; // an AbortController while an answer comes
+
+function fresh() {
+  return { id: crypto.randomUUID?.() ?? String(Math.random()), messages: [] };
+}
+
+function save() {
+  const others = conversations.filter((c) => c.id !== current.id);
+  conversations = current.messages.length ? [current, ...others].slice(0, 50) : others;
+  for (;;) {
+    try {
+      return write("conversations", conversations);
+    } catch (error) {
+      if (conversations.length < 2) return; // the browser's storage is full: the oldest go
+      conversations.pop();
+    }
+  }
+}
+
+// A message of the model has one or two `sides`: { text, tokens, fault }.
+const chosenModel = (side) => known.find((m) => m.id === (side ? settings.sides[1].model : at("model").value)) ?? known[0];
+
+function history(until, side) {
+  const told = settings.system && known[0]?.chat ? [{ role: "system", content: settings.system }] : [];
+  for (const message of current.messages.slice(0, until)) {
+    const content = message.role === "user" ? message.content : (message.sides[side] ?? message.sides[0]).text;
+    told.push({ role: message.role, content });
+  }
+  return told;
+}
+
+async function say(text) {
+  current.messages.push({ role: "user", content: text }, { role: "assistant", sides: [] });
+  await complete(current.messages.length - 1, view.compare && known[0].chat ? [0, 1] : [0], []);
+}
+
+// Let the model write message `number` on these sides, one of them perhaps from `begun` tokens on.
+async function complete(number, sides, begun) {
+  const message = current.messages[number];
+  const where = current;
+  running = new AbortController();
+  const stopping = running.signal;
+  for (const side of sides) message.sides[side] = { text: textOf(begun), tokens: [...begun] };
+  show();
+  busy(true);
+  await Promise.all(sides.map(async (side) => {
+    const part = message.sides[side];
+    const model = chosenModel(side);
+    try {
+      const start = { tokens: 0, time: 0 };
+      for await (const news of answer(model, history(number, side), settings.sides[side], begun.map((t) => t.id), stopping)) {
+        if (news.usage) {
+          const seconds = (performance.now() - start.time) / 1000;
+          const speed = start.tokens > 1 ? ((start.tokens - 1) / seconds).toFixed(1) : "–";
+          at("state").textContent = word("status")(news.usage.completion_tokens, speed, news.usage.total_tokens, model.max_model_len);
+          continue;
+        }
+        if (news.text || news.tokens.length) {
+          start.time ||= performance.now();
+          start.tokens += news.tokens.length || 1;
+        }
+        part.text += news.text;
+        part.tokens.push(...news.tokens.map(kept));
+        if (current === where) later(() => redraw(number, side));
+      }
+    } catch (error) {
+      if (error.name !== "AbortError") part.fault = error.message || word("broken");
+      if (error instanceof Refused && error.status === 401) openSettings(true, "key");
+    }
+  }));
+  running = null;
+  busy(false);
+  save();
+  if (current === where) show();
+  else listed();
+}
+
+function stop() {
+  running?.abort();
+}
+
+// From another token on: what came before stays, what came after is written anew.
+function branch(number, side, position, option) {
+  stop();
+  const message = current.messages[number];
+  const tokens = message.sides[side].tokens.slice(0, position);
+  current.messages.length = number + 1;
+  if (isEnd(option)) {
+    message.sides[side] = { text: textOf(tokens), tokens };
+    save();
+    show();
+    return;
+  }
+  whenFree(() => complete(number, [side], [...tokens, { ...option, top: message.sides[side].tokens[position].top }]));
+}
+
+function whenFree(act) {
+  if (running) setTimeout(() => whenFree(act), 30);
+  else act();
+}
+
+let planned = null;
+function later(draw) {
+  planned ??= requestAnimationFrame(() => {
+    planned = null;
+    draw();
+  });
+}
+
+function drawn(part, number, side) {
+  const box = element("div", { className: "text" });
+  fill(box, part, number, side);
+  return box;
+}
+
+function fill(box, part, number, side) {
+  const glass = view.glass && part.tokens.length;
+  box.replaceChildren(...(glass ? [tokensOf(part.tokens, (position, option) => branch(number, side, position, option))] : blocks(part.text, word("copy"))));
+  if (part.fault) box.append(element("p", { className: "fault", role: "alert" }, part.fault));
+}
+
+function redraw(number, side) {
+  const box = at("log").children[number]?.querySelector(".answers")?.children[side];
+  if (!box) return show();
+  const log = at("log");
+  const low = log.scrollHeight - log.scrollTop - log.clientHeight < 80;
+  fill(box, current.messages[number].sides[side], number, side);
+  if (low) log.scrollTop = log.scrollHeight;
+}
+
+function messageOf(message, number) {
+  const acts = [];
+  const act = (name, does) => acts.push(element("button", { type: "button", className: "plain", onclick: does }, word(name)));
+  if (message.role === "user") {
+    act("edit", () => edit(number));
+    const who = element("div", { className: "who" }, element("span", {}, word("you")), ...acts);
+    return element("article", { className: "message user" }, who, element("div", { className: "text" }, message.content));
+  }
+  act("again", () => {
+    stop();
+    current.messages.length = number + 1;
+    whenFree(() => complete(number, Object.keys(message.sides).map(Number), []));
+  });
+  act("copy", () => navigator.clipboard.writeText(message.sides.map((s) => s.text).join("\n\n")));
+  const parts = message.sides.map((part, side) => drawn(part, number, side));
+  const who = element("div", { className: "who" }, element("span", {}, word("answer")), ...acts);
+  return element("article", { className: "message" }, who, element("div", { className: "answers" }, ...parts));
+}
+
+function edit(number) {
+  const area = element("textarea", { value: current.messages[number].content, rows: 4 });
+  area.setAttribute("aria-label", word("edit"));
+  area.style.width = "100%";
+  const send = element("button", { type: "button" }, word("save"));
+  const leave = element("button", { type: "button", className: "plain", onclick: show }, word("cancel"));
+  send.onclick = () => {
+    stop();
+    current.messages.length = number;
+    whenFree(() => say(area.value));
+  };
+  at("log").children[number].querySelector(".text").replaceChildren(area, send, leave);
+  area.focus();
+}
+
+function show() {
+  hide(true);
+  at("log").replaceChildren(...current.messages.map(messageOf));
+  if (!current.messages.length) at("log").append(element("p", { className: "small" }, word(known[0] && !known[0].chat ? "nochat" : "empty")));
+  at("log").scrollTop = at("log").scrollHeight;
+  at("legend").hidden = !view.glass;
+  at("legend").replaceChildren(...legend());
+  listed();
+}
+
+function listed() {
+  at("list").replaceChildren(...conversations.map((c) => {
+    const open = element("button", { type: "button", className: "plain" }, c.messages[0]?.content.slice(0, 60) || word("untitled"));
+    if (c.id === current.id) open.setAttribute("aria-current", "true");
+    open.onclick = () => {
+      stop();
+      current = c;
+      at("side").classList.remove("open");
+      show();
+    };
+    const remove = element("button", { type: "button", className: "plain" }, "×");
+    remove.setAttribute("aria-label", `${word("remove")}: ${open.textContent}`);
+    remove.onclick = () => {
+      conversations = conversations.filter((one) => one.id !== c.id);
+      if (current.id === c.id) current = fresh();
+      write("conversations", conversations);
+      show();
+    };
+    return element("li", {}, open, remove);
+  }));
+}
+
+function busy(yes) {
+  at("send").hidden = yes;
+  at("stop").hidden = !yes;
+  at("log").setAttribute("aria-busy", String(yes));
+}
+
+function knobs(side) {
+  const values = settings.sides[side];
+  const rows = [element("legend", {}, word(side ? "second" : "first"))];
+  if (side) {
+    const pick = element("select", {}, ...known.map((m) => element("option", { value: m.id }, m.id)));
+    pick.value = values.model ?? known[0]?.id ?? "";
+    pick.onchange = () => keep(values, "model", pick.value);
+    rows.push(element("label", {}, element("span", {}, word("model")), pick));
+  }
+  for (const [name, [min, max, step]] of Object.entries(RANGES)) {
+    const input = element("input", { type: "number", min, max, step, value: values[name] });
+    input.onchange = () => keep(values, name, input.validity.valid ? input.value : (input.value = DEFAULTS[name]));
+    rows.push(element("label", {}, element("span", {}, word(name)), input));
+  }
+  return rows;
+}
+
+function keep(values, name, value) {
+  values[name] = value;
+  write("settings", settings);
+}
+
+function openSettings(open, focus) {
+  at("settings").hidden = !open;
+  at("options").setAttribute("aria-expanded", String(open));
+  if (focus) at(focus).focus();
+}
+
+function dress() {
+  translate();
+  document.documentElement.dataset.theme = view.theme ?? "";
+  for (const name of ["glass", "compare"]) at(name).setAttribute("aria-pressed", String(view[name]));
+  at("first").replaceChildren(...knobs(0));
+  at("second").replaceChildren(...knobs(1));
+  at("second").hidden = !view.compare;
+  show();
+}
+
+async function meet() {
+  try {
+    known = await models();
+    at("model").replaceChildren(...known.map((m) => element("option", { value: m.id }, m.id)));
+    at("state").textContent = "";
+  } catch (error) {
+    at("state").textContent = error.status === 401 ? word("nokey") : String(error.message);
+    openSettings(true, "key");
+  }
+  dress();
+}
+
+function wire() {
+  at("form").onsubmit = (event) => {
+    event.preventDefault();
+    const text = at("say").value;
+    if (!text.trim() || running || !known.length) return;
+    at("say").value = "";
+    say(text);
+  };
+  at("say").onkeydown = (event) => {
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+      event.preventDefault();
+      at("form").requestSubmit();
+    }
+  };
+  at("stop").onclick = stop;
+  at("fresh").onclick = () => {
+    stop();
+    current = fresh();
+    at("side").classList.remove("open");
+    show();
+    at("say").focus();
+  };
+  for (const name of ["glass", "compare"]) {
+    at(name).onclick = () => {
+      view[name] = !view[name];
+      write("view", view);
+      if (name === "compare" && view.compare) openSettings(true);
+      dress();
+    };
+  }
+  at("options").onclick = () => openSettings(at("settings").hidden);
+  at("theme").onclick = () => {
+    const dark = view.theme ? view.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+    view.theme = dark ? "light" : "dark";
+    write("view", view);
+    dress();
+  };
+  at("language").onclick = () => {
+    other();
+    dress();
+  };
+  at("menu").onclick = () => at("menu").setAttribute("aria-expanded", String(at("side").classList.toggle("open")));
+  at("system").value = settings.system;
+  at("system").onchange = () => keep(settings, "system", at("system").value);
+  at("key").value = sessionStorage.getItem("camelid.key") ?? "";
+  at("key").onchange = () => {
+    sessionStorage.setItem("camelid.key", at("key").value);
+    meet();
+  };
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") at("choices").hidden ? stop() : hide(true);
+  });
+  document.addEventListener("pointerdown", (event) => {
+    if (!event.target.closest("#choices, .token")) hide(true);
+  });
+  document.addEventListener("pointermove", (event) => {
+    if (!event.target.closest("#choices, .token")) hide(false);
+  });
+}
+
+wire();
+meet();
