@@ -40,7 +40,8 @@ async def embed(call: Call, body: dict[str, Any]) -> dict[str, Any]:
             raise Fault(400, str(error), "input", "invalid_value") from None
         except CamelidError:
             raise Fault(429, "the cache is full; ask again", code="cache_full", retry_after=5) from None
-        vector = torch.nn.functional.normalize(vector[:size], dim=0)
+        if request.dimensions is not None:
+            vector = torch.nn.functional.normalize(vector[:size], dim=0)
         packed = base64.b64encode(vector.numpy().tobytes()).decode()
         value = packed if request.encoding_format == "base64" else vector.tolist()
         data.append({"object": "embedding", "index": index, "embedding": value})

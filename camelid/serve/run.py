@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import socket
 import sys
@@ -10,12 +11,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from camelid.errors import CamelidError
 from camelid.serve.app import Service
+from camelid.serve.faults import Fault
 from camelid.serve.limits import Limits
+
+
+LINGER = 1.0  # seconds that a caller has to read an answer that came before all was asked
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -33,13 +39,16 @@ def listen(host: str, port: int) -> socket.socket:
 def run(app: Any, service: Service, bound: socket.socket) -> None:
     """Serve until SIGTERM or Ctrl-C. Then no new request is taken, and open ones have the grace time to end; the second
     signal ends them at once."""
-    limits = service.limits
-    config = uvicorn.Config(
+    asyncio.run(_Server(configured(app, service.limits), service).serve(sockets=[bound]))
+
+
+def configured(app: Any, limits: Limits) -> uvicorn.Config:
+    """uvicorn's settings: HTTP/1.1 only, our deadlines, and no word of its own."""
+    return uvicorn.Config(
         app, http=_protocol(limits), ws="none", lifespan="on", log_config=None, log_level="critical", access_log=False,
         h11_max_incomplete_event_size=limits.headers, server_header=False, proxy_headers=False,
         timeout_graceful_shutdown=10, backlog=256,
     )  # fmt: skip
-    asyncio.run(_Server(config, service).serve(sockets=[bound]))
 
 
 class _Server(uvicorn.Server):
@@ -99,6 +108,23 @@ def _protocol(limits: Limits) -> type[H11Protocol]:
             if self.cycle is not before:
                 self._cancel(self._head)
                 self._head = None
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if self.conn.their_state is h11.SEND_BODY:  # it was answered before its body was read, and will not be
+                self.flow.pause_reading()
+                self.loop.call_later(LINGER, self.transport.abort)
+
+        def send_400_response(self, msg: str) -> None:
+            """To what is not HTTP; uvicorn's own answer is a line of text."""
+            body = json.dumps(Fault(400, "the request is not HTTP/1.1, or its head is too large").body()).encode()
+            length = (b"content-length", str(len(body)).encode())
+            headers = [(b"content-type", b"application/json"), length, (b"connection", b"close")]
+            if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+                head = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
+                for event in (head, h11.Data(data=body), h11.EndOfMessage()):
+                    self.transport.write(self.conn.send(event) or b"")
+            self.transport.close()
 
         def pause_writing(self) -> None:
             super().pause_writing()

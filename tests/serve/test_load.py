@@ -1,0 +1,270 @@
+"""Callers who leave, who do not read, who never finish asking: nothing of theirs stays, and nobody else notices."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from camelid.generate.engine import Engine
+from camelid.generate.sequence import Sequence
+from camelid.serve import replies
+from camelid.serve.limits import Limits
+
+from .conftest import CHAT, HELLO, Running, serving
+
+HEAD = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+LIMITS = Limits(header_time=0.5, body_time=0.5, write_time=0.5, request_time=20)
+
+
+@pytest.fixture(scope="module")
+def strict(engine: Engine) -> Iterator[Running]:
+    with serving(engine, limits=LIMITS) as server:
+        yield server
+
+
+def connect(server: Running) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", server.port), timeout=15)
+
+
+def rest(link: socket.socket) -> bytes:
+    """All that still comes."""
+    data = b""
+    try:
+        while part := link.recv(65536):
+            data += part
+    except ConnectionResetError:
+        pass
+    return data
+
+
+def answer_of(link: socket.socket) -> bytes:
+    """One answer; the connection may stay open."""
+    data, size = b"", None
+    while size is None or len(data.partition(b"\r\n\r\n")[2]) < size:
+        part = link.recv(65536)
+        assert part, data
+        data += part
+        if b"\r\n\r\n" in data:
+            size = int(data.lower().partition(b"content-length:")[2].split()[0])
+    return data
+
+
+def drained(server: Running) -> None:
+    deadline = time.monotonic() + 10
+    scheduler = server.service.engine.scheduler
+    while (server.service.worker.pending or scheduler.busy or scheduler.pages.taken) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert (server.service.worker.pending, scheduler.pages.taken) == (0, 0)
+    assert not scheduler.busy
+
+
+def storm(server: Running, streams: int, leaving: int, seed: int) -> list[str | None]:
+    """Texts of `streams` requests at once, of which `leaving` break off at a random moment (None)."""
+    chance = random.Random(seed)
+    leave = {n: chance.randrange(0, 8) for n in chance.sample(range(streams), leaving)}
+    ends = {str(i): -100 for i in server.service.engine.stop_ids}
+
+    async def one(client: httpx.AsyncClient, number: int) -> str | None:
+        body = {**HELLO, "messages": [{"role": "user", "content": f"Number {number}"}], "max_tokens": 80}
+        body |= {"stream": True, "logit_bias": ends}
+        text, seen = "", 0
+        async with client.stream("POST", CHAT, json=body) as answer:
+            assert answer.status_code == 200
+            async for line in answer.aiter_lines():
+                if line == "data: [DONE]":
+                    return text
+                if line.startswith("data: "):
+                    if number in leave and seen >= leave[number]:
+                        return None
+                    seen += 1
+                    text += json.loads(line[6:])["choices"][0]["delta"].get("content") or ""
+        raise AssertionError("the stream ended without its end")
+
+    async def all_of_them() -> list[str | None]:
+        limits = httpx.Limits(max_connections=streams)
+        async with httpx.AsyncClient(base_url=server.base, timeout=120, limits=limits) as client:
+            return list(await asyncio.gather(*(one(client, n) for n in range(streams))))
+
+    return asyncio.run(all_of_them())
+
+
+def test_half_of_sixty_four_leave(running: Running) -> None:
+    wanted = storm(running, 64, 0, 0)
+    drained(running)
+    threads, files = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    found = storm(running, 64, 32, 1)
+    drained(running)
+    assert [f for f in found if f is not None] == [w for w, f in zip(wanted, found, strict=True) if f is not None]
+    assert sum(f is None for f in found) >= 25  # some end before their moment to leave
+    time.sleep(0.2)
+    assert threading.active_count() <= threads + 2  # idle threads of the pool for prompts
+    assert len(os.listdir("/proc/self/fd")) <= files + 2
+
+
+@pytest.mark.nightly
+def test_two_thousand_requests_and_a_thousand_leave(running: Running) -> None:
+    wanted = storm(running, 100, 0, 0)
+    for round_ in range(20):
+        found = storm(running, 100, 50, round_)
+        assert [f for f in found if f is not None] == [w for w, f in zip(wanted, found, strict=True) if f is not None]
+    drained(running)
+
+
+def test_a_caller_who_waits_for_the_whole_may_leave_too(running: Running) -> None:
+    body = json.dumps({**HELLO, "max_tokens": 900, "logit_bias": {"2": -100}}).encode()
+    with connect(running) as link:
+        link.sendall(f"{HEAD}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        deadline = time.monotonic() + 10
+        while not running.service.worker.pending and time.monotonic() < deadline:
+            time.sleep(0.002)
+    drained(running)
+
+
+@pytest.mark.parametrize("sent", ["", "POST /v1/chat", HEAD])
+def test_a_head_that_does_not_come(strict: Running, sent: str) -> None:
+    begun = time.monotonic()
+    with connect(strict) as link:
+        link.sendall(sent.encode())
+        rest(link)
+    assert time.monotonic() - begun < 3
+
+
+def test_a_second_head_that_does_not_come(strict: Running) -> None:
+    """Also on a connection that was used before."""
+    with connect(strict) as link:
+        link.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b"200" in link.recv(4096)
+        begun = time.monotonic()
+        link.sendall(b"GET /hea")
+        rest(link)
+    assert time.monotonic() - begun < 3
+
+
+def test_a_body_that_does_not_come(strict: Running) -> None:
+    begun = time.monotonic()
+    with connect(strict) as link:
+        link.sendall(f"{HEAD}Content-Length: 100\r\n\r\n{{".encode())
+        answer = answer_of(link)
+    assert b"408" in answer.split(b"\r\n")[0]
+    assert b'"timeout_error"' in answer
+    assert time.monotonic() - begun < 8
+
+
+def test_a_reader_who_does_not_read(strict: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer is larger than all buffers between; its text is given up, and its pages are free."""
+    body = json.dumps({
+        **HELLO, "max_tokens": 900, "n": 8, "logprobs": True, "top_logprobs": 20, "stream": True, "logit_bias": {"2": -100}
+    }).encode()  # fmt: skip
+    with socket.socket() as link:
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        link.connect(("127.0.0.1", strict.port))
+        link.sendall(f"{HEAD}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        assert b"200" in link.recv(100)
+        drained(strict)
+
+
+@pytest.mark.parametrize(
+    ("head", "body", "status"),
+    [
+        (f"Content-Length: {1 << 40}", b"{", 413),
+        (f"Content-Length: {10**30}", b"{", 400),  # h11 takes twenty digits
+        ("Transfer-Encoding: chunked", b"100000\r\n" + b" " * (1 << 20) + b"\r\n", 413),
+        ("Content-Encoding: gzip\r\nContent-Length: 2", b"\x1f\x8b", 415),
+        ("Content-Length: 2\r\nContent-Length: 3", b"{}", 400),
+        ("Content-Length: -1", b"{}", 400),
+        ("\r\n".join(f"X-{n}: {n}" for n in range(10_000)), b"", 400),
+        (f"X-Long: {'a' * 100_000}", b"", 400),
+    ],
+)
+def test_too_much(running: Running, head: str, body: bytes, status: int) -> None:
+    with connect(running) as link:
+        link.sendall(f"{HEAD}{head}\r\n\r\n".encode())
+        try:
+            for _ in range(100 if b"100000" in body else 1):  # a hundred MiB, if it were read
+                link.sendall(body)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # the server has had enough
+        answer = answer_of(link)
+        assert int(answer.split()[1]) == status, answer[:300]
+        replies.Error.model_validate_json(answer.partition(b"\r\n\r\n")[2])
+
+
+def test_a_queue_that_is_full(engine: Engine) -> None:
+    limits = Limits(queue=4)
+    with serving(engine, limits=limits) as server:
+        body = {**HELLO, "max_tokens": 300, "n": 3, "logit_bias": {"2": -100}}
+        with ThreadPoolExecutor(6) as pool:
+            answers = list(pool.map(lambda _: server.post(CHAT, body), range(6)))
+        statuses = sorted(answer.status_code for answer in answers)
+        assert statuses[0] == 200
+        assert statuses[-1] == 429
+        refused = next(answer for answer in answers if answer.status_code == 429)
+        assert int(refused.headers["retry-after"]) > 0
+        with pytest.raises(openai.RateLimitError):
+            server.client.chat.completions.create(**{**HELLO, "n": 5})
+        drained(server)
+
+
+def broken(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """Every text fails after some tokens."""
+    take = Sequence.take
+
+    def failing(self: Sequence, logits: Any) -> None:
+        take(self, logits)
+        if len(self.ids) > after:
+            self.finish, self.error = "error", "a fault of the test"
+
+    monkeypatch.setattr(Sequence, "take", failing)
+
+
+def test_a_broken_stream_never_looks_complete(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken(monkeypatch, 3)
+    with pytest.raises(openai.InternalServerError):
+        running.client.chat.completions.create(**HELLO)
+    with pytest.raises(openai.APIError, match="could not be finished"):
+        for _ in running.client.chat.completions.create(**HELLO, stream=True):
+            pass
+    with httpx.stream("POST", running.base + CHAT, json={**HELLO, "stream": True}) as answer:
+        text = answer.read().decode()
+    assert "[DONE]" not in text
+    assert '"server_error"' in text
+    drained(running)
+
+
+def test_an_engine_that_fails_goes_on(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    sentinel = running.post(CHAT, HELLO).json()["choices"]
+    run, told = running.service.engine.runner.run, []
+
+    def failing(chunks: Any) -> Any:
+        monkeypatch.undo()
+        told.append(1)
+        raise RuntimeError("a fault of the test")
+
+    monkeypatch.setattr(running.service.engine.runner, "run", failing)
+    assert running.post(CHAT, HELLO).status_code == 500
+    assert told == [1]
+    assert run
+    assert running.post(CHAT, HELLO).json()["choices"] == sentinel
+    drained(running)
+
+
+def test_a_text_that_takes_too_long(engine: Engine) -> None:
+    with serving(engine, limits=Limits(request_time=0.05)) as server:
+        body: Any = {**HELLO, "max_tokens": 900, "logit_bias": {"2": -100}}
+        assert server.post(CHAT, body).status_code == 408
+        with pytest.raises(openai.APIError, match="too long"):
+            for _ in server.client.chat.completions.create(**body, stream=True):
+                pass
+        drained(server)

@@ -1,0 +1,172 @@
+"""`camelid serve` as a process: what it says, what it refuses, how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from .conftest import CHAT, HELLO
+
+KEY = "correct-horse-battery"
+
+
+@contextmanager
+def process(folder: Path, *more: str, key: str = "") -> Iterator[tuple[subprocess.Popen[str], str]]:
+    command = [sys.executable, "-m", "camelid", "serve", str(folder), "--port", "0", "--threads", "1", *more]
+    env = {**os.environ, "CAMELID_API_KEY": key}
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+    try:
+        assert run.stderr
+        line = run.stderr.readline()
+        found = re.search(r"http://\S+:\d+", line)
+        assert found, line
+        base = found[0]
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            try:
+                if httpx.get(f"{base}/health").status_code == 200:
+                    break
+            except httpx.TransportError:
+                time.sleep(0.02)
+        yield run, base
+    finally:
+        run.kill()
+        run.wait(10)
+
+
+def ended(run: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = run.communicate(timeout=30)
+    return run.returncode, out, err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_ends_well(folder: Path, number: signal.Signals) -> None:
+    with process(folder, "--json") as (run, base):
+        assert httpx.post(base + CHAT, json=HELLO, timeout=30).status_code == 200
+        run.send_signal(number)
+        code, out, err = ended(run)
+        assert code == 0, err
+        told = json.loads(out)
+        assert told["models"] == ["tiny"]
+        assert told["port"] > 0
+        line = json.loads(err.strip().splitlines()[-1])
+        assert (line["route"], line["status"], line["completion_tokens"]) == (CHAT, 200, 8)
+        assert "meaning" not in err  # the log holds nothing that was said
+
+
+def streams(base: str, found: list[str]) -> list[threading.Thread]:
+    def one() -> None:
+        body = {**HELLO, "stream": True, "max_tokens": 900, "logit_bias": {"2": -100}}
+        try:
+            with httpx.stream("POST", base + CHAT, json=body, timeout=60) as answer:
+                found.append(answer.read().decode())
+        except httpx.TransportError as error:
+            found.append(f"cut: {error}")
+
+    threads = [threading.Thread(target=one) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def whole_or_told(text: str) -> bool:
+    """Whether a stream has its end, or says that it broke off; or was never begun."""
+    last = text.strip().splitlines()[-1] if text.strip() else ""
+    return last == "data: [DONE]" or '"error"' in last or (text.startswith("cut: ") and "refused" in text)
+
+
+def terminated(folder: Path, moments: Sequence[float]) -> None:
+    for moment in moments:
+        with process(folder, "--quiet") as (run, base):
+            found: list[str] = []
+            threads = streams(base, found)
+            time.sleep(moment)
+            run.send_signal(signal.SIGTERM)
+            time.sleep(0.02)
+            run.send_signal(signal.SIGTERM)  # at once: open streams are told
+            code, _, err = ended(run)
+            for thread in threads:
+                thread.join(10)
+            assert (code, err) == (0, "")
+            assert len(found) == 4
+            assert all(whole_or_told(text) for text in found), [text[-200:] for text in found]
+
+
+def test_streams_are_told_of_the_end(folder: Path) -> None:
+    terminated(folder, [0.0, 0.15])
+
+
+@pytest.mark.nightly
+def test_streams_are_told_at_twenty_moments(folder: Path) -> None:
+    chance = random.Random(0)
+    terminated(folder, [chance.uniform(0, 0.8) for _ in range(20)])
+
+
+def test_open_streams_may_end(folder: Path) -> None:
+    with process(folder, "--quiet") as (run, base):
+        found: list[str] = []
+        threads = streams(base, found)
+        time.sleep(0.1)
+        run.send_signal(signal.SIGTERM)
+        time.sleep(0.05)
+        assert httpx.get(f"{base}/health").status_code == 503 or run.poll() is not None
+        code, _, err = ended(run)
+        for thread in threads:
+            thread.join(10)
+        assert (code, err) == (0, "")
+        assert [text.strip().endswith("[DONE]") for text in found] == [True] * 4
+
+
+def test_keys_are_read_again(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text(KEY)
+    with process(folder, "--quiet", "--api-key-file", str(file)) as (run, base):
+
+        def status(key: str) -> int:
+            return httpx.get(f"{base}/v1/models", headers={"authorization": f"Bearer {key}"}).status_code
+
+        assert (status(KEY), status("another-key-for-later")) == (200, 401)
+        file.write_text("another-key-for-later")
+        run.send_signal(signal.SIGHUP)
+        time.sleep(0.3)
+        assert (status(KEY), status("another-key-for-later")) == (401, 200)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--host", "0.0.0.0"], "give --api-key-file, or --no-api-key"),
+        (["--adapter", "x"], "NAME=DIR"),
+        (["--adapter", "tiny=x"], "itself has that name"),
+        (["--api-key-file", "/nonexistent"], "no API keys can be read"),
+    ],
+)
+def test_what_is_refused(folder: Path, options: list[str], told: str) -> None:
+    command = [sys.executable, "-m", "camelid", "serve", str(folder), "--port", "0", *options]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env={**os.environ, "CAMELID_API_KEY": ""}
+    )
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_port_that_is_taken(folder: Path) -> None:
+    with process(folder, "--quiet") as (_, base):
+        command = [sys.executable, "-m", "camelid", "serve", str(folder), "--port", base.rpartition(":")[2]]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 1
+        assert "cannot listen" in done.stderr
