@@ -56,7 +56,7 @@ class SamplingParams:
         _within("top_p", self.top_p, 0, 1)
         _within("min_p", self.min_p, 0, 1)
         _within("typical_p", self.typical_p, 0, 1)
-        _within("repetition_penalty", self.repetition_penalty, 0, 100)
+        _within("repetition_penalty", self.repetition_penalty, 0.01, 100)
         _within("presence_penalty", self.presence_penalty, -100, 100)
         _within("frequency_penalty", self.frequency_penalty, -100, 100)
         for token, bias in self.logit_bias.items():
@@ -69,7 +69,7 @@ class SamplingParams:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
                 raise InputError(f"{name} must be a whole number of at least 0 (off), not {value!r}")
-        for name in ("top_p", "typical_p", "repetition_penalty"):
+        for name in ("top_p", "typical_p"):
             if getattr(self, name) == 0:
                 raise InputError(f"{name} must be above 0: at 0 no token is left")
         if self.seed is not None and (not isinstance(self.seed, int) or not 0 <= self.seed < 2**63):
@@ -114,7 +114,8 @@ def adjusted(logits: Tensor, params: SamplingParams, prompt: Sequence[int], text
 def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
     """The distribution sampled from: logits [vocab] -> float32 [vocab], summing to 1, after all filters."""
     scores = logits.float()
-    scores = (scores - scores.max()) / params.temperature  # the likeliest stays a number at any temperature
+    # The likeliest stays a number at any temperature; float32 knows none below the least one here.
+    scores = (scores - scores.max()) / max(params.temperature, 1e-30)
     if params.min_p > 0:
         scores = scores.masked_fill(scores < scores.max() + math.log(params.min_p), -torch.inf)
     if 0 < params.top_k < scores.numel():
@@ -134,6 +135,7 @@ def _keep_mass(scores: Tensor, order: Tensor, mass: float) -> Tensor:
     """The first tokens of an order, until their probability reaches `mass`; the one that reaches it is kept."""
     ordered = scores.softmax(-1)[order]
     beyond = ordered.cumsum(-1) - ordered >= mass  # what comes before the token already reaches it
+    beyond[0] = False  # nothing comes before the first, though a tiny mass be 0 in float32
     return scores.index_fill(0, order[beyond], -torch.inf)
 
 

@@ -86,7 +86,11 @@ def app_of(
         Route("/v1/models/{name:path}", lambda request: _model(service, request), methods=["GET"]),
         Route("/health", lambda _: _health(service), methods=["GET"]),
         Route("/metrics", lambda _: Response(service.metrics.text(), media_type="text/plain; version=0.0.4")),
-        Route("/openapi.json", lambda _: JSONResponse(described(list(service.names))), methods=["GET"]),
+        Route(
+            "/openapi.json",
+            lambda _: JSONResponse(described(list(service.names), service.engine.config)),
+            methods=["GET"],
+        ),
         Route("/", lambda _: _page("index.html"), methods=["GET"]),
     ]
     routes += [
@@ -221,5 +225,7 @@ def _refusal(error: HTTPException) -> Fault:
     if error.status_code == 404:
         return Fault(404, "there is nothing at this path", code="not_found")
     if error.status_code == 405:
-        return Fault(405, "this path takes another method", code="method_not_allowed")
+        return Fault(
+            405, "this path takes another method", code="method_not_allowed", allow=(error.headers or {}).get("Allow")
+        )
     return Fault(error.status_code, "the request was refused")

@@ -26,14 +26,15 @@ TYPES = {
 
 class Fault(Exception):
     """A request ends with this status. `param` is the field at fault, `code` a word for programs, `retry_after` seconds
-    after which it may go well."""
+    after which it may go well, `allow` the methods that a path takes."""
 
     def __init__(
         self, status: int, message: str, param: str | None = None, code: str | None = None,
-        retry_after: int | None = None,
+        retry_after: int | None = None, allow: str | None = None,
     ) -> None:  # fmt: skip
         super().__init__(message)
-        self.status, self.message, self.param, self.code, self.retry_after = status, message, param, code, retry_after
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.retry_after, self.allow = retry_after, allow
 
     def body(self) -> dict[str, Any]:
         kind = TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
@@ -41,6 +42,7 @@ class Fault(Exception):
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         extra = [(b"retry-after", str(self.retry_after).encode())] if self.retry_after else []
+        extra += [(b"allow", self.allow.encode())] if self.allow else []
         return [(b"www-authenticate", b"Bearer"), *extra] if self.status == 401 else extra
 
 

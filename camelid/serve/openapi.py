@@ -8,8 +8,12 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from camelid import __version__
+from camelid.model.config import LlamaConfig
 from camelid.serve import replies
+from camelid.serve.auth import OPEN
 from camelid.serve.requests import (
+    MOST_DIMENSIONS,
+    MOST_IDS,
     Body,
     ChatRequest,
     CompletionRequest,
@@ -32,8 +36,8 @@ GETS: dict[str, tuple[str, type[replies.Reply]]] = {
 FAULTS = ("400", "401", "403", "404", "405", "408", "413", "415", "429", "500", "503")
 
 
-def described(models: Sequence[str]) -> dict[str, Any]:
-    """OpenAPI 3.1. `models` are the names that a request may give."""
+def described(models: Sequence[str], config: LlamaConfig) -> dict[str, Any]:
+    """OpenAPI 3.1. `models` are the names that a request may give, `config` is theirs."""
     kinds = [kind for _, *two, _ in POSTS.values() for kind in two] + [kind for _, kind in GETS.values()]
     inputs = {one[1] for one in POSTS.values()}
     modes = [(kind, "validation" if kind in inputs else "serialization") for kind in [*kinds, replies.Error]]
@@ -42,13 +46,27 @@ def described(models: Sequence[str]) -> dict[str, Any]:
         field = schema.get("properties", {}).get("model")
         if name.endswith("Request") and field is not None:
             schema["properties"]["model"] = {"type": "string", "enum": list(models)}
+    narrowed = _narrowed(schemas["$defs"], config)
     return {
         "openapi": "3.1.0",
         "info": {"title": "camelid", "version": __version__},
-        "paths": {**_posts(), **_gets(), "/metrics": {"get": _metrics()}},
-        "components": {"schemas": schemas["$defs"], "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+        "paths": {**_posts(), **_gets(), "/v1/models/{name}": {"get": _model()}, "/metrics": {"get": _metrics()}},
+        "components": {"schemas": narrowed, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
         "security": [{"key": []}],
     }
+
+
+def _narrowed(schema: Any, config: LlamaConfig) -> Any:
+    """With the ranges that only this model knows: of token ids and of dimensions."""
+    if isinstance(schema, list):
+        return [_narrowed(one, config) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if schema.get("exclusiveMaximum") == MOST_IDS:
+        return {**schema, "exclusiveMaximum": config.vocab_size}
+    if schema.get("maximum") == MOST_DIMENSIONS:
+        return {**schema, "maximum": config.hidden_size}
+    return {key: _narrowed(value, config) for key, value in schema.items()}
 
 
 def _json(name: str) -> dict[str, Any]:
@@ -64,16 +82,20 @@ def _posts() -> dict[str, Any]:
     for path, (summary, request, answer, streams) in POSTS.items():
         content = _json(answer.__name__)
         if streams:
-            content["text/event-stream"] = {"schema": {"type": "string"}}
+            content["text/event-stream"] = {}
         paths[path] = {
             "post": {
                 "summary": summary,
                 "operationId": path.strip("/").replace("/", "_"),
                 "requestBody": {"required": True, "content": _json(request.__name__)},
-                "responses": {"200": {"description": "done", "content": content}, **_faults()},
+                "responses": {"200": {"description": "done", "content": content, **_links(path)}, **_faults()},
             }
         }
     return paths
+
+
+def _links(path: str) -> dict[str, Any]:
+    return {"links": LINKS[path]} if path in LINKS else {}
 
 
 def _gets() -> dict[str, Any]:
@@ -82,11 +104,38 @@ def _gets() -> dict[str, Any]:
             "get": {
                 "summary": summary,
                 "operationId": path.strip("/").replace("/", "_"),
-                "responses": {"200": {"description": "done", "content": _json(answer.__name__)}, **_faults()},
+                "responses": {
+                    "200": {"description": "done", "content": _json(answer.__name__), **_links(path)},
+                    **_faults(),
+                },
+                **({"security": []} if path in OPEN else {}),
             }
         }
         for path, (summary, answer) in GETS.items()
     }
+
+
+def _model() -> dict[str, Any]:
+    name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+    done = {"description": "done", "content": _json("Model")}
+    return {
+        "summary": "One model",
+        "operationId": "model",
+        "parameters": [name],
+        "responses": {"200": done, **_faults()},
+    }
+
+
+# What an answer is good for in the next request.
+LINKS: dict[str, dict[str, Any]] = {
+    "/v1/models": {"model": {"operationId": "model", "parameters": {"name": "$response.body#/data/0/id"}}},
+    "/tokenize": {
+        "completion": {
+            "operationId": "v1_completions",
+            "requestBody": {"model": "$response.body#/model", "prompt": "$response.body#/ids", "max_tokens": 2},
+        }
+    },
+}
 
 
 def _metrics() -> dict[str, Any]:

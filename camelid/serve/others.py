@@ -54,6 +54,8 @@ async def embed(call: Call, body: dict[str, Any]) -> dict[str, Any]:
 async def tokenize(call: Call, body: dict[str, Any]) -> dict[str, Any]:
     """/tokenize: ids and their text."""
     request = read(TokenizeRequest, body)
+    model = request.model or next(iter(call.names))
+    call.adapter(model)
     if (request.text is None) == (request.messages is None):
         raise Fault(400, "give text or messages, one of them", "text", "invalid_value")
     if request.messages is not None:
@@ -62,7 +64,13 @@ async def tokenize(call: Call, body: dict[str, Any]) -> dict[str, Any]:
     else:
         ids = await asyncio.to_thread(call.tokenizer.encode, request.text or "")
     tokens = [call.tokenizer.token_bytes(i).decode("utf-8", "replace") for i in ids]
-    return {"count": len(ids), "max_model_len": call.engine.context_length, "ids": ids, "tokens": tokens}
+    return {
+        "model": model,
+        "count": len(ids),
+        "max_model_len": call.engine.context_length,
+        "ids": ids,
+        "tokens": tokens,
+    }
 
 
 async def respond(call: Call, body: dict[str, Any]) -> dict[str, Any] | AsyncIterator[dict[str, Any]]:

@@ -134,6 +134,7 @@ class Response(Reply):
 
 
 class Tokens(Reply):
+    model: str
     count: int
     max_model_len: int
     ids: list[int]

@@ -10,10 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from camelid.serve.faults import Fault
 
 MOST_TOKENS = 1 << 20
+MOST_IDS, MOST_DIMENSIONS = 1 << 31, 1 << 16  # of any model: the description says what this one has
 
 Text = Annotated[str, Field(max_length=1 << 20)]
 Stop = Annotated[str, Field(min_length=1, max_length=128)]
-TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+TokenId = Annotated[int, Field(ge=0, lt=MOST_IDS)]
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 
 
@@ -39,7 +40,7 @@ class Sampling(Body):
     top_k: Annotated[int, Field(ge=0, le=1 << 20)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     typical_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=10)] | None = None
     lookup: Annotated[int, Field(ge=0, le=32)] | None = None
 
 
@@ -143,7 +144,7 @@ class EmbeddingRequest(Body):
     model: Annotated[str, Field(max_length=256)]
     input: Prompts
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: Annotated[int, Field(ge=1, le=1 << 16)] | None = None
+    dimensions: Annotated[int, Field(ge=1, le=MOST_DIMENSIONS)] | None = None
     user: str | None = None
 
 
@@ -179,6 +180,14 @@ class ResponseRequest(Body):
 class TokenizeRequest(Body):
     """Ids of a text, or of a conversation as the model reads it."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": ["text"], "properties": {"text": {"type": "string"}}},
+                {"required": ["messages"], "properties": {"messages": {"type": "array"}}},
+            ]
+        }
+    )
     model: Annotated[str, Field(max_length=256)] | None = None
     text: Text | None = None
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=2048)] | None = None

@@ -20,7 +20,6 @@ from camelid.serve.app import Service
 from camelid.serve.faults import Fault
 from camelid.serve.limits import Limits
 
-
 LINGER = 1.0  # seconds that a caller has to read an answer that came before all was asked
 
 

@@ -29,8 +29,10 @@ from camelid.tokenizer.tokenizer import Tokenizer
 
 CHAT = "/v1/chat/completions"
 HELLO: dict[str, Any] = {
-    "model": "tiny", "messages": [{"role": "user", "content": "The meaning of life"}], "temperature": 0, "max_tokens": 8,
+    "model": "tiny", "messages": [{"role": "user", "content": "The meaning of life"}], "temperature": 0,
+    "max_tokens": 8,
 }  # fmt: skip
+ENDLESS: dict[str, Any] = {"logit_bias": {"1": -100}}  # never the end token
 
 
 def tiny_model(tokenizer: Tokenizer) -> Llama:

@@ -67,7 +67,8 @@ def bad_fields() -> Iterator[tuple[str, Any]]:
                 yield path, {**ROUTES[path], **extra, field: value}
     others: list[tuple[str, dict[str, Any]]] = [
         (CHAT, {"messages": "hello"}), (CHAT, {"messages": [1]}), (CHAT, {"messages": [{}]}),
-        (CHAT, {"messages": [{"role": "robot", "content": "a"}]}), (CHAT, {"messages": [{"role": "user", "content": 1}]}),
+        (CHAT, {"messages": [{"role": "robot", "content": "a"}]}),
+        (CHAT, {"messages": [{"role": "user", "content": 1}]}),
         (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://a"}}]}]}),
         (CHAT, {"messages": [{"role": "user", "content": "a"}] * 2049}), (CHAT, {"model": None}), (CHAT, {"model": 1}),
         (CHAT, {"stop": ["a"] * 5}), (CHAT, {"stop": [""]}), (CHAT, {"stop": "x" * 129}), (CHAT, {"stop": [1]}),
@@ -77,7 +78,8 @@ def bad_fields() -> Iterator[tuple[str, Any]]:
         (CHAT, {"response_format": {"type": "xml"}}), (CHAT, {"response_format": "json"}),
         (CHAT, {"response_format": {"type": "json_schema"}}), (CHAT, {"tools": [{"type": "function"}]}),
         (CHAT, {"tools": [{"type": "function", "function": {"name": "a b"}}]}), (CHAT, {"tool_choice": "always"}),
-        (CHAT, {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"$ref": "#/none"}}}}),
+        (CHAT, {"response_format": {"type": "json_schema",
+                                    "json_schema": {"name": "a", "schema": {"$ref": "#/none"}}}}),
         (CHAT, {"response_format": {"type": "json_schema",
                                     "json_schema": {"name": "a", "schema": {"type": "string", "pattern": "(" * 500}}}}),
         (CHAT, {"begin_with_ids": [-1]}), (CHAT, {"begin_with_ids": [1 << 40]}), (CHAT, {"begin_with_ids": [99999]}),

@@ -22,7 +22,7 @@ from camelid.generate.sequence import Sequence
 from camelid.serve import replies
 from camelid.serve.limits import Limits
 
-from .conftest import CHAT, HELLO, Running, serving
+from .conftest import CHAT, ENDLESS, HELLO, Running, serving
 
 HEAD = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 LIMITS = Limits(header_time=0.5, body_time=0.5, write_time=0.5, request_time=20)
@@ -123,7 +123,7 @@ def test_two_thousand_requests_and_a_thousand_leave(running: Running) -> None:
 
 
 def test_a_caller_who_waits_for_the_whole_may_leave_too(running: Running) -> None:
-    body = json.dumps({**HELLO, "max_tokens": 900, "logit_bias": {"2": -100}}).encode()
+    body = json.dumps({**HELLO, "max_tokens": 900, **ENDLESS}).encode()
     with connect(running) as link:
         link.sendall(f"{HEAD}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         deadline = time.monotonic() + 10
@@ -165,7 +165,8 @@ def test_a_body_that_does_not_come(strict: Running) -> None:
 def test_a_reader_who_does_not_read(strict: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """The answer is larger than all buffers between; its text is given up, and its pages are free."""
     body = json.dumps({
-        **HELLO, "max_tokens": 900, "n": 8, "logprobs": True, "top_logprobs": 20, "stream": True, "logit_bias": {"2": -100}
+        **HELLO, "max_tokens": 900, "n": 8, "logprobs": True, "top_logprobs": 20, "stream": True,
+        **ENDLESS,
     }).encode()  # fmt: skip
     with socket.socket() as link:
         link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -204,7 +205,7 @@ def test_too_much(running: Running, head: str, body: bytes, status: int) -> None
 def test_a_queue_that_is_full(engine: Engine) -> None:
     limits = Limits(queue=4)
     with serving(engine, limits=limits) as server:
-        body = {**HELLO, "max_tokens": 300, "n": 3, "logit_bias": {"2": -100}}
+        body = {**HELLO, "max_tokens": 300, "n": 3, **ENDLESS}
         with ThreadPoolExecutor(6) as pool:
             answers = list(pool.map(lambda _: server.post(CHAT, body), range(6)))
         statuses = sorted(answer.status_code for answer in answers)
@@ -262,7 +263,7 @@ def test_an_engine_that_fails_goes_on(running: Running, monkeypatch: pytest.Monk
 
 def test_a_text_that_takes_too_long(engine: Engine) -> None:
     with serving(engine, limits=Limits(request_time=0.05)) as server:
-        body: Any = {**HELLO, "max_tokens": 900, "logit_bias": {"2": -100}}
+        body: Any = {**HELLO, "max_tokens": 900, **ENDLESS}
         assert server.post(CHAT, body).status_code == 408
         with pytest.raises(openai.APIError, match="too long"):
             for _ in server.client.chat.completions.create(**body, stream=True):

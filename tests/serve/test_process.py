@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from .conftest import CHAT, HELLO
+from .conftest import CHAT, ENDLESS, HELLO
 
 KEY = "correct-horse-battery"
 
@@ -69,7 +69,7 @@ def test_it_ends_well(folder: Path, number: signal.Signals) -> None:
 
 def streams(base: str, found: list[str]) -> list[threading.Thread]:
     def one() -> None:
-        body = {**HELLO, "stream": True, "max_tokens": 900, "logit_bias": {"2": -100}}
+        body = {**HELLO, "stream": True, "max_tokens": 900, **ENDLESS}
         try:
             with httpx.stream("POST", base + CHAT, json=body, timeout=60) as answer:
                 found.append(answer.read().decode())
