@@ -46,7 +46,8 @@ def configured(app: Any, limits: Limits) -> uvicorn.Config:
     return uvicorn.Config(
         app, http=_protocol(limits), ws="none", lifespan="on", log_config=None, log_level="critical", access_log=False,
         h11_max_incomplete_event_size=limits.headers, server_header=False, proxy_headers=False,
-        timeout_graceful_shutdown=10, backlog=256,
+        timeout_keep_alive=30, timeout_graceful_shutdown=10,
+        backlog=256,
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Requests made up from our own description, good and bad: no answer is an error of the server, or other than it says."""
+"""Requests made up from our own description, good and bad: no answer is a fault of ours, or other than it says."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_made_up_requests(engine: Engine, tmp_path: Path) -> None:
     (tmp_path / "keys").write_text(KEY)
     with serving(engine, Keys(tmp_path / "keys", "CAMELID_NO_KEY")) as server:
         done = schemathesis(server, tmp_path)
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert done.returncode == 0, done.stdout[:6000] + done.stderr[-2000:]
     assert int(re.findall(r"(\d+) generated", done.stdout)[-1]) > 500
     assert "Tested: 9" in done.stdout
     assert "Stateful" in done.stdout
