@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class CamelidError(Exception):
     """The work failed for a reason that is not the caller's input. The command line exits 1."""
@@ -17,6 +19,14 @@ class FormatError(InputError):
 
 class RecipeError(InputError):
     """A recipe names an unknown key, a value of the wrong type, or an impossible combination."""
+
+
+class ChecksFailed(CamelidError):
+    """A model did not pass; `result` is what --json prints of it."""
+
+    def __init__(self, message: str, result: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 class MissingExtra(InputError):

@@ -25,7 +25,7 @@ FLOORS = [
     {"quantize"},
     {"train"},
     {"finetune"},
-    {"serve", "auto", "quickstart", "bench"},
+    {"serve", "verify", "auto", "quickstart", "bench"},
     {"cli", "__main__"},
 ]
 FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}

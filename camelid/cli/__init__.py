@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from camelid import __version__
-from camelid.errors import CamelidError, InputError
+from camelid.errors import CamelidError, ChecksFailed, InputError
 
 # In the order of a model's life.
 VERBS = {
@@ -28,6 +28,7 @@ VERBS = {
     "generate": "complete a prompt",
     "chat": "talk to a model in the terminal",
     "serve": "an OpenAI-compatible server and a chat page",
+    "verify": "what is silently wrong with a model, if anything",
     "lineage": "where a folder came from, back to the raw files",
     "bench": "camelid beside its peers, on this machine",
     "info": "this machine, versions, and what camelid will use",
@@ -69,6 +70,10 @@ def run(arguments: list[str]) -> int:
             print(json.dumps(result, ensure_ascii=False))
     except InputError as error:
         return _complain(str(error), 2)
+    except ChecksFailed as error:
+        if options.json:
+            print(json.dumps(error.result, ensure_ascii=False))
+        return _complain(str(error), 1)
     except CamelidError as error:
         return _complain(str(error), 1)
     except KeyboardInterrupt:

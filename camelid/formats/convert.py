@@ -40,7 +40,7 @@ def convert(source: str | Path, out: str | Path, to: str = "hf", shards: int = 1
     model: Llama = load(path, dtype=torch.float32 if open_model(path).quantized else None)
     make_dense(model)
     if to == "gguf":
-        digest = gguf_write.write(model, load_tokenizer(path), Path(out), kind)
+        digest = gguf_write.write(model, load_tokenizer(path), Path(out), kind, stop_ids(path))
     else:
         digest = _write_meta(model, path, Path(out), shards) if to == "meta" else write_model(model, path, out, [path])
     return {

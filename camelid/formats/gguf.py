@@ -33,6 +33,7 @@ TYPE_NAMES = {
 }  # fmt: skip
 
 
+STOPS = tuple(f"tokenizer.ggml.{kind}_token_id" for kind in ("eos", "eot", "eom"))
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -195,7 +196,16 @@ def open_file(path: Path) -> Checkpoint:
             yield ours, tensor
 
     rounded = next((t.type for t in file.tensors.values() if t.type not in _PLAIN), None)
-    return Checkpoint(path, "gguf", config, tensors, {"eos_token_id": config.eos_token_id}, rounded)
+    return Checkpoint(path, "gguf", config, tensors, {"eos_token_id": _stops(file)}, rounded)
+
+
+def _stops(file: GGUF) -> list[int] | None:
+    """Every id that ends a text: of the text, of a turn, of a message to a tool."""
+    found = [file.metadata[key] for key in STOPS if key in file.metadata]
+    bad = next((i for i in found if isinstance(i, bool) or not isinstance(i, int) or i < 0), None)
+    if bad is not None:
+        raise FormatError(f"{file.path}: an end token's id is {bad!r}, which is no id")
+    return list(dict.fromkeys(found)) or None
 
 
 def _config(file: GGUF) -> LlamaConfig:

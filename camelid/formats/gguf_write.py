@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from camelid.artifact import settle, write_file
 from camelid.errors import InputError
-from camelid.formats.gguf import LAYER_NAMES, TOP_NAMES, TYPE_NAMES
+from camelid.formats.gguf import LAYER_NAMES, STOPS, TOP_NAMES, TYPE_NAMES
 from camelid.formats.gguf_blocks import BLOCKS, quantize
 from camelid.model.config import LlamaConfig, RopeScaling
 from camelid.model.llama import Llama
@@ -34,8 +34,9 @@ FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}
 _KINDS = {name: number for number, name in TYPE_NAMES.items()}
 
 
-def write(model: Llama, tokenizer: Tokenizer, out: Path, kind: str) -> str:
-    """Write `out`, matrices as `kind` (a name of FILE_TYPES). Returns the file's SHA-256. Raises InputError for a model
+def write(model: Llama, tokenizer: Tokenizer, out: Path, kind: str, stops: Sequence[int] = ()) -> str:
+    """Write `out`, matrices as `kind` (a name of FILE_TYPES). `stops` are the ids that end a text, of which the format
+    has words for three. Returns the file's SHA-256. Raises InputError for a model
     or a tokenizer that GGUF has no words for."""
     if kind not in FILE_TYPES:
         raise InputError(f"GGUF matrices cannot be written as {kind!r}; choose one of {', '.join(FILE_TYPES)}")
@@ -45,6 +46,8 @@ def write(model: Llama, tokenizer: Tokenizer, out: Path, kind: str) -> str:
         raise InputError(f"the tokenizer has {len(tokenizer)} tokens, the embedding {model.config.vocab_size} rows")
     out.parent.mkdir(parents=True, exist_ok=True)
     metadata = _metadata(model.config, out.stem, kind) | tokenizer_metadata(tokenizer, model.config.vocab_size)
+    further = [i for i in stops if i != metadata.get(STOPS[0])]
+    metadata |= dict(zip(STOPS[1:] if STOPS[0] in metadata else STOPS, further, strict=False))
     tensors = dict(_named(model))
     kinds = {name: _kind_of(tensor, kind) for name, tensor in tensors.items()}
     infos, offset = [], 0

@@ -1,0 +1,1 @@
+"""Our own checks, run on somebody's model: what is silently wrong with it, if anything."""
