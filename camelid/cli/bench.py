@@ -9,7 +9,7 @@ from camelid.cli import settings
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(required=True, metavar="{data,train,infer,evaluate}")
+    actions = parser.add_subparsers(required=True, metavar="{data,train,infer,evaluate,serve}")
     data = actions.add_parser("data", help="filters, MinHash, tokenizers, the pipeline")
     data.add_argument("--data", required=True, help="documents to race on: files or a folder that the corpus reads")
     data.add_argument("--rounds", type=int, default=3)
@@ -54,6 +54,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     settings.example(infer, "camelid bench infer model/ --kind int8 --threads 1")
     infer.set_defaults(action="infer")
 
+    serve = actions.add_parser("serve", help="8 and 32 clients beside llama-cpp-python's and transformers' servers")
+    serve.add_argument("model", help="one that chats")
+    serve.add_argument("--threads", type=int, default=2)
+    serve.add_argument("--alone", action="store_true", help="without peers")
+    settings.example(serve, "camelid bench serve model/")
+    serve.set_defaults(action="serve")
+
 
 def _numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
@@ -76,6 +83,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
         kinds = options.kind or list(infer.PEERS)
         result = infer.run(options.model, kinds, options.rounds, options.threads, not options.alone, options.json)
+    elif options.action == "serve":
+        from camelid.bench import serve
+
+        result = serve.run(options.model, options.threads, not options.alone, options.json)
     elif options.action == "evaluate":
         from camelid.bench import evaluate
 
@@ -109,7 +120,9 @@ def _show(result: dict[str, Any]) -> None:
         figure = f"{row['value']:8.2f} {row['unit']}" if "value" in row else f"missing: {row['error']}"
         memory = f", {row['peak_bytes'] / 2**20:.0f} MiB at most" if row.get("peak_bytes") else ""
         name = f"{row['task']:<16} {row['implementation']:<10} {row.get('version', ''):<18}"
-        print(f"{name} {row['threads']} threads {figure}{memory}")
+        waits = [f"{key} {row[f'first_token_{key}']:.2f} s" for key in ("p50", "p99") if f"first_token_{key}" in row]
+        first = f", first token {', '.join(waits)}" if waits else ""
+        print(f"{name} {row['threads']} threads {figure}{memory}{first}")
     for name, ratio in result["ratios"].items():
         print(f"{name} = {ratio:.2f}")
     if same := result.get("same_ids"):
