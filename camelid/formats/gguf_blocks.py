@@ -138,22 +138,3 @@ def expand(kind: str, raw: Bytes) -> Floats:
     """Any number of bytes of whole blocks -> their values, flat."""
     _, width, function = BLOCKS[kind]
     return function(raw.reshape(-1, width)).reshape(-1)
-
-
-def quantize(kind: str, values: Floats) -> Bytes:
-    """Rows of whole blocks -> their bytes, by ggml's reference (quantize_row_q8_0_ref, quantize_row_q4_0_ref)."""
-    blocks = values.reshape(-1, 32)
-    with np.errstate(divide="ignore"):
-        if kind == "Q8_0":
-            d = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
-            steps = blocks * np.where(d == 0, np.float32(0), 1 / d)
-            rounded = np.trunc(np.abs(steps) + np.float32(0.5)) * np.sign(steps)
-            packed: Bytes = rounded.astype(np.int8).view(np.uint8)
-        elif kind == "Q4_0":
-            d = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=1, keepdims=True), 1) / np.float32(-8)
-            places = blocks * np.where(d == 0, np.float32(0), 1 / d) + np.float32(8.5)
-            nibbles = np.trunc(places).clip(0, 15).astype(np.uint8)
-            packed = (nibbles[:, :16] | nibbles[:, 16:] << 4).astype(np.uint8)
-        else:
-            raise ValueError(f"no quantizer for {kind}")
-    return np.concatenate([d.astype(np.float16).view(np.uint8), packed], axis=1)

@@ -21,7 +21,8 @@ from torch import Tensor
 from camelid.artifact import settle, write_file
 from camelid.errors import InputError
 from camelid.formats.gguf import LAYER_NAMES, STOPS, TOP_NAMES, TYPE_NAMES
-from camelid.formats.gguf_blocks import BLOCKS, quantize
+from camelid.formats.gguf_blocks import BLOCKS
+from camelid.formats.gguf_pack import block_type, quantize
 from camelid.model.config import LlamaConfig, RopeScaling
 from camelid.model.llama import Llama
 from camelid.model.rope import half_split_to_interleaved, inverse_frequencies
@@ -30,7 +31,7 @@ from camelid.tokenizer.tokenizer import Tokenizer
 
 ALIGNMENT = 32
 # What a file of mostly this type is called by llama.cpp (llama.h, llama_ftype).
-FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}
+FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "Q4_K_M": 15, "Q5_K_M": 17, "Q6_K": 18, "BF16": 32}
 _KINDS = {name: number for number, name in TYPE_NAMES.items()}
 
 
@@ -49,7 +50,11 @@ def write(model: Llama, tokenizer: Tokenizer, out: Path, kind: str, stops: Seque
     further = [i for i in stops if i != metadata.get(STOPS[0])]
     metadata |= dict(zip(STOPS[1:] if STOPS[0] in metadata else STOPS, further, strict=False))
     tensors = dict(_named(model))
-    kinds = {name: _kind_of(tensor, kind) for name, tensor in tensors.items()}
+    layers, tied = model.config.num_hidden_layers, "output.weight" not in tensors
+    kinds = {  # vectors are float32
+        name: block_type(kind, name, tensor.shape[-1], layers, tied) if tensor.dim() > 1 else "F32"
+        for name, tensor in tensors.items()
+    }
     infos, offset = [], 0
     for name, tensor in tensors.items():
         infos.append(_string(name) + struct.pack("<I", tensor.dim()))
@@ -89,13 +94,6 @@ def _named(model: Llama) -> Iterator[tuple[str, Tensor]]:
         parts = stem.split(".", 2)
         theirs = f"blk.{parts[1]}.{layer[parts[2]]}" if parts[0] == "layers" else top[stem]
         yield f"{theirs}.{leaf}", parameter.detach()
-
-
-def _kind_of(tensor: Tensor, kind: str) -> str:
-    """Vectors are float32; rows that do not fill blocks are float16."""
-    if tensor.dim() < 2:
-        return "F32"
-    return "F16" if kind in BLOCKS and tensor.shape[-1] % BLOCKS[kind][0] else kind
 
 
 def _size(tensor: Tensor, kind: str) -> int:

@@ -14,6 +14,7 @@ import torch
 from camelid.generate.engine import Engine
 from camelid.generate.sampling import SamplingParams
 from camelid.serve import replies
+from camelid.serve.faults import Fault
 
 from .conftest import CHAT, HELLO, Running
 
@@ -291,3 +292,26 @@ def test_what_is_refused(running: Running, asked: Any, kind: Any, param: str | N
     assert caught.value.param == param
     assert isinstance(caught.value.code, str)
     assert caught.value.type
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, openai.BadRequestError), (401, openai.AuthenticationError), (403, openai.PermissionDeniedError),
+        (404, openai.NotFoundError), (409, openai.ConflictError), (422, openai.UnprocessableEntityError),
+        (429, openai.RateLimitError), (500, openai.InternalServerError), (503, openai.InternalServerError),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("stream", [False, True])
+def test_every_status_is_its_exception(
+    running: Running, monkeypatch: pytest.MonkeyPatch, status: int, kind: Any, stream: bool
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise Fault(status, "told", "temperature", "a_code")
+
+    monkeypatch.setattr(running.service.engine, "prepare", refuse)
+    with pytest.raises(kind) as caught:
+        running.client.chat.completions.create(**HELLO, stream=stream)
+    assert caught.value.status_code == status
+    assert (caught.value.param, caught.value.code) == ("temperature", "a_code")
+    assert caught.value.message
