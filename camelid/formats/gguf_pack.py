@@ -23,16 +23,15 @@ INSTEAD = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 
 
 def block_type(kind: str, name: str, columns: int, layers: int, tied: bool) -> str:
-    """The type of a matrix called `name` in a file of `kind`, by llama.cpp's rule: the output projection and, in the
-    first and last eighth of the layers and every third between, the values and the way down get six bits. Rows that
-    fill no block of any kind are F16."""
+    """The type of a matrix called `name` in a file of `kind`, by llama.cpp's rule: the output projection and, of a
+    mixture, in the first and last eighth of the layers and every third between, the values and the way down get six
+    bits. Rows that fill no block of any kind are F16."""
     found = MIXTURES.get(kind, kind)
-    if kind in MIXTURES:
-        layer = int(name.split(".")[1]) if name.startswith("blk.") else -1
-        eighth = layers // 8
-        matters = layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
-        output = name == ("token_embd.weight" if tied else "output.weight")
-        if output or (matters and layer >= 0 and (".attn_v." in name or ".ffn_down." in name)):
+    if found in BLOCKS and found != "Q8_0" and name == ("token_embd.weight" if tied else "output.weight"):
+        found = "Q6_K"
+    elif kind in MIXTURES and (".attn_v." in name or ".ffn_down." in name):
+        layer, eighth = int(name.split(".")[1]), layers // 8
+        if layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2:
             found = "Q6_K"
     if found in BLOCKS and columns % BLOCKS[found][0]:
         found = INSTEAD.get(found, "F16")

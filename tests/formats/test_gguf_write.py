@@ -110,6 +110,10 @@ def test_mixtures_are_llama_cpps() -> None:
     assert block_type("Q4_K_M", "token_embd.weight", 4096, 32, False) == "Q4_K"
     assert block_type("Q4_K_M", "token_embd.weight", 4096, 32, True) == "Q6_K"
     assert block_type("Q6_K", "output.weight", 576, 32, False) == "Q8_0"
+    assert block_type("Q4_0", "output.weight", 4096, 32, False) == "Q6_K"
+    assert block_type("Q4_0", "blk.0.ffn_down.weight", 4096, 32, False) == "Q4_0"
+    assert block_type("Q8_0", "output.weight", 4096, 32, False) == "Q8_0"
+    assert block_type("F16", "output.weight", 4096, 32, False) == "F16"
     assert block_type("Q8_0", "output.weight", 50, 32, False) == "F16"
     assert set(PACKERS) >= {"Q4_K", "Q5_K", "Q6_K", "Q5_0", "Q5_1", "Q8_0"}
 
