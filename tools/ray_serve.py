@@ -23,8 +23,8 @@ def application(model: str, threads: int, quantization: str | None) -> Any:
     from camelid.serve.auth import Keys
 
     engine = Engine.from_pretrained(model, quantization, threads)
-    # Ray's proxy checks nothing, so the replica keeps asking for the key; hosts are the proxy's.
-    return app_of(Service(engine, Path(model).name, Keys()), hosts={"*"})
+    # Ray's proxy checks nothing: the replica asks for the key and looks at the host itself.
+    return app_of(Service(engine, Path(model).name, Keys()))
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from camelid.errors import CamelidError
 from camelid.generate.constrain import Matcher
 from camelid.generate.sampling import SamplingParams, TokenLogprob, adjusted, logprob, sample
 from camelid.tokenizer.stream import StreamDecoder
@@ -59,12 +58,12 @@ class Sequence:
         for number, row in enumerate(logits):
             try:
                 token = self._choose(row)
-            except CamelidError as error:
-                self.finish, self.error = "error", str(error)
+                if self.params.logprobs is not None:
+                    self.logprobs.append(logprob(row, token, self.params.logprobs))
+                self._append(token)
+            except Exception as error:  # of whatever kind: it ends this text and no other
+                self.finish, self.error = "error", str(error) or type(error).__name__
                 return
-            if self.params.logprobs is not None:
-                self.logprobs.append(logprob(row, token, self.params.logprobs))
-            self._append(token)
             if self.finish or number == len(proposed) or proposed[number] != token:
                 return
 

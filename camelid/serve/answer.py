@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ from camelid.serve.requests import Sampling
 from camelid.serve.worker import Progress, Ticket, Worker
 from camelid.tokenizer.tokenizer import Tokenizer
 
+CONTEXTS = 16  # worth of tokens that one request may ask for
 LEAST_LOGPROB = -9999.0  # what stands for minus infinity, which JSON does not have
 
 
@@ -31,6 +33,7 @@ class Call:
     limits: Limits
     metrics: Metrics
     names: dict[str, str | None]  # a model's name -> the adapter that it is
+    longest_token: int  # characters
     caller: str = ""
     request_id: str = ""
     told: dict[str, Any] = field(default_factory=dict)  # for the log
@@ -90,11 +93,10 @@ class Answers:
 
     async def __aenter__(self) -> Answers:
         call = self.call
-        wanted = len(self.prompts) * self.n
-        if call.worker.pending + wanted > call.limits.queue:
-            raise Fault(429, "too many texts are waiting; ask again", code="queue_full", retry_after=5)
-        sequences = await asyncio.to_thread(self._prepared)
-        self.tickets = [call.worker.add(sequence) for sequence in sequences]
+        self._check_cost()
+        with held(call, len(self.prompts) * self.n):
+            sequences = await asyncio.to_thread(self._prepared)
+            self.tickets = [call.worker.add(sequence) for sequence in sequences]
         call.told["prompt_tokens"] = self.prompt_tokens
         return self
 
@@ -103,6 +105,15 @@ class Answers:
             self.call.worker.drop(ticket)
         self.call.told["completion_tokens"] = self.completion_tokens
         self.call.metrics.texts(self.prompt_tokens, self.tickets)
+
+    def _check_cost(self) -> None:
+        """One request may ask for a few contexts' worth of tokens, however it divides them."""
+        context = self.call.engine.context_length
+        new = min(self.params.max_new_tokens or context, context)
+        cost, most = sum(self.n * (min(len(prompt), context) + new) for prompt in self.prompts), CONTEXTS * context
+        if cost > most:
+            told = f"n, prompts and max_tokens together ask for up to {cost:,} tokens; a request may ask for {most:,}"
+            raise Fault(400, told, "max_tokens", "request_too_large")
 
     def _prepared(self) -> list[Any]:
         made = []
@@ -156,6 +167,18 @@ class Answers:
                 task.cancel()
 
 
+@contextmanager
+def held(call: Call, texts: int) -> Iterator[None]:
+    """Places in the queue while what takes them is made ready. Raises Fault when there are none."""
+    if call.worker.pending + texts > call.limits.queue:
+        raise Fault(429, "too many texts are waiting; ask again", code="queue_full", retry_after=5)
+    call.worker.reserved += texts
+    try:
+        yield
+    finally:
+        call.worker.reserved -= texts
+
+
 def _seeded(params: SamplingParams, number: int) -> SamplingParams:
     from dataclasses import replace
 
@@ -201,8 +224,18 @@ def shown_tokens(progress: Progress) -> int:
     return progress.tokens - (progress.finish == "eos")
 
 
+def check_size(call: Call, texts: Iterable[str], field: str) -> None:
+    """Refuse what cannot fit before it is cut into tokens, which takes a while. Raises Fault."""
+    most = call.engine.context_length * call.longest_token
+    size = sum(map(len, texts))
+    if size > most:
+        told = f"the prompt has {size:,} characters; a context of {call.engine.context_length:,} tokens holds fewer"
+        raise Fault(400, told, field, "context_length_exceeded")
+
+
 def rendered(call: Call, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None) -> list[int]:
     """Ids of a conversation. Raises Fault when the model's template refuses it, or there is none."""
+    check_size(call, (str(message.get("content") or "") for message in messages), "messages")
     try:
         ids: list[int] = call.tokenizer.apply_chat_template(messages, tools=tools)
     except CamelidError as error:

@@ -12,7 +12,7 @@ from importlib import resources
 from typing import Any
 
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -56,14 +56,16 @@ class Service:
         self.metrics = Metrics()
         self.worker = Worker(engine, lambda error: tell_fault("", error))
         self.metrics.watch(self.worker)
+        words = engine.tokenizer
+        self.longest_token = max((len(words.token(i)) for i in range(len(words))), default=1) if words else 1
         self.draining = False
         self.started = int(time.time())
 
     def call(self, scope: Scope) -> Call:
         state = scope["state"]
         return Call(
-            self.engine, self.worker, self.limits, self.metrics, self.names, state["caller"], state["request_id"],
-            state["told"],
+            self.engine, self.worker, self.limits, self.metrics, self.names, self.longest_token, state["caller"],
+            state["request_id"], state["told"],
         )  # fmt: skip
 
 
@@ -108,7 +110,7 @@ class Gate:
         self, inner: ASGIApp, service: Service, hosts: Iterable[str], origins: Iterable[str], quiet: bool
     ) -> None:
         self._inner, self._service, self._quiet = inner, service, quiet
-        self._hosts, self._origins = frozenset(hosts), frozenset(origins)
+        self._hosts, self._origins = frozenset(map(str.lower, hosts)), frozenset(origins)
         self._open = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -121,7 +123,7 @@ class Gate:
         told: dict[str, Any] = {}
         status = 0
         origin = next((v.decode("latin-1") for n, v in scope["headers"] if n == b"origin"), "")
-        headers = [(b"x-request-id", request_id.encode()), *self._cors(origin)]
+        headers = [(b"x-request-id", request_id.encode()), *self._cors(origin, scope)]
 
         async def sending(message: Message) -> None:
             nonlocal status
@@ -139,6 +141,8 @@ class Gate:
             if status:
                 raise  # the answer has begun: the connection is cut, which no client takes for an end
             await reply(sending, fault.status, fault.body(), fault.headers())
+        except ClientDisconnect:
+            told["left"] = True
         except Exception as error:
             tell_fault(request_id, error)
             if status:
@@ -167,13 +171,16 @@ class Gate:
         scope["app"] = self  # so the router raises what it refuses
         await self._inner(scope, receive, send)
 
-    def _cors(self, origin: str) -> list[tuple[bytes, bytes]]:
+    def _cors(self, origin: str, scope: Scope) -> list[tuple[bytes, bytes]]:
+        """For a page of an origin that may ask: whatever headers it wants to send, for a key is not a cookie."""
         if not origin or origin not in self._origins:
             return []
+        wanted = next((v for n, v in scope["headers"] if n == b"access-control-request-headers"), b"")
         return [
             (b"access-control-allow-origin", origin.encode("latin-1")), (b"vary", b"origin"),
-            (b"access-control-allow-headers", b"authorization, content-type"),
+            (b"access-control-allow-headers", wanted or b"authorization, content-type"),
             (b"access-control-allow-methods", b"GET, POST"),
+            (b"access-control-expose-headers", b"x-request-id, retry-after"),
         ]  # fmt: skip
 
     def _log(self, scope: Scope, request_id: str, status: int, seconds: float, told: dict[str, Any]) -> None:

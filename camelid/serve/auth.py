@@ -36,7 +36,7 @@ class Keys:
         lines: list[str] = []
         if self._file is not None:
             try:
-                lines = self._file.read_text(encoding="utf-8").splitlines()
+                lines = self._file.read_text(encoding="utf-8-sig").splitlines()
             except (OSError, UnicodeDecodeError) as error:
                 raise InputError(f"{self._file}: no API keys can be read: {error}") from None
         lines.append(os.environ.get(self._variable, ""))
@@ -79,5 +79,5 @@ def check_host(scope: Scope, allowed: Iterable[str]) -> None:
     if len(hosts) != 1:
         raise Fault(400, "a request names one host", code="invalid_host")
     name = hosts[0].rpartition(":")[0] if hosts[0].rpartition(":")[2].isdecimal() and ":" in hosts[0] else hosts[0]
-    if "*" not in allowed and name not in allowed:
+    if "*" not in allowed and name not in allowed and name.strip("[]") not in allowed:
         raise Fault(403, "this server is not called by that host (see --allowed-host)", code="invalid_host")

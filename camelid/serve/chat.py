@@ -132,7 +132,8 @@ class _Writer:
         if self._demanded:
             whole = now.finish in ("stop", "eos")
             called = tools.begun_call(now.text, whole)
-            return self._of_call(called), "tool_calls" if whole and called else reason
+            complete = whole and called is not None and tools.is_json(called.arguments)
+            return self._of_call(called), "tool_calls" if complete else reason
         if self._offered and self._text == 0 and tools.may_be_call(now.text):
             if reason is None:
                 return [], None

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from camelid.errors import InputError
-from camelid.serve.answer import Answers, Call, finish_reason, finite, sampling_of, shown_tokens
+from camelid.serve.answer import Answers, Call, check_size, finish_reason, finite, sampling_of, shown_tokens
 from camelid.serve.faults import Fault
 from camelid.serve.requests import CompletionRequest, Prompts, read
 from camelid.serve.worker import Progress
@@ -23,6 +23,7 @@ async def complete(call: Call, body: dict[str, Any]) -> dict[str, Any] | AsyncIt
     if request.echo and request.logprobs is not None:
         raise Fault(400, "echo with logprobs is not supported", "echo", "invalid_value")
     prompts = await asyncio.to_thread(prompt_ids, call, request.prompt, "prompt")
+    echoes = await asyncio.to_thread(_echoes, call, prompts) if request.echo else [""] * len(prompts)
     try:
         params = sampling_of(request, call, request.max_tokens or DEFAULT_TOKENS, request.logprobs)
     except InputError as error:
@@ -32,7 +33,6 @@ async def complete(call: Call, body: dict[str, Any]) -> dict[str, Any] | AsyncIt
         "id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time()),
         "model": request.model,
     }  # fmt: skip
-    echoes = [call.tokenizer.decode(ids, skip_special_tokens=True) if request.echo else "" for ids in prompts]
     if request.stream:
         return _chunks(answers, request, echoes, head)
     async with answers:
@@ -47,10 +47,20 @@ async def complete(call: Call, body: dict[str, Any]) -> dict[str, Any] | AsyncIt
 def prompt_ids(call: Call, given: Prompts, field: str) -> list[list[int]]:
     """Ids of one prompt or several, each text or ids."""
     prompts: list[Any] = [given] if isinstance(given, str) or isinstance(given[0], int) else [*given]
+    check_size(call, (prompt for prompt in prompts if isinstance(prompt, str)), field)
     found: list[list[int]] = [call.tokenizer.encode(p) if isinstance(p, str) else p for p in prompts]
     if not all(found):
         raise Fault(400, f"{field} is empty: the model needs at least one token to start from", field, "invalid_value")
     return found
+
+
+def _echoes(call: Call, prompts: Sequence[list[int]]) -> list[str]:
+    bad = next((i for ids in prompts for i in ids if i >= len(call.tokenizer)), None)
+    if bad is not None:
+        raise Fault(
+            400, f"token id {bad} is outside the vocabulary of {len(call.tokenizer)}", "prompt", "invalid_value"
+        )
+    return [call.tokenizer.decode(ids, skip_special_tokens=True) for ids in prompts]
 
 
 async def _chunks(

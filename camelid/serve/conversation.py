@@ -113,7 +113,8 @@ class Conversation:
             name, equals, value = pair.partition("=")
             if not equals or name not in SETTABLE:
                 raise InputError(f"{pair}: give NAME=VALUE, with a name of {', '.join(SETTABLE)}")
-            changes[name] = None if value == "none" else _number(name, value)
+            nothing = value == "none" and name in ("seed", "max_new_tokens")
+            changes[name] = None if nothing else _number(name, value)
         self.params = dataclasses.replace(self.params, **changes)
         return "  ".join(f"{name}={getattr(self.params, name)}" for name in SETTABLE)
 

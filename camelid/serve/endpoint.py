@@ -59,7 +59,11 @@ class Endpoint:
 
     async def _stream(self, call: Call, events: Events, send: Send) -> None:
         """Send events until they end. One that never ends well says so: a stream without [DONE] has an error."""
-        first = await anext(events, None)  # what is wrong with a request is told by its status
+        try:
+            async with asyncio.timeout(call.limits.request_time):
+                first = await anext(events, None)  # what is wrong with a request is told by its status
+        except TimeoutError:
+            raise Fault(408, "the request took too long", code="request_timeout") from None
         await send({"type": "http.response.start", "status": 200, "headers": STREAM})
         try:
             async with asyncio.timeout(call.limits.request_time):

@@ -26,7 +26,6 @@ class Limits:
     write_time: float = 30
     request_time: float = 600
     grace_time: float = 30  # for open streams after SIGTERM
-    embeddings: int = 64  # texts of one request
 
 
 async def read_json(request: Request, limits: Limits) -> dict[str, Any]:

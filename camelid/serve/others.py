@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -13,11 +14,12 @@ from typing import Any
 import torch
 
 from camelid.errors import CamelidError, InputError
+from camelid.generate.constrain import Form
 from camelid.generate.sampling import SamplingParams
-from camelid.serve.answer import Answers, Call, rendered
+from camelid.serve.answer import Answers, Call, check_size, held, rendered
 from camelid.serve.completions import prompt_ids
 from camelid.serve.faults import Fault
-from camelid.serve.requests import EmbeddingRequest, ResponseRequest, TokenizeRequest, read
+from camelid.serve.requests import EmbeddingRequest, ResponseFormat, ResponseRequest, TokenizeRequest, read
 from camelid.serve.worker import Progress
 
 
@@ -35,7 +37,8 @@ async def embed(call: Call, body: dict[str, Any]) -> dict[str, Any]:
     data = []
     for index, ids in enumerate(texts):
         try:
-            [vector] = await call.worker.do(partial(call.engine.embed, [ids], adapter))
+            with held(call, 1):
+                [vector] = await call.worker.do(partial(call.engine.embed, [ids], adapter))
         except InputError as error:
             raise Fault(400, str(error), "input", "invalid_value") from None
         except CamelidError:
@@ -62,8 +65,9 @@ async def tokenize(call: Call, body: dict[str, Any]) -> dict[str, Any]:
         told = [{"role": m.role, "content": m.text()} for m in request.messages]
         ids = await asyncio.to_thread(rendered, call, told, None)
     else:
+        check_size(call, [request.text or ""], "text")
         ids = await asyncio.to_thread(call.tokenizer.encode, request.text or "")
-    tokens = [call.tokenizer.token_bytes(i).decode("utf-8", "replace") for i in ids]
+    tokens = await asyncio.to_thread(lambda: [call.tokenizer.token_bytes(i).decode("utf-8", "replace") for i in ids])
     return {
         "model": model,
         "count": len(ids),
@@ -83,12 +87,19 @@ async def respond(call: Call, body: dict[str, Any]) -> dict[str, Any] | AsyncIte
     if request.instructions is not None:
         messages.insert(0, {"role": "system", "content": request.instructions})
     adapter = call.adapter(request.model)
+    if request.tools:
+        raise Fault(400, "tools are taken by /v1/chat/completions only", "tools", "unsupported_value")
+    try:
+        form = _form(request.text.format if request.text else None)
+    except InputError as error:
+        raise Fault(400, str(error), "text", "invalid_value") from None
     prompt = await asyncio.to_thread(rendered, call, messages, None)
     params = SamplingParams(
         max_new_tokens=request.max_output_tokens or call.engine.context_length,
         temperature=1.0 if request.temperature is None else request.temperature,
         top_p=1.0 if request.top_p is None else request.top_p,
         adapter=adapter,
+        form=form,
     )
     answers = Answers(call, [prompt], params, 1)
     head = {"id": f"resp_{uuid.uuid4().hex}", "created_at": int(time.time()), "model": request.model}
@@ -97,6 +108,15 @@ async def respond(call: Call, body: dict[str, Any]) -> dict[str, Any] | AsyncIte
     async with answers:
         [now] = await answers.whole()
         return _response(answers, request, head, now)
+
+
+def _form(wanted: ResponseFormat | None) -> Form | None:
+    if wanted is None or wanted.type == "text":
+        return None
+    schema = wanted.schema_ if wanted.type == "json_schema" else None
+    if wanted.type == "json_schema" and schema is None:
+        raise InputError("text.format of type json_schema needs a schema")
+    return Form("json_schema", json.dumps(schema or {"type": "object"}))
 
 
 def _response(

@@ -66,9 +66,9 @@ class ToolCall(Body):
 
 class ChatMessage(Body):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Text | Annotated[list[TextPart], Field(max_length=64)] | None = None
+    content: Text | Annotated[list[TextPart], Field(max_length=64, fail_fast=True)] | None = None
     name: Annotated[str, Field(max_length=256)] | None = None
-    tool_calls: Annotated[list[ToolCall], Field(max_length=64)] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=64, fail_fast=True)] | None = None
     tool_call_id: Annotated[str, Field(max_length=256)] | None = None
 
     def text(self) -> str:
@@ -111,7 +111,7 @@ class SchemaFormat(Body):
 
 
 class ChatRequest(Sampling):
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=2048)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=2048, fail_fast=True)]
     max_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = None
     stream_options: StreamOptions | None = None
@@ -126,7 +126,7 @@ class ChatRequest(Sampling):
 
 
 Ids = Annotated[list[TokenId], Field(min_length=1, max_length=1 << 17)]
-Several = Field(min_length=1, max_length=16)
+Several, Many = Field(min_length=1, max_length=16), Field(min_length=1, max_length=2048)
 Prompts = Text | Ids | Annotated[list[Text], Several] | Annotated[list[Ids], Several]
 
 
@@ -142,7 +142,7 @@ class CompletionRequest(Sampling):
 
 class EmbeddingRequest(Body):
     model: Annotated[str, Field(max_length=256)]
-    input: Prompts
+    input: Text | Ids | Annotated[list[Text], Many] | Annotated[list[Ids], Many]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1, le=MOST_DIMENSIONS)] | None = None
     user: str | None = None
@@ -162,6 +162,17 @@ class InputPart(Body):
     text: Text
 
 
+class ResponseFormat(Body):
+    type: Literal["text", "json_object", "json_schema"]
+    name: Name | None = None
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+
+class ResponseText(Body):
+    format: ResponseFormat | None = None
+
+
 class ResponseRequest(Body):
     """/v1/responses, for text: nothing is stored, no tool is run."""
 
@@ -173,6 +184,8 @@ class ResponseRequest(Body):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     stream: bool | None = None
     store: bool | None = None
+    text: ResponseText | None = None
+    tools: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None
     previous_response_id: None = None
     user: str | None = None
 
@@ -196,12 +209,17 @@ class TokenizeRequest(Body):
 Kind = TypeVar("Kind", bound=Body)
 
 
+KINDS = ("string_type", "int_type", "list_type", "dict_type", "model_type", "float_type")
+
+
 def read(kind: type[Kind], body: dict[str, Any]) -> Kind:
     """The request that a body is. Raises Fault naming the first field at fault."""
     try:
         return kind.model_validate(body)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        found = error.errors(include_url=False, include_context=False, include_input=False)
+        # Of a union the kind that the value nearly was is told: the others only say that it is not of their kind.
+        first = next((one for one in found if one["type"] not in KINDS), found[0])
         where = ".".join(str(part) for part in first["loc"] if not _is_branch(part)) or None
         raise Fault(400, f"{where or 'the body'}: {first['msg']}", where, "invalid_value") from None
 

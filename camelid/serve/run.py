@@ -20,8 +20,6 @@ from camelid.serve.app import Service
 from camelid.serve.faults import Fault
 from camelid.serve.limits import Limits
 
-LINGER = 1.0  # seconds that a caller has to read an answer that came before all was asked
-
 
 def listen(host: str, port: int) -> socket.socket:
     """A bound socket; port 0 takes any free one. Raises CamelidError when it cannot be had."""
@@ -93,6 +91,7 @@ def _protocol(limits: Limits) -> type[H11Protocol]:
 
     class Protocol(H11Protocol):
         _head: asyncio.TimerHandle | None = None
+        _unread = 0
         _write: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
@@ -103,17 +102,15 @@ def _protocol(limits: Limits) -> type[H11Protocol]:
             idle = self.cycle is None or self.cycle.response_complete
             if idle:
                 self._await_head()
+                self._unread += len(data)  # the rest of a body that was answered before it came: read, for a while
+                if self._unread > 2 * limits.body:
+                    self.transport.abort()
+                    return
             before = self.cycle
             super().data_received(data)
             if self.cycle is not before:
                 self._cancel(self._head)
-                self._head = None
-
-        def on_response_complete(self) -> None:
-            super().on_response_complete()
-            if self.conn.their_state is h11.SEND_BODY:  # it was answered before its body was read, and will not be
-                self.flow.pause_reading()
-                self.loop.call_later(LINGER, self.transport.abort)
+                self._head, self._unread = None, 0
 
         def send_400_response(self, msg: str) -> None:
             """To what is not HTTP; uvicorn's own answer is a line of text."""

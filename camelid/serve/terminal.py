@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator
 from contextlib import closing
 from typing import Any
 
-from camelid.errors import InputError
+from camelid.errors import CamelidError
 from camelid.generate.engine import Result
 from camelid.serve.conversation import Conversation
 
@@ -39,7 +39,7 @@ def talk(conversation: Conversation, quiet: bool = False) -> None:
             else:
                 stream = conversation.say(said)
             _show(conversation, stream, fancy, quiet)
-        except InputError as error:
+        except CamelidError as error:
             print(f"camelid: {error} (/reset begins anew)", file=sys.stderr)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from camelid.errors import InputError
 from camelid.generate.constrain import Form
 from camelid.serve.faults import Fault
 from camelid.serve.requests import ChatMessage, ChatRequest, NamedTool, Tool
@@ -51,19 +52,35 @@ def demanded(request: ChatRequest) -> bool:
 
 def form(tools: Sequence[Tool]) -> Form:
     """One call of one of the tools."""
-    either = [
-        {
+    either: list[dict[str, Any]] = []
+    shared: dict[str, Any] = {}
+    for number, tool in enumerate(tools):
+        parameters = dict(_elsewhere(tool.function.parameters or {"type": "object"}, f"{number}_"))
+        for place in ("$defs", "definitions"):
+            defined = parameters.pop(place, {})
+            if not isinstance(defined, dict):
+                raise InputError(f"{place} of a tool's parameters is not an object")
+            shared |= {f"{number}_{name}": schema for name, schema in defined.items()}
+        either.append({
             "type": "object",
-            "properties": {
-                "name": {"const": t.function.name},
-                "arguments": t.function.parameters or {"type": "object"},
-            },
+            "properties": {"name": {"const": tool.function.name}, "arguments": parameters},
             "required": ["name", "arguments"],
             "additionalProperties": False,
-        }
-        for t in tools
-    ]
-    return Form("json_schema", json.dumps(either[0] if len(either) == 1 else {"anyOf": either}))
+        })  # fmt: skip
+    whole = either[0] if len(either) == 1 else {"anyOf": either}
+    return Form("json_schema", json.dumps({**whole, "$defs": shared} if shared else whole))
+
+
+def _elsewhere(schema: Any, prefix: str) -> Any:
+    """A schema whose references to its own definitions find them at the top of a larger one, under the prefix."""
+    if isinstance(schema, list):
+        return [_elsewhere(one, prefix) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    moved = {key: _elsewhere(value, prefix) for key, value in schema.items()}
+    if isinstance(moved.get("$ref"), str):
+        moved["$ref"] = re.sub(r"^#/(\$defs|definitions)/", f"#/$defs/{prefix}", moved["$ref"])
+    return moved
 
 
 def messages(request: ChatRequest, tools: Sequence[Tool], template: str) -> list[dict[str, Any]]:
@@ -116,6 +133,14 @@ def _arguments(call: Any) -> Any:
         return json.loads(call.function.arguments)
     except (ValueError, RecursionError):
         raise Fault(400, "the arguments of a tool call are not JSON", "messages", "invalid_value") from None
+
+
+def is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def read_call(text: str, tools: Sequence[Tool]) -> Call | None:

@@ -7,6 +7,7 @@ import asyncio
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -61,6 +62,8 @@ class Worker:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self.failures = 0  # steps in a row that raised
+        self.reserved = 0  # texts that are being prepared, and calls of `do` that wait
+        self._calls: deque[Callable[[], None]] = deque()
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -83,8 +86,8 @@ class Worker:
 
     @property
     def pending(self) -> int:
-        """Texts that wait or run."""
-        return len(self._tickets)
+        """Texts that wait or run, and what else was handed in."""
+        return len(self._tickets) + self.reserved
 
     @property
     def healthy(self) -> bool:
@@ -102,23 +105,27 @@ class Worker:
             self._inbox.put(lambda: self.engine.scheduler.cancel(ticket.sequence))
 
     async def do(self, function: Callable[[], Any]) -> Any:
-        """Call a function between two steps, in the engine's thread."""
+        """Call a function between two steps, in the engine's thread; one each time, and none whose caller has left."""
         assert self._loop is not None
         loop, done = self._loop, self._loop.create_future()
 
         def call() -> None:
+            if done.cancelled():
+                return
             try:
                 value, error = function(), None
             except Exception as caught:
                 value, error = None, caught
             loop.call_soon_threadsafe(_settle, done, value, error)
 
-        self._inbox.put(call)
+        self._inbox.put(partial(self._calls.append, call))
         return await done
 
     def _run(self) -> None:
         scheduler = self.engine.scheduler
-        while self._empty_inbox(wait=not scheduler.busy):
+        while self._empty_inbox(wait=not scheduler.busy and not self._calls):
+            if self._calls:
+                self._calls.popleft()()
             try:
                 took = scheduler.step()
                 self.failures = 0

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
 
+LONGEST_KEPT = 2048  # characters of a part of a conversation whose ids are kept
+
+
 class Tokenizer:
     """Encodes and decodes. `bos_token_id`, `eos_token_id`, `pad_token_id` are None where the model has none."""
 
@@ -238,15 +241,17 @@ class Tokenizer:
         """Ids of text between control tokens. The last ones are kept: a conversation is rendered once for each of its
         turns, and its neighbours share a system message with it."""
 
-        @lru_cache(maxsize=1024)
         def encoded(part: str, continuing: bool) -> list[int]:
             backend = self._continuing if continuing else self.backend
             with self._lock, _faults_told():
                 backend.encode_special_tokens = True
-                ids: list[int] = backend.encode(part, add_special_tokens=False).ids
+                # As a batch of one: other threads go on meanwhile.
+                [found] = backend.encode_batch([part], add_special_tokens=False)
+            ids: list[int] = found.ids
             return ids
 
-        return encoded
+        kept = lru_cache(maxsize=1024)(encoded)
+        return lambda part, continuing: (kept if len(part) <= LONGEST_KEPT else encoded)(part, continuing)
 
     def _name(self, token_id: int | None) -> str:
         return "" if token_id is None else self.token(token_id)

@@ -48,8 +48,9 @@ class Subject:
     @cached_property
     def model(self) -> Llama:
         """In float32, on the CPU, rounded layers as the full numbers that they stand for: the reference."""
-        model: Llama = load(self.path, dtype=torch.float32)
-        make_dense(model)
+        with torch.inference_mode(False):  # whoever asks first: its weights are turned and put back
+            model: Llama = load(self.path, dtype=torch.float32)
+            make_dense(model)
         return model
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -12,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from camelid.errors import InputError
 from camelid.formats.hf import save
 from camelid.generate.engine import Engine, runner_for
 from camelid.generate.runner import Chunk
 from camelid.generate.sampling import SamplingParams
+from camelid.kernels.decoder import PAGE
 from camelid.verify.behaviour import _ids, _near
 from camelid.verify.checklist import Check, Failed, NotApplicable, Subject
 
@@ -46,9 +47,11 @@ def rounded(form: str, subject: Subject) -> str:
     if subject.checkpoint.quantized:
         raise NotApplicable("the model is rounded already")
     ids = _ids(subject)[0].tolist()
-    runner = Engine(runner_for(subject.weights, form), cache_tokens=len(ids)).runner
-    [found] = runner.run([Chunk(ids, 0, list(range(-(-len(ids) // 32))), len(ids))])
-    full, less = subject.weights(torch.tensor([ids])).logits[0].log_softmax(-1), found.log_softmax(-1)
+    full = subject.weights(torch.tensor([ids])).logits[0].log_softmax(-1)
+    # A copy: where the torch model runs, it is rounded in place.
+    runner = Engine(runner_for(copy.deepcopy(subject.weights), form), cache_tokens=len(ids)).runner
+    [found] = runner.run([Chunk(ids, 0, list(range(-(-len(ids) // PAGE))), len(ids))])
+    less = found.log_softmax(-1)
     kl = float((full.exp() * (full - less)).sum(-1).mean())
     agree = float((full.argmax(-1) == less.argmax(-1)).float().mean())
     if not kl <= KL[form]:
@@ -69,7 +72,7 @@ def against_transformers(python: str, subject: Subject) -> str:
         asked = json.dumps({"folder": str(folder), "ids": ids.tolist(), "out": str(out)})
         done = subprocess.run([python, str(script)], input=asked, capture_output=True, text=True, check=False)
         if done.returncode == 3:
-            raise InputError("transformers is not installed here: pip install transformers")
+            raise NotApplicable("transformers is not installed here: pip install transformers")
         if done.returncode:
             lines = done.stderr.strip().splitlines()
             raise Failed(f"transformers does not open it: {lines[-1] if lines else 'no reason given'}")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
-from camelid.errors import CamelidError
+from camelid.artifact import read_manifest
+from camelid.errors import CamelidError, InputError
 from camelid.formats.load import stop_ids
 from camelid.tokenizer.tokenizer import Tokenizer
 from camelid.verify.checklist import Check, Failed, NotApplicable, Subject
@@ -82,9 +84,11 @@ def template(subject: Subject) -> str:
         raise Failed("the template does not tell a person's message from the model's")
     begun = _rendered(words, TALK, False)
     prompt = _rendered(words, TALK[:1], True)
-    if begun[: len(prompt)] != prompt:
-        raise Failed("an answer does not follow the generation prompt: what is trained is not what is asked for")
     special = set(words.special_tokens)
+    marks = [i for i, token in enumerate(prompt) if token in special]
+    certain = marks[-1] + 1 if marks else 0  # what a template opens after its last mark, as <think>, it may drop again
+    if begun[:certain] != prompt[:certain]:
+        raise Failed("an answer does not follow the generation prompt: what is trained is not what is asked for")
     before = sum(i in special for i in ids)
     for token in words.special_tokens.values():
         attacked = _rendered(words, [{"role": "user", "content": f"What is a camel? {token} zqx"}], True)
@@ -108,10 +112,21 @@ def stops(subject: Subject) -> str:
     after = [token for token in ids[last + 1 :] if token in words.special_tokens]
     if not after:
         raise Failed("no control token follows an answer: the model cannot learn to stop")
+    if after[0] not in ends and _is_pretrained(subject.path):
+        raise NotApplicable("the model was not taught to answer yet: it stops at the end of a text")
     if after[0] not in ends:
         named = ", ".join(words.token(i) for i in sorted(ends))
         raise Failed(f"an answer ends with {words.token(after[0])}, but generation stops only at {named}")
     return f"an answer ends with {words.token(after[0])}, and generation stops there"
+
+
+def _is_pretrained(folder: Path) -> bool:
+    """Whether the manifest tells of a checkpoint of pre-training."""
+    try:
+        settings = read_manifest(folder)["settings"]
+    except (InputError, KeyError):
+        return False
+    return "train" in settings and not settings.get("finetune")
 
 
 def _has_template(words: Tokenizer) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from camelid.artifact import MANIFEST, damage
+from camelid.errors import InputError
 from camelid.formats import gguf_write
 from camelid.formats.hf import save
 from camelid.formats.load import load, load_tokenizer, stop_ids
@@ -92,7 +93,10 @@ def gguf(subject: Subject) -> str:
         raise NotApplicable("the tokenizer does not fit the embedding")
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "copy.gguf"
-        gguf_write.write(model, subject.words, path, kind, stop_ids(subject.path))
+        try:
+            gguf_write.write(model, subject.words, path, kind, stop_ids(subject.path))
+        except InputError as error:  # the format has no word for it, which it says
+            raise NotApplicable(str(error)) from None
         _same(model, load(path, dtype=model.dtype))
         text = "The meaning of life, 骆驼 and café: 1 + 1 = 2."
         if load_tokenizer(path).encode(text) != subject.words.encode(text):

@@ -33,6 +33,8 @@ def test_made_up_requests(engine: Engine, tmp_path: Path) -> None:
     (tmp_path / "keys").write_text(KEY)
     with serving(engine, Keys(tmp_path / "keys", "CAMELID_NO_KEY")) as server:
         done = schemathesis(server, tmp_path)
+        if "Inconsistent results" in done.stdout:  # of its own generator, on a busy machine; nothing was sent
+            done = schemathesis(server, tmp_path)
     assert done.returncode == 0, done.stdout[:6000] + done.stderr[-2000:]
     assert int(re.findall(r"(\d+) generated", done.stdout)[-1]) > 500
     assert "Tested: 9" in done.stdout

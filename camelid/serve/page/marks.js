@@ -30,7 +30,7 @@ function inline(text) {
 function codeBlock(lines, language, copyWord) {
   const text = lines.join("\n");
   const copy = element("button", { type: "button", className: "plain copy" }, copyWord);
-  copy.onclick = () => navigator.clipboard.writeText(text);
+  copy.onclick = () => navigator.clipboard?.writeText(text);
   const code = element("pre", { tabIndex: 0 }, element("code", {}, text));
   return element("div", { className: "code" }, element("div", { className: "code-head" }, language, copy), code);
 }
@@ -58,7 +58,7 @@ function table(lines) {
 }
 
 // Blocks of a text, as elements. An open code fence at the end is a block already: the text may still be on its way.
-export function blocks(text, copyWord) {
+export function blocks(text, copyWord, depth = 0) {
   const lines = text.split("\n");
   const made = [];
   const while_ = (start, test) => {
@@ -84,9 +84,9 @@ export function blocks(text, copyWord) {
       const end = while_(i, (l) => ITEM.test(l) || (/^\s{2,}\S/.test(l)));
       made.push(list(lines.slice(i, end)));
       i = end;
-    } else if (/^\s*>/.test(line)) {
+    } else if (/^\s*>/.test(line) && depth < 8) {
       const end = while_(i, (l) => /^\s*>/.test(l));
-      made.push(element("blockquote", {}, ...blocks(lines.slice(i, end).map((l) => l.replace(/^\s*> ?/, "")).join("\n"), copyWord)));
+      made.push(element("blockquote", {}, ...blocks(lines.slice(i, end).map((l) => l.replace(/^\s*> ?/, "")).join("\n"), copyWord, depth + 1)));
       i = end;
     } else if (line.includes("|") && /^\s*\|?[\s:|-]+\|[\s:|-]*$/.test(lines[i + 1] ?? "")) {
       const end = while_(i, (l) => l.includes("|"));
@@ -95,7 +95,7 @@ export function blocks(text, copyWord) {
     } else if (line.trim() === "") {
       i++;
     } else {
-      const end = while_(i + 1, (l) => l.trim() !== "" && !/^\s*(```|~~~|#{1,6}\s|>)/.test(l) && !ITEM.test(l));
+      const end = while_(i + 1, (l) => l.trim() !== "" && !(depth < 8 ? /^\s*(```|~~~|#{1,6}\s|>)/ : /^\s*(```|~~~|#{1,6}\s)/).test(l) && !ITEM.test(l));
       const words = lines.slice(i, end).flatMap((l, n) => (n ? [element("br"), ...inline(l)] : inline(l)));
       made.push(element("p", {}, ...words));
       i = end;

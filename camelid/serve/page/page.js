@@ -22,9 +22,9 @@ function fresh() {
   return { id: crypto.randomUUID?.() ?? String(Math.random()), messages: [] };
 }
 
-function save() {
-  const others = conversations.filter((c) => c.id !== current.id);
-  conversations = current.messages.length ? [current, ...others].slice(0, 50) : others;
+function save(one = current) {
+  const others = conversations.filter((c) => c.id !== one.id);
+  conversations = one.messages.length ? [one, ...others].slice(0, 50) : others;
   for (;;) {
     try {
       return write("conversations", conversations);
@@ -59,6 +59,7 @@ async function complete(number, sides, begun) {
   running = new AbortController();
   const stopping = running.signal;
   for (const side of sides) message.sides[side] = { text: textOf(begun), tokens: [...begun] };
+  save(where);
   show();
   busy(true);
   await Promise.all(sides.map(async (side) => {
@@ -79,7 +80,7 @@ async function complete(number, sides, begun) {
         }
         part.text += news.text;
         part.tokens.push(...news.tokens.map(kept));
-        if (current === where) later(() => redraw(number, side));
+        if (current === where) later(side, () => redraw(number, side));
       }
     } catch (error) {
       if (error.name !== "AbortError") part.fault = error.message || word("broken");
@@ -88,7 +89,7 @@ async function complete(number, sides, begun) {
   }));
   running = null;
   busy(false);
-  save();
+  if (current === where || conversations.some((c) => c.id === where.id)) save(where);
   if (current === where) show();
   else listed();
 }
@@ -117,12 +118,16 @@ function whenFree(act) {
   else act();
 }
 
-let planned = null;
-function later(draw) {
-  planned ??= requestAnimationFrame(() => {
-    planned = null;
-    draw();
-  });
+const planned = new Map(); // by side, so that one answer does not hide the other's news
+function later(side, draw) {
+  if (!planned.size) {
+    requestAnimationFrame(() => {
+      const draws = [...planned.values()];
+      planned.clear();
+      for (const one of draws) one();
+    });
+  }
+  planned.set(side, draw);
 }
 
 function drawn(part, number, side) {
@@ -159,7 +164,7 @@ function messageOf(message, number) {
     current.messages.length = number + 1;
     whenFree(() => complete(number, Object.keys(message.sides).map(Number), []));
   });
-  act("copy", () => navigator.clipboard.writeText(message.sides.map((s) => s.text).join("\n\n")));
+  act("copy", () => navigator.clipboard?.writeText(message.sides.map((s) => s.text).join("\n\n")));
   const parts = message.sides.map((part, side) => drawn(part, number, side));
   const who = element("div", { className: "who" }, element("span", {}, word("answer")), ...acts);
   return element("article", { className: "message" }, who, element("div", { className: "answers" }, ...parts));
@@ -277,7 +282,7 @@ function wire() {
     say(text);
   };
   at("say").onkeydown = (event) => {
-    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing && event.keyCode !== 229) {
       event.preventDefault();
       at("form").requestSubmit();
     }
