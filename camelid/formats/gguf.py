@@ -223,6 +223,8 @@ def _config(file: GGUF) -> LlamaConfig:
     if "token_embd.weight" not in file.tensors:
         raise FormatError(f"{file.path}: tensor 'token_embd.weight' is missing")
     heads = need("attention.head_count")
+    if heads < 1:
+        raise FormatError(f"{file.path}: llama.attention.head_count is {heads}")
     vocab_size = file.tensors["token_embd.weight"].shape[0]
     words = meta.get("tokenizer.ggml.tokens")
     if isinstance(words, list) and len(words) > vocab_size:

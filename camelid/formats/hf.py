@@ -78,8 +78,8 @@ def find_shards(folder: Path) -> list[Path]:
 def _inside(folder: Path, name: str) -> Path:
     """A shard's path, refused when it would leave the folder (transformers issue 47176)."""
     path = folder / name
-    if Path(name).name != name or name in ("", ".", ".."):
-        raise FormatError(f"{folder}: the index names the shard {name!r}; a shard must be a plain file name")
+    if Path(name).name != name or name in ("", ".", "..") or len(name) > 200 or "\0" in name:
+        raise FormatError(f"{folder}: the index names the shard {name[:200]!r}; a shard must be a plain file name")
     if not path.is_file():
         raise FormatError(f"{path} is missing: the download is incomplete")
     # Download caches keep each model as links into a sibling blobs folder; other targets are refused.

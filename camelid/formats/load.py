@@ -185,7 +185,11 @@ def stop_ids(source: str | Path) -> tuple[int, ...]:
         eos = hf.read_json(own).get("eos_token_id", eos)
     if eos is None:
         return checkpoint.config.stop_ids
-    return (eos,) if isinstance(eos, int) else tuple(eos)
+    found = eos if isinstance(eos, list) else [eos]
+    bad = next((i for i in found if isinstance(i, bool) or not isinstance(i, int) or i < 0), None)
+    if bad is not None:
+        raise FormatError(f"{source}: eos_token_id of generation_config.json holds {bad!r}, which is no token's id")
+    return tuple(found)
 
 
 def load_adapters(source: str | Path, adapters: Mapping[str, str | Path], dtype: torch.dtype | None = None) -> Llama:

@@ -79,9 +79,16 @@ def _config(path: Path, archives: list[Archive]) -> LlamaConfig:
     rows = [_shape(a, "tok_embeddings.weight") for a in archives]
     # Llama 1 and 2 cut the embedding by columns, Llama 3 by rows.
     vocab = rows[0][0] if rows[0][1] * len(rows) == dim else sum(r[0] for r in rows)
-    theta, scaled = float(params.get("rope_theta", 10000.0)), bool(params.get("use_scaled_rope", False))
+
+    def number(key: str, default: float) -> float:
+        value = params.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+            raise FormatError(f"{path}: {key} is {value!r}, not a number above 0")
+        return float(value)
+
+    theta, scaled = number("rope_theta", 10000.0), bool(params.get("use_scaled_rope", False))
     third = theta > 100_000
-    eps = float(params.get("norm_eps", 1e-5))
+    eps = number("norm_eps", 1e-5)
     first = not third and (eps == 1e-6 or (dim == 8192 and "n_kv_heads" not in params))
     scaling = RopeScaling()
     if scaled:

@@ -16,6 +16,9 @@ from camelid.errors import InputError
 RopeType = Literal["default", "linear", "dynamic", "llama3", "yarn"]
 
 
+LARGEST, MOST_LAYERS = 2**31 - 1, 1024  # of any size; a file that says more is broken
+
+
 @dataclass(frozen=True)
 class RopeScaling:
     """How RoPE is stretched past the trained context. Field names are Hugging Face's `rope_scaling`.
@@ -53,8 +56,13 @@ class RopeScaling:
             if name not in values:
                 raise InputError(f"rope_scaling of type {kind!r} lacks the field {name!r} in config.json")
         for name, value in values.items():
-            if name != "truncate" and (isinstance(value, bool) or not isinstance(value, int | float) or value <= 0):
-                raise InputError(f"rope_scaling.{name} must be a positive number, not {value!r}")
+            if name == "truncate":
+                if not isinstance(value, bool):
+                    raise InputError(f"rope_scaling.truncate must be true or false, not {value!r}")
+                continue
+            _check_number(f"rope_scaling.{name}", value)
+            if name == "original_max_position_embeddings" and value != int(value):
+                raise InputError(f"rope_scaling.{name} must be a whole number, not {value!r}")
         return cls(rope_type=kind, **values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -122,6 +130,10 @@ class LlamaConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(f"{name} must be a positive whole number, not {value!r}")
+            most = MOST_LAYERS if name == "num_hidden_layers" else LARGEST
+            if value > most:
+                raise InputError(f"{name} is {value}; no LLaMA has more than {most}")
+        self._check_types()
         if self.head_dim is None:
             if self.hidden_size % self.num_attention_heads:
                 raise InputError(
@@ -136,6 +148,22 @@ class LlamaConfig:
                 f"num_attention_heads {self.num_attention_heads} is not divisible by "
                 f"num_key_value_heads {self.num_key_value_heads}"
             )
+
+    def _check_types(self) -> None:
+        """Fields that come from files: a wrong type would be found much later, or not at all."""
+        size = self.head_dim
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size > LARGEST):
+            raise InputError(f"head_dim must be a whole number, not {size!r}")
+        for name in ("rope_theta", "rms_norm_eps", "initializer_range"):
+            _check_number(name, getattr(self, name))
+        for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name} must be true or false, not {getattr(self, name)!r}")
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            value = getattr(self, name)
+            for one in value if isinstance(value, list) and name == "eos_token_id" else [value]:
+                if one is not None and (isinstance(one, bool) or not isinstance(one, int) or not 0 <= one <= LARGEST):
+                    raise InputError(f"{name} must be the id of a token, not {value!r}")
 
     @property
     def kv_heads(self) -> int:
@@ -178,8 +206,14 @@ class LlamaConfig:
         for required in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
             if required not in values:
                 raise InputError(f"config.json lacks the field {required!r}")
-        rope = dict(raw.get("rope_scaling") or {}) | dict(raw.get("rope_parameters") or {})
+        rope: dict[str, Any] = {}
+        for name in ("rope_scaling", "rope_parameters"):
+            given = raw.get(name) or {}
+            if not isinstance(given, Mapping):
+                raise InputError(f"config.json: {name} is {given!r}, not an object")
+            rope |= given
         theta = rope.pop("rope_theta", None) or raw.get("rope_theta") or 10000.0
+        _check_number("rope_theta", theta)
         if raw.get("architectures") == ["LLaMAForCausalLM"] and (raw.get("bos_token_id"), raw.get("eos_token_id")) == (
             0,
             1,
@@ -225,9 +259,16 @@ class LlamaConfig:
         return self.num_hidden_layers * layer + embeddings + d
 
 
+def _check_number(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise InputError(f"{name} must be a positive number, not {value!r}")
+
+
 def _refuse_other_models(raw: Mapping[str, Any]) -> None:
     kind = raw.get("model_type", "llama")
     names = raw.get("architectures") or ["LlamaForCausalLM"]
+    if not isinstance(names, list):
+        raise InputError(f"config.json: architectures is {names!r}, not a list")
     # "LLaMAForCausalLM" is how decapoda-research spelled it before transformers had settled on a name.
     if kind != "llama" or names[0] not in ("LlamaForCausalLM", "LLaMAForCausalLM", "LlamaModel"):
         raise InputError(f"config.json describes a {kind!r} model ({names[0]}); camelid opens LLaMA models only")

@@ -40,7 +40,10 @@ def _read(path: Path) -> dict[str, Any]:
 def _template(folder: Path, config: Mapping[str, Any]) -> str | None:
     path = folder / "chat_template.jinja"
     if path.exists():
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise FormatError(f"{path} is not UTF-8: {error}") from None
     template = config.get("chat_template")
     return template if isinstance(template, str) else None
 

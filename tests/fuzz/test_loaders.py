@@ -22,7 +22,7 @@ from camelid.tokenizer.load import from_folder
 from .child import KINDS
 
 CHILD = Path(__file__).parent / "child.py"
-CASES = 300  # of each kind
+CASES = int(os.environ.get("CAMELID_FUZZ", "100"))  # of each kind
 
 
 @pytest.fixture(scope="session")
