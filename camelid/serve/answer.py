@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from camelid.errors import CamelidError, InputError
@@ -180,8 +180,6 @@ def held(call: Call, texts: int) -> Iterator[None]:
 
 
 def _seeded(params: SamplingParams, number: int) -> SamplingParams:
-    from dataclasses import replace
-
     return params if params.seed is None or number == 0 else replace(params, seed=(params.seed + number) % 2**63)
 
 
