@@ -53,7 +53,7 @@ class Counter:
 }
 TEXT = "\n".join(KINDS.values())
 LONGEST = 512
-READS = 2.0  # nats a token better than chance: the model knows this kind of text
+READS = 0.5  # of chance's nats a token, at most: the model knows this kind of text
 MARGIN = 0.1  # nats a token by which another reading must be better to be believed
 
 
@@ -134,7 +134,7 @@ def _placed(model: Llama, **changes: object) -> Iterator[None]:
 
 def positions(subject: Subject) -> str:
     """No other way to tell positions suits the weights better than the config's, on texts that either reads well."""
-    told, most = _losses(subject), _chance(subject) - READS
+    told, most = _losses(subject), _chance(subject) * READS
     found: list[tuple[float, str]] = []
     known = {kind for kind, loss in told.items() if loss < most}
     for name, other in _others(subject):
