@@ -90,7 +90,8 @@ def streams(base: str, found: list[str], begun: list[int]) -> list[threading.Thr
 def whole_or_told(text: str) -> bool:
     """Whether a stream has its end, or says that it broke off; or was never begun."""
     last = text.strip().splitlines()[-1] if text.strip() else ""
-    return last == "data: [DONE]" or '"error"' in last or (text.startswith("cut: ") and "refused" in text)
+    begun = not text.startswith("cut: ") or not any(word in text for word in ("refused", "without sending a response"))
+    return not begun or last == "data: [DONE]" or '"error"' in last
 
 
 def terminated(folder: Path, moments: Sequence[float]) -> None:
