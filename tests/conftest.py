@@ -82,3 +82,31 @@ def smollm2() -> Path:
     if not path.exists():
         pytest.skip("SmolLM2 is not in .cache: run tools/smollm2.py to fetch it")
     return path
+
+
+def tiny_model(tokenizer: Tokenizer) -> Llama:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=32, max_position_embeddings=1024, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    return Llama(config).float().eval()
+
+
+@pytest.fixture(scope="session")
+def chat_tokenizer(tokenizers: dict[str, Path]) -> Tokenizer:
+    from camelid.tokenizer.load import from_folder
+
+    return from_folder(tokenizers["byte-level"])
+
+
+@pytest.fixture(scope="session")
+def folder(chat_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that chats, for whatever serves it."""
+    from camelid.formats import save
+
+    out = tmp_path_factory.mktemp("served") / "tiny"
+    save(tiny_model(chat_tokenizer), out)
+    chat_tokenizer.save(out)
+    return out

@@ -36,14 +36,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
+    from importlib.util import find_spec
+
     from camelid.errors import InputError, MissingExtra
 
-    try:
-        import prometheus_client  # noqa: F401
-        import starlette  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise MissingExtra(error.name or "starlette", "serve", "camelid serve") from None
+    missing = next((name for name in ("starlette", "uvicorn", "prometheus_client") if find_spec(name) is None), None)
+    if missing:
+        raise MissingExtra(missing, "serve", "camelid serve")
     from camelid.formats.hf import dtype_named
     from camelid.generate.engine import Engine
     from camelid.serve.app import Service, app_of

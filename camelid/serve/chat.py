@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from camelid.errors import InputError
@@ -22,12 +22,13 @@ from camelid.serve.answer import (
     shown_tokens,
     token_entries,
 )
+from camelid.serve.endpoint import Events
 from camelid.serve.faults import Fault
 from camelid.serve.requests import ChatRequest, SchemaFormat, Tool, read
 from camelid.serve.worker import Progress
 
 
-async def chat(call: Call, body: dict[str, Any]) -> dict[str, Any] | AsyncIterator[dict[str, Any]]:
+async def chat(call: Call, body: dict[str, Any]) -> dict[str, Any] | Events:
     request = read(ChatRequest, body)
     call.adapter(request.model)  # an unknown model is told before anything else
     offered = tools.offered(request)
@@ -85,9 +86,7 @@ def _call_id() -> str:
     return f"call_{uuid.uuid4().hex[:24]}"
 
 
-async def _chunks(
-    answers: Answers, request: ChatRequest, offered: Sequence[Tool], head: dict[str, Any]
-) -> AsyncIterator[dict[str, Any]]:
+async def _chunks(answers: Answers, request: ChatRequest, offered: Sequence[Tool], head: dict[str, Any]) -> Events:
     usage = bool(request.stream_options and request.stream_options.include_usage)
     head = {**head, "object": "chat.completion.chunk", **({"usage": None} if usage else {})}
     async with answers:

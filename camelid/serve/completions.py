@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from camelid.errors import InputError
 from camelid.serve.answer import Answers, Call, check_size, finish_reason, finite, sampling_of, shown_tokens
+from camelid.serve.endpoint import Events
 from camelid.serve.faults import Fault
 from camelid.serve.requests import CompletionRequest, Prompts, read
 from camelid.serve.worker import Progress
@@ -17,7 +18,7 @@ from camelid.serve.worker import Progress
 DEFAULT_TOKENS = 16  # OpenAI's
 
 
-async def complete(call: Call, body: dict[str, Any]) -> dict[str, Any] | AsyncIterator[dict[str, Any]]:
+async def complete(call: Call, body: dict[str, Any]) -> dict[str, Any] | Events:
     request = read(CompletionRequest, body)
     call.adapter(request.model)
     if request.echo and request.logprobs is not None:
@@ -63,9 +64,7 @@ def _echoes(call: Call, prompts: Sequence[list[int]]) -> list[str]:
     return [call.tokenizer.decode(ids, skip_special_tokens=True) for ids in prompts]
 
 
-async def _chunks(
-    answers: Answers, request: CompletionRequest, echoes: Sequence[str], head: dict[str, Any]
-) -> AsyncIterator[dict[str, Any]]:
+async def _chunks(answers: Answers, request: CompletionRequest, echoes: Sequence[str], head: dict[str, Any]) -> Events:
     usage = bool(request.stream_options and request.stream_options.include_usage)
     head = {**head, **({"usage": None} if usage else {})}
     async with answers:

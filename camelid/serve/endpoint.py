@@ -8,7 +8,7 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 from starlette.requests import Request
@@ -18,7 +18,7 @@ from camelid.serve.answer import Call
 from camelid.serve.faults import Fault, unforeseen
 from camelid.serve.limits import read_json
 
-Events = AsyncIterator[dict[str, Any]]
+Events = AsyncGenerator[dict[str, Any], None]
 Handler = Callable[[Call, dict[str, Any]], Awaitable[dict[str, Any] | Events]]
 JSON = [(b"content-type", b"application/json")]
 STREAM = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
@@ -80,7 +80,7 @@ class Endpoint:
             tell_fault(call.request_id, error)
             end = _packed(unforeseen().body())
         finally:
-            await events.aclose()  # type: ignore[attr-defined]
+            await events.aclose()
         await send({"type": "http.response.body", "body": end})
 
 

@@ -7,7 +7,6 @@ import base64
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
@@ -18,6 +17,7 @@ from camelid.generate.constrain import Form
 from camelid.generate.sampling import SamplingParams
 from camelid.serve.answer import Answers, Call, check_size, held, rendered
 from camelid.serve.completions import prompt_ids
+from camelid.serve.endpoint import Events
 from camelid.serve.faults import Fault
 from camelid.serve.requests import EmbeddingRequest, ResponseFormat, ResponseRequest, TokenizeRequest, read
 from camelid.serve.worker import Progress
@@ -77,7 +77,7 @@ async def tokenize(call: Call, body: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-async def respond(call: Call, body: dict[str, Any]) -> dict[str, Any] | AsyncIterator[dict[str, Any]]:
+async def respond(call: Call, body: dict[str, Any]) -> dict[str, Any] | Events:
     """/v1/responses: OpenAI's newer form of a conversation's next message."""
     request = read(ResponseRequest, body)
     if isinstance(request.input, str):
@@ -150,7 +150,7 @@ def _item() -> str:
     return f"msg_{uuid.uuid4().hex}"
 
 
-async def _events(answers: Answers, request: ResponseRequest, head: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+async def _events(answers: Answers, request: ResponseRequest, head: dict[str, Any]) -> Events:
     item, count = _item(), 0
 
     def numbered(kind: str, **fields: Any) -> dict[str, Any]:

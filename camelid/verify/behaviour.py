@@ -4,9 +4,10 @@ way it is asked."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -103,7 +104,7 @@ def reads(subject: Subject) -> str:
 
 
 @contextmanager
-def _turned(model: Llama, turn: object) -> Iterator[None]:
+def _turned(model: Llama, turn: Callable[[Tensor, int], Tensor]) -> Iterator[None]:
     """The model with the rows of q and k in another order."""
     heads, kv_heads = model.config.num_attention_heads, model.config.kv_heads
     kept = []
@@ -113,7 +114,7 @@ def _turned(model: Llama, turn: object) -> Iterator[None]:
             for weight in (projection.weight, projection.bias):
                 if weight is not None:
                     kept.append((weight, weight.data))
-                    weight.data = turn(weight.data, count)  # type: ignore[operator]
+                    weight.data = turn(weight.data, count)
     try:
         yield
     finally:
@@ -122,10 +123,10 @@ def _turned(model: Llama, turn: object) -> Iterator[None]:
 
 
 @contextmanager
-def _placed(model: Llama, **changes: object) -> Iterator[None]:
+def _placed(model: Llama, **changes: Any) -> Iterator[None]:
     """The model with positions told to it in another way."""
     kept = model.config
-    model.config = replace(kept, **changes)  # type: ignore[arg-type]
+    model.config = replace(kept, **changes)
     try:
         yield
     finally:

@@ -8,11 +8,10 @@ import pytest
 
 from camelid.bench import serve
 from camelid.errors import CamelidError
+from camelid.tokenizer.tokenizer import Tokenizer
 
-from ..serve.conftest import chat_tokenizer, folder  # noqa: F401
 
-
-def test_both_of_ours_answer_everybody(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_both_of_ours_answer_everybody(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "CLIENTS", (3,))
     monkeypatch.setattr(serve, "TOKENS", 8)
     monkeypatch.setattr(serve, "WORDS", ["camel"])
@@ -24,9 +23,9 @@ def test_both_of_ours_answer_everybody(folder: Path, monkeypatch: pytest.MonkeyP
         assert 0 < row["first_token_p50"] <= row["first_token_p99"]
 
 
-def test_a_server_that_does_not_start_is_told(chat_tokenizer: object) -> None:  # noqa: F811
+def test_a_server_that_does_not_start_is_told(chat_tokenizer: Tokenizer) -> None:
     server = serve.Server("broken", (), ("-m", "camelid", "serve", "/nonexistent", "--port", "PORT"))
-    [row] = serve.measured(server, chat_tokenizer, 1)  # type: ignore[arg-type]
+    [row] = serve.measured(server, chat_tokenizer, 1)
     assert "ended with 2" in row["error"]
     with pytest.raises(CamelidError, match="not ready"):
         serve.wait_for(_Running(), serve.free_port(), 0.2)  # type: ignore[arg-type]

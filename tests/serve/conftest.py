@@ -15,17 +15,15 @@ import torch
 import uvicorn
 from openai import OpenAI
 
-from camelid.formats import save
 from camelid.generate.engine import Engine
-from camelid.model.config import LlamaConfig
-from camelid.model.llama import Llama
 from camelid.model.lora import LoraConfig, adapt, use_adapter
 from camelid.serve.app import Service, app_of
 from camelid.serve.auth import Keys
 from camelid.serve.limits import Limits
 from camelid.serve.run import configured, listen
-from camelid.tokenizer.load import from_folder
 from camelid.tokenizer.tokenizer import Tokenizer
+
+from ..conftest import tiny_model
 
 CHAT = "/v1/chat/completions"
 HELLO: dict[str, Any] = {
@@ -33,29 +31,6 @@ HELLO: dict[str, Any] = {
     "max_tokens": 8,
 }  # fmt: skip
 ENDLESS: dict[str, Any] = {"logit_bias": {"1": -100}}  # never the end token
-
-
-def tiny_model(tokenizer: Tokenizer) -> Llama:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=32, max_position_embeddings=1024, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
-    return Llama(config).float().eval()
-
-
-@pytest.fixture(scope="session")
-def chat_tokenizer(tokenizers: dict[str, Path]) -> Tokenizer:
-    return from_folder(tokenizers["byte-level"])
-
-
-@pytest.fixture(scope="session")
-def folder(chat_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("served") / "tiny"
-    save(tiny_model(chat_tokenizer), out)
-    chat_tokenizer.save(out)
-    return out
 
 
 class Running:

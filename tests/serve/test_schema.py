@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 
 from camelid.generate.engine import Engine
+from camelid.serve import app, openapi
 from camelid.serve.auth import Keys
 
 from .conftest import Running, serving
@@ -25,6 +26,11 @@ def test_the_description_is_openapi(running: Running, engine: Engine) -> None:
     schemas = described["components"]["schemas"]
     assert schemas["ChatRequest"]["properties"]["model"]["enum"] == ["tiny"]
     assert f'"exclusiveMaximum": {engine.config.vocab_size}' in str(schemas).replace("'", '"')
+
+
+def test_every_route_is_described() -> None:
+    assert set(app.POSTS) == set(openapi.POSTS)
+    assert set(openapi.GETS) <= app.KNOWN
 
 
 def test_made_up_requests(engine: Engine, tmp_path: Path) -> None:
