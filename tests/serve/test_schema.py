@@ -39,8 +39,6 @@ def test_made_up_requests(engine: Engine, tmp_path: Path) -> None:
     (tmp_path / "keys").write_text(KEY)
     with serving(engine, Keys(tmp_path / "keys", "CAMELID_NO_KEY")) as server:
         done = schemathesis(server, tmp_path)
-        if "Inconsistent results" in done.stdout:  # of its own generator, on a busy machine; nothing was sent
-            done = schemathesis(server, tmp_path)
     assert done.returncode == 0, done.stdout[:6000] + done.stderr[-2000:]
     assert int(re.findall(r"(\d+) generated", done.stdout)[-1]) > 500
     assert "Tested: 9" in done.stdout
@@ -49,9 +47,10 @@ def test_made_up_requests(engine: Engine, tmp_path: Path) -> None:
 
 
 def schemathesis(server: Running, folder: Path) -> subprocess.CompletedProcess[str]:
+    # one worker: with two its generators share state between threads, and five runs of twelve ended in its own error
     command = [
         sys.executable, "-m", "schemathesis.cli", "run", f"{server.base}/openapi.json", "-n", EXAMPLES, "--seed", "1",
         "-H", f"Authorization: Bearer {KEY}", "--exclude-checks", "positive_data_acceptance",
-        "--no-color", "--continue-on-failure", "--generation-database", "none", "--workers", "2",
+        "--no-color", "--continue-on-failure", "--generation-database", "none", "--workers", "1",
     ]  # fmt: skip
     return subprocess.run(command, capture_output=True, text=True, timeout=3000, cwd=folder)
