@@ -70,16 +70,21 @@ def _form(request: ChatRequest, offered: Sequence[Tool]) -> Form | None:
 def _choice(
     answers: Answers, request: ChatRequest, offered: Sequence[Tool], number: int, progress: Progress
 ) -> dict[str, Any]:
-    called = tools.read_call(progress.text, offered) if offered else None
-    message: dict[str, Any] = {"role": "assistant", "content": progress.text, "refusal": None}
-    if called is not None:
-        message |= {"content": None, "tool_calls": [{"id": _call_id(), "type": "function", "function": vars(called)}]}
+    said, called = _read(request, offered, progress.text)
+    message: dict[str, Any] = {"role": "assistant", "content": said, "refusal": None}
+    if called:
+        made = [{"id": _call_id(), "type": "function", "function": vars(one)} for one in called]
+        message |= {"content": said or None, "tool_calls": made}
     logprobs = None
     if request.logprobs:
         found = answers.tickets[number].logprobs(0, shown_tokens(progress))
         logprobs = {"content": token_entries(answers.call.tokenizer, found), "refusal": None}
-    reason = "tool_calls" if called is not None else finish_reason(progress)
+    reason = "tool_calls" if called else finish_reason(progress)
     return {"index": number, "message": message, "logprobs": logprobs, "finish_reason": reason}
+
+
+def _read(request: ChatRequest, offered: Sequence[Tool], text: str) -> tuple[str, list[tools.FunctionCall]]:
+    return tools.read_calls(text, offered, request.parallel_tool_calls is False) if offered else (text, [])
 
 
 def _call_id() -> str:
@@ -116,11 +121,15 @@ def _delta(
     return {"index": number, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
 
 
+def _whole_call(number: int, call: tools.FunctionCall) -> dict[str, Any]:
+    return {"tool_calls": [{"index": number, "id": _call_id(), "type": "function", "function": vars(call)}]}
+
+
 class _Writer:
     """What of one text was told already."""
 
     def __init__(self, request: ChatRequest, offered: Sequence[Tool]) -> None:
-        self._offered, self._demanded = offered, tools.demanded(request)
+        self._request, self._offered, self._demanded = request, offered, tools.demanded(request)
         self._text = 0
         self._id: str | None = None
         self._arguments = 0
@@ -133,16 +142,16 @@ class _Writer:
             called = tools.begun_call(now.text, whole)
             complete = whole and called is not None and tools.is_json(called.arguments)
             return self._of_call(called), "tool_calls" if complete else reason
-        if self._offered and self._text == 0 and tools.may_be_call(now.text):
-            if reason is None:
-                return [], None
-            called = tools.read_call(now.text, self._offered)
-            if called is not None:
-                return self._of_call(called), "tool_calls"
-        fresh, self._text = now.text[self._text :], len(now.text)
-        return ([{"content": fresh}] if fresh else []), reason
+        said, found = now.text, list[tools.FunctionCall]()
+        if reason is not None:
+            said, found = _read(self._request, self._offered, now.text)
+        elif self._offered:
+            said = said[: tools.certain_text(said)]
+        calls = [_whole_call(number, call) for number, call in enumerate(found)]
+        fresh, self._text = said[self._text :], len(said)
+        return [*([{"content": fresh}] if fresh else []), *calls], "tool_calls" if calls else reason
 
-    def _of_call(self, called: tools.Call | None) -> list[dict[str, Any]]:
+    def _of_call(self, called: tools.FunctionCall | None) -> list[dict[str, Any]]:
         if called is None:
             return []
         told = []

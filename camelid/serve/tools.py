@@ -25,7 +25,7 @@ _CALL = re.compile(r'\s*\{\s*"name"\s*:\s*"([a-zA-Z0-9_-]{1,64})"\s*,\s*"argumen
 
 
 @dataclass(frozen=True)
-class Call:
+class FunctionCall:
     name: str
     arguments: str  # JSON
 
@@ -143,33 +143,59 @@ def is_json(text: str) -> bool:
     return True
 
 
-def read_call(text: str, tools: Sequence[Tool]) -> Call | None:
-    """The call that a whole answer is; None for an answer that is text."""
-    body = text.strip()
-    if body.startswith("<tool_call>"):
-        body = body.removeprefix("<tool_call>").partition("</tool_call>")[0].strip()
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
+def read_calls(text: str, tools: Sequence[Tool], one: bool = False) -> tuple[str, list[FunctionCall]]:
+    """An answer as what it says and the calls that end it; no calls unless all that stands there is calls. Of several
+    only the first if `one`.
+
+    They come as models write them: each between <tool_call> and </tool_call>, or as JSON objects one after another
+    (Llama's way, with a ; between), or as an array of those.
+    """
+    said = text[: certain_text(text)]
+    rest = text[len(said) :]
+    calls = [_call(value, tools) for value in _values(re.sub(r"</?tool_call>", " ", rest))]
+    certain = [call for call in calls if call is not None]
+    whole = bool(certain) and len(certain) == len(calls)
+    return (said, certain[:1] if one else certain) if whole else (text, [])
+
+
+def _values(text: str) -> list[Any]:
+    """The JSON values that the text is, one after another; [None] for a text that is something else."""
+    values: list[Any] = []
+    decoder, at = json.JSONDecoder(), 0
+    while text := text[at:].lstrip(" \t\r\n;,"):
+        try:
+            value, at = decoder.raw_decode(text)
+        except (ValueError, RecursionError):
+            return [None]
+        values += value if isinstance(value, list) else [value]
+    return values
+
+
+def _call(value: Any, tools: Sequence[Tool]) -> FunctionCall | None:
     if not isinstance(value, dict) or value.get("name") not in [t.function.name for t in tools]:
         return None
     arguments = value.get("arguments", value.get("parameters"))
     if not isinstance(arguments, dict):
         return None
-    return Call(value["name"], json.dumps(arguments, ensure_ascii=False))
+    return FunctionCall(value["name"], json.dumps(arguments, ensure_ascii=False))
 
 
-def may_be_call(text: str) -> bool:
-    """Whether an answer that begins like this must be awaited whole before it can be told from text."""
-    begun = text.lstrip()
-    return begun.startswith(("{", "<tool_call>")) or "<tool_call>".startswith(begun)
+def certain_text(text: str) -> int:
+    """How many characters of an answer so far are text, whatever follows: from there on a call may have begun."""
+    if text.lstrip().startswith(("{", "[")):
+        return 0
+    tag = "<tool_call>"
+    begun = text.find(tag)
+    if begun < 0:
+        kept = next((n for n in range(len(tag) - 1, 0, -1) if text.endswith(tag[:n])), 0)
+        begun = len(text) - kept
+    return len(text[:begun].rstrip())
 
 
-def begun_call(text: str, whole: bool) -> Call | None:
+def begun_call(text: str, whole: bool) -> FunctionCall | None:
     """As much as is certain of a demanded call: its name, and its arguments so far. The last brace is not theirs."""
     match = _CALL.match(text)
     if match is None:
         return None
     rest = text[match.end() :]
-    return Call(match[1], rest.rstrip().removesuffix("}").rstrip() if whole else rest[:-1].rstrip("} \n"))
+    return FunctionCall(match[1], rest.rstrip().removesuffix("}").rstrip() if whole else rest[:-1].rstrip("} \n"))

@@ -1,0 +1,99 @@
+"""Calls of functions in what a model writes, as models write them, whole and piece by piece."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from camelid.serve.chat import _Writer
+from camelid.serve.requests import ChatRequest, read
+from camelid.serve.tools import offered, read_calls
+from camelid.serve.worker import Progress
+
+PARIS = '{"name": "weather", "arguments": {"city": "Paris"}}'
+LLAMA = '{"name": "weather", "parameters": {"city": "北京"}}'
+CLOCK = '{"name": "clock", "arguments": {}}'
+NAMES = ("weather", "clock")
+
+
+def request(**more: Any) -> ChatRequest:
+    tools = [{"type": "function", "function": {"name": name}} for name in NAMES]
+    return read(ChatRequest, {"model": "m", "messages": [{"role": "user", "content": "?"}], "tools": tools, **more})
+
+
+TOOLS = offered(request())
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "names"),
+    [
+        (PARIS, "", "weather"),
+        (f" {LLAMA}\n", "", "weather"),
+        (f"{PARIS}\n{CLOCK}", "", "weather clock"),
+        (f"{PARIS}; {LLAMA};{CLOCK}", "", "weather weather clock"),
+        (f"[{PARIS}, {CLOCK}]", "", "weather clock"),
+        (f"<tool_call>\n{PARIS}\n</tool_call>", "", "weather"),
+        (f"<tool_call>{PARIS}</tool_call>\n<tool_call>{CLOCK}</tool_call>", "", "weather clock"),
+        (f"Let me look.\n\n<tool_call>{CLOCK}</tool_call>", "Let me look.", "clock"),
+        # text
+        ("It is 1 < 2 in {Paris}.", "It is 1 < 2 in {Paris}.", ""),
+        (f"I would write {PARIS} here.", f"I would write {PARIS} here.", ""),
+        (f"{PARIS} is a call", f"{PARIS} is a call", ""),
+        (PARIS.replace("weather", "unknown"), PARIS.replace("weather", "unknown"), ""),
+        (f"{PARIS}\n{PARIS[:-5]}", f"{PARIS}\n{PARIS[:-5]}", ""),
+        ('{"name": "weather", "arguments": "Paris"}', '{"name": "weather", "arguments": "Paris"}', ""),
+        ("[]", "[]", ""),
+        ("<tool_call></tool_call>", "<tool_call></tool_call>", ""),
+        ("[" * 100_000, "[" * 100_000, ""),
+        ("", "", ""),
+    ],
+)
+def test_calls_as_models_write_them(text: str, said: str, names: str) -> None:
+    found, calls = read_calls(text, TOOLS)
+    assert (found, " ".join(call.name for call in calls)) == (said, names)
+
+
+def test_one_at_a_time() -> None:
+    assert [call.name for call in read_calls(f"{CLOCK}\n{PARIS}", TOOLS, one=True)[1]] == ["clock"]
+    writer = _Writer(request(parallel_tool_calls=False), TOOLS)
+    deltas, reason = writer.deltas(Progress(f"{CLOCK}\n{PARIS}", 9, "eos"))
+    assert ([d["tool_calls"][0]["function"]["name"] for d in deltas], reason) == (["clock"], "tool_calls")
+
+
+PIECES = [
+    "Let me look.",
+    " ",
+    "\n",
+    "<",
+    "<tool",
+    "<tool_call>",
+    "</tool_call>",
+    PARIS,
+    LLAMA,
+    CLOCK,
+    ";",
+    "[",
+    "]",
+    "{",
+]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=6).map("".join), st.data())
+def test_piece_by_piece_is_the_whole(text: str, data: st.DataObject) -> None:
+    """Wherever the stream is cut, its text and calls are those of the whole answer, and no text is taken back."""
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=8)))
+    writer = _Writer(request(), TOOLS)
+    told, calls, reason = "", [], None
+    for tokens, end in enumerate([*cuts, len(text)]):
+        deltas, reason = writer.deltas(Progress(text[:end], tokens, "eos" if tokens == len(cuts) else None))
+        for delta in deltas:
+            told += delta.get("content", "")
+            calls += [call["function"] for call in delta.get("tool_calls", [])]
+    said, wanted = read_calls(text, TOOLS)
+    assert (told, calls) == (said, [vars(call) for call in wanted])
+    assert reason == ("tool_calls" if wanted else "stop")
+    assert all(isinstance(json.loads(call["arguments"]), dict) for call in calls)
