@@ -23,7 +23,7 @@ function fresh() {
 }
 
 function save(one = current) {
-  const others = conversations.filter((c) => c.id !== one.id);
+  const others = read("conversations", []).filter((c) => c.id !== one.id); // another tab may have written since
   conversations = one.messages.length ? [one, ...others].slice(0, 50) : others;
   for (;;) {
     try {
@@ -324,6 +324,11 @@ function wire() {
   };
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") at("choices").hidden ? stop() : hide(true);
+  });
+  addEventListener("storage", (event) => {
+    if (event.key !== "camelid.conversations") return; // written by another tab
+    conversations = read("conversations", []);
+    listed();
   });
   document.addEventListener("pointerdown", (event) => {
     if (!event.target.closest("#choices, .token")) hide(true);
