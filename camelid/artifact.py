@@ -12,57 +12,20 @@ import hashlib
 import json
 import os
 import platform
-import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from camelid.disk import exchange, locked, scratch_beside, settle, sha256_file, write_atomic
 from camelid.errors import InputError
 
 MANIFEST = "camelid.json"
 SEAL = ',\n "seal": "'
 _PACKAGES = ("camelid", "torch", "tokenizers", "safetensors", "numpy")
-
-
-def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_file(path: Path, parts: Iterable[bytes | memoryview]) -> str:
-    """Write `path` piece by piece, down to the disk. Returns the SHA-256 of what was written."""
-    digest = hashlib.sha256()
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    try:
-        for part in parts:
-            digest.update(part)
-            left = memoryview(part).cast("B")
-            while left:
-                left = left[os.write(descriptor, left) :]
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    return digest.hexdigest()
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Replace `path` by `text` (UTF-8) in one step: a reader sees the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    write_file(temporary, [text.encode()])
-    os.replace(temporary, path)
-
-
-def settle(path: Path) -> None:
-    """Bring a file's bytes, or the names in a folder, down to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def check_free(out: Path) -> None:
@@ -75,26 +38,34 @@ def check_free(out: Path) -> None:
 def new_folder(out: Path) -> Iterator[Path]:
     """A scratch folder beside `out` that takes its name when the block ends well, and vanishes when it does not.
 
-    An earlier output of camelid under that name is replaced; anything else there is left alone.
+    An earlier output of camelid under that name is replaced in one step; anything else there is left alone.
     Raises InputError when `out` is a file or a folder that camelid did not make.
     """
     check_free(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = out.with_name(f".{out.name}.{os.getpid()}.making")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
+    with scratch_beside(out) as scratch:
+        scratch.mkdir()
+        with locked(scratch):
+            yield scratch
+            for inner in (scratch, *(p for p in scratch.rglob("*") if p.is_dir())):
+                settle(inner)
+            if out.exists():
+                exchange(scratch, out)
+            else:
+                os.rename(scratch, out)
+            settle(out.parent)
+
+
+_COMMAND: ContextVar[tuple[str, ...]] = ContextVar("command", default=())
+
+
+@contextmanager
+def made_by(command: Sequence[str]) -> Iterator[None]:
+    """Manifests that are written in this block name the command."""
+    token = _COMMAND.set(tuple(command))
     try:
-        yield scratch
-        for inner in (scratch, *(p for p in scratch.rglob("*") if p.is_dir())):
-            settle(inner)
-        old = out.with_name(f".{out.name}.{os.getpid()}.old")
-        if out.exists():
-            os.rename(out, old)
-        os.rename(scratch, out)
-        settle(out.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        yield
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        _COMMAND.reset(token)
 
 
 def versions() -> dict[str, str]:
@@ -130,6 +101,7 @@ def write_manifest(
         "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "inputs": [_describe(path) for path in inputs],
         "settings": dict(settings or {}),
+        **({"made_by": {"command": _COMMAND.get(), "folder": os.getcwd()}} if _COMMAND.get() else {}),
         **facts,
         "files": dict(sorted(digests.items())),
         "versions": versions(),

@@ -110,3 +110,13 @@ def folder(chat_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) 
     save(tiny_model(chat_tokenizer), out)
     chat_tokenizer.save(out)
     return out
+
+
+@pytest.fixture(scope="session")
+def life(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a whole small life in it (life.py)."""
+    from .life import live
+
+    root = tmp_path_factory.mktemp("life")
+    live(root)
+    return root

@@ -13,7 +13,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "camelid"
 FLOORS = [
-    {"errors", "artifact", "report"},
+    {"errors", "disk", "artifact", "report"},
     {"recipe"},
     {"kernels"},
     {"model"},
@@ -25,7 +25,7 @@ FLOORS = [
     {"quantize"},
     {"train"},
     {"finetune"},
-    {"serve", "verify", "auto", "quickstart", "bench"},
+    {"serve", "verify", "reproduce", "auto", "quickstart", "bench"},
     {"cli", "__main__"},
 ]
 FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}

@@ -30,6 +30,7 @@ VERBS = {
     "serve": "an OpenAI-compatible server and a chat page",
     "verify": "what is silently wrong with a model, if anything",
     "lineage": "where a folder came from, back to the raw files",
+    "reproduce": "make a folder again, and compare it bit for bit",
     "bench": "camelid beside its peers, on this machine",
     "info": "this machine, versions, and what camelid will use",
 }
@@ -65,7 +66,10 @@ def run(arguments: list[str]) -> int:
         leaf.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     try:
         options = _parse(parser, rest)
-        result = module.run(options)
+        from camelid.artifact import made_by
+
+        with made_by(arguments):
+            result = module.run(options)
         if options.json and result is not None:
             print(json.dumps(result, ensure_ascii=False))
     except InputError as error:

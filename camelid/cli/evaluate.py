@@ -217,7 +217,7 @@ def _compare(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _card(options: argparse.Namespace) -> dict[str, Any]:
-    from camelid.artifact import write_atomic
+    from camelid.disk import write_atomic
     from camelid.evaluate.card import card
 
     text = card(options.model, [Path(e) for e in options.evaluations])

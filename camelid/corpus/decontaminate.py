@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from camelid.artifact import MANIFEST, lineage, read_manifest, sha256_file
+from camelid.artifact import MANIFEST, lineage, read_manifest
 from camelid.corpus.read import format_of, read
 from camelid.corpus.shingles import sequences
+from camelid.disk import sha256_file
 from camelid.errors import InputError
 
 SEQUENCE_WORDS = 13

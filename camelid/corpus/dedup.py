@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from camelid.corpus import minhash
 from camelid.corpus.shingles import common
+from camelid.disk import write_array
 
 SLICE = 4_000_000  # keys held at once
 PAIRS_AT_ONCE = 50_000
@@ -45,10 +46,9 @@ class Store:
 
 
 def save(path: Path, array: NDArray[Any]) -> None:
-    """Write an array in one step."""
+    """Write an array in one step, bytes before name."""
     part = path.with_suffix(f".{os.getpid()}.part")
-    with part.open("wb") as file:
-        np.save(file, array)
+    write_array(part, array)
     part.replace(path)
 
 

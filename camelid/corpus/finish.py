@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from camelid.artifact import write_atomic
 from camelid.corpus.account import Account
 from camelid.corpus.unit import DONE, line_hashes, writer
+from camelid.disk import write_atomic
 
 SHARDS = "documents-{:05}.parquet"
 COLUMNS = ("text", "source", "origin", "language")

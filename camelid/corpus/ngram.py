@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camelid.corpus.read import find_files, read
+from camelid.disk import settle
 from camelid.errors import InputError
 
 ORDER, BUCKETS, BACKOFF = 6, 1 << 22, 0.4
@@ -79,4 +80,5 @@ def train_on_files(files: Sequence[str], out: Path, quantile: float) -> None:
     held_out = NgramModel(counts, float("inf")).perplexities(pieces[1::2])
     part = out.with_suffix(".part.npz")
     np.savez_compressed(part, counts=counts, limit=np.quantile(held_out, quantile))
+    settle(part)
     part.replace(out)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from camelid.artifact import write_atomic
 from camelid.corpus.account import Account
 from camelid.corpus.minhash import BANDS, ROWS, expected_recall
+from camelid.disk import write_atomic
 from camelid.recipe import CorpusSection
 from camelid.report.page import Page
 

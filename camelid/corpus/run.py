@@ -19,13 +19,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from camelid.artifact import new_folder, read_manifest, write_atomic, write_manifest
+from camelid.artifact import new_folder, read_manifest, write_manifest
 from camelid.corpus import decontaminate, dedup, filters, minhash, mixture
 from camelid.corpus.account import Account, total
 from camelid.corpus.dedup import Store
 from camelid.corpus.engine import Engine, engine_named
 from camelid.corpus.finish import SHARDS, finish
 from camelid.corpus.unit import DONE, Unit, plan, process
+from camelid.disk import write_atomic
 from camelid.errors import InputError
 from camelid.recipe import CorpusSection
 from camelid.report.progress import progress

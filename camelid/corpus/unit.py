@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from camelid.artifact import write_atomic
 from camelid.corpus import decontaminate
 from camelid.corpus.account import Account
 from camelid.corpus.clean import Clean, Cleaner
@@ -28,6 +27,7 @@ from camelid.corpus.document import Document
 from camelid.corpus.minhash import band_keys
 from camelid.corpus.read import Span, find_files, read, spans
 from camelid.corpus.shingles import shingles, signatures
+from camelid.disk import settle, write_array, write_atomic
 from camelid.errors import MissingExtra
 from camelid.recipe import CorpusSection
 
@@ -126,6 +126,7 @@ class writer:
         kinds = {"size": pa.int64(), "text": pa.large_string()}
         self._schema = pa.schema([(name, kinds.get(name, pa.string())) for name in columns])
         self._table = pa.Table.from_pylist
+        self._path = path
         self._file = pq.ParquetWriter(path, self._schema, compression="zstd")
 
     def __enter__(self) -> Any:
@@ -138,6 +139,7 @@ class writer:
 
     def __exit__(self, *error: object) -> None:
         self._file.close()
+        settle(self._path)
 
 
 class Keys:
@@ -173,7 +175,7 @@ class Keys:
                 array = np.ascontiguousarray(array.T)  # one band's keys lie together
             elif name.endswith("_sizes"):
                 name, array = name.replace("sizes", "offsets"), np.concatenate(([0], np.cumsum(array)))
-            np.save(folder / f"{name}.npy", array)
+            write_array(folder / f"{name}.npy", array)
 
 
 _NOT_WORD = re.compile(r"[\W\d_]+")

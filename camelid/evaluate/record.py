@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from camelid.artifact import MANIFEST, damage, new_folder, read_manifest, sha256_file, write_atomic, write_manifest
+from camelid.artifact import MANIFEST, damage, new_folder, read_manifest, write_manifest
 from camelid.corpus.read import find_files
+from camelid.disk import sha256_file, write_atomic
 from camelid.errors import InputError
 from camelid.evaluate.perplexity import Scored
 from camelid.report.page import Page

@@ -9,7 +9,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any, TypeVar
 
-from camelid.artifact import sha256_file
+from camelid.disk import sha256_file
 from camelid.errors import InputError
 
 TASKS = Path(__file__).parent / "tasks"

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from camelid.artifact import write_atomic
+from camelid.disk import write_atomic
 from camelid.errors import InputError, RecipeError
 from camelid.evaluate.answers import explained, in_batches, scores
 from camelid.finetune.read import read_files

@@ -7,7 +7,6 @@ converter has them; q and k go back to the interleaved pairing.
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from camelid.artifact import settle, write_file
+from camelid.disk import new_file
 from camelid.errors import InputError
 from camelid.formats.gguf import LAYER_NAMES, STOPS, TOP_NAMES, TYPE_NAMES
 from camelid.formats.gguf_blocks import BLOCKS
@@ -70,14 +69,7 @@ def write(model: Llama, tokenizer: Tokenizer, out: Path, kind: str, stops: Seque
             data = _bytes(tensor, kinds[name], model.config, name)
             yield data.ljust(_padded(len(data)), b"\0")
 
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.making")
-    try:
-        digest = write_file(temporary, parts())
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
-    settle(out.parent)
-    return digest
+    return new_file(out, parts())
 
 
 def _named(model: Llama) -> Iterator[tuple[str, Tensor]]:

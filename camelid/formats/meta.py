@@ -182,9 +182,19 @@ def write(model: Llama, out: Path, tokenizer_model: Path | None, shards: int = 1
             heads = _heads(config, ours)
             tensor = half_split_to_interleaved(tensor, heads) if heads else tensor
             held[theirs] = tensor if cut is None else tensor.chunk(shards, cut)[shard].clone()
-        torch.save(held, out / f"consolidated.{shard:02}.pth")
+        _save(held, out / f"consolidated.{shard:02}.pth")
     if tokenizer_model is not None:
         shutil.copyfile(tokenizer_model, out / "tokenizer.model")
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    with path.open("wb") as file:
+        try:
+            torch.save(tensors, file)
+        except RuntimeError as error:  # torch's own, over what the disk said
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def params_of(config: LlamaConfig) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from camelid.artifact import MANIFEST, write_atomic, write_manifest
+from camelid.artifact import MANIFEST, write_manifest
 from camelid.corpus import build as build_corpus
 from camelid.corpus import documents
+from camelid.disk import write_atomic
 from camelid.errors import InputError
 from camelid.quickstart.baselines import Nearest, name_as_words
 from camelid.quickstart.source import Pair, find_sources, pairs, split, standard_library, unseen, words

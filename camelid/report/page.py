@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from camelid.artifact import write_atomic
+from camelid.disk import write_atomic
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 720, 260, 56, 34
 COLOURS = ("#c2571a", "#2b6cb0", "#2f855a", "#805ad5")

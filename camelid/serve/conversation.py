@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
-from camelid.artifact import write_atomic
+from camelid.disk import write_atomic
 from camelid.errors import InputError
 from camelid.generate.engine import Engine, Result
 from camelid.generate.sampling import SamplingParams

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from camelid.disk import write_file
 from camelid.errors import FormatError, InputError
 from camelid.kernels.bpe import GROUP, NativeBpe
 from camelid.tokenizer.native import bytes_of, native_bpe
@@ -263,7 +264,7 @@ class Tokenizer:
     def save(self, folder: Path) -> None:
         """tokenizer.json, tokenizer_config.json and chat_template.jinja into an existing folder."""
         self.backend.encode_special_tokens = False
-        self.backend.save(str(folder / "tokenizer.json"))
+        write_file(folder / "tokenizer.json", [self.backend.to_str(pretty=True).encode()])
         names = {"bos_token": self.bos_token_id, "eos_token": self.eos_token_id, "pad_token": self.pad_token_id}
         config: dict[str, Any] = {key: self._name(i) for key, i in names.items() if i is not None}
         config |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camelid.artifact import new_folder, write_manifest
+from camelid.disk import write_array
 from camelid.errors import InputError
 from camelid.tokenizer.tokenizer import Tokenizer
 
@@ -26,11 +27,11 @@ def build(texts: Iterable[str], tokenizer: Tokenizer, out: str | Path, inputs: l
     with new_folder(Path(out)) as folder:
         with (folder / TOKENS).open("wb") as file:
             for ids, lengths in _framed(texts, tokenizer):
-                ids.astype(width).tofile(file)
+                file.write(ids.astype(width).data)
                 starts += (starts[-1] + np.cumsum(lengths)).tolist()
         if len(starts) == 1:
             raise InputError("there is no document to tokenize: the corpus is empty")
-        np.save(folder / STARTS, np.asarray(starts, dtype=np.int64))
+        write_array(folder / STARTS, np.asarray(starts, dtype=np.int64))
         facts: dict[str, Any] = {
             "documents": len(starts) - 1,
             "tokens": starts[-1],

@@ -12,7 +12,7 @@ from typing import Any, Self, TextIO
 
 import torch
 
-from camelid.artifact import write_atomic
+from camelid.disk import write_atomic
 from camelid.errors import MissingExtra
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama

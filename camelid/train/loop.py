@@ -20,7 +20,8 @@ from typing import Any
 
 import torch
 
-from camelid.artifact import MANIFEST, sha256_file, write_atomic
+from camelid.artifact import MANIFEST
+from camelid.disk import sha256_file, write_atomic
 from camelid.errors import CamelidError, InputError, RecipeError
 from camelid.formats.load import finished
 from camelid.kernels.memory import large_blocks
