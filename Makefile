@@ -4,7 +4,7 @@ VENV   ?= .venv
 MINUTES ?= 8
 RUN    := $(VENV)/bin
 
-.PHONY: quickstart chat test check format clean
+.PHONY: quickstart chat test check format release clean
 
 quickstart: $(VENV)/.ready-all
 	$(RUN)/camelid quickstart --out quickstart --minutes $(MINUTES)
@@ -25,8 +25,11 @@ format: $(VENV)/.ready-test
 	$(RUN)/ruff format .
 	$(RUN)/ruff check --fix .
 
+release:
+	$(PYTHON) tools/release.py
+
 $(VENV)/.ready-%: pyproject.toml hatch_build.py tools/environment.py $(wildcard native/*)
 	$(PYTHON) tools/environment.py $(VENV) $*
 
 clean:
-	rm -rf $(VENV) quickstart .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) quickstart .pytest_cache .mypy_cache .ruff_cache dist

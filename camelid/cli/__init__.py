@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import NoReturn
 
 from camelid import __version__
@@ -32,7 +33,9 @@ VERBS = {
     "lineage": "where a folder came from, back to the raw files",
     "reproduce": "make a folder again, and compare it bit for bit",
     "bench": "camelid beside its peers, on this machine",
+    "doctor": "what is slow or missing on this machine, and the fix",
     "info": "this machine, versions, and what camelid will use",
+    "completion": "for bash, zsh or fish; or the manual page",
 }
 HELP = (
     "usage: camelid VERB … [key=value …] [--json]\n\nThe whole life of a LLaMA model.\n\n"
@@ -50,6 +53,10 @@ def run(arguments: list[str]) -> int:
     """Run one command and return its exit code."""
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP, end="")
+        if not arguments:
+            from camelid.cli import here
+
+            print(here.told(Path.cwd()), end="")
         return 0
     verb, rest = arguments[0], arguments[1:]
     if verb in ("--version", "-V"):
