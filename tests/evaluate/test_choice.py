@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,17 @@ def test_accuracies_and_shots(scorer: Llama, tokenizer: Tokenizer, file: Path) -
     assert "2 shots" in found["protocol"]
     with pytest.raises(InputError, match="fewer --shots"):
         choice(scorer, tokenizer, asked[:1], shots=asked * 2)
+
+
+def test_lengths_are_counted_in_characters(
+    scorer: Llama, tokenizer: Tokenizer, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answers are "to learn", "a number", "白天热": eight, eight and three characters, as lm-eval counts them."""
+    monkeypatch.setattr(
+        import_module("camelid.evaluate.choice"), "log_likelihoods", lambda model, asked: [[-8.0, -9.0, -3.5]]
+    )
+    found = choice(scorer, tokenizer, questions(file, read_task("arc"))[:1])
+    assert (found["answers"][0]["picked"], found["answers"][0]["picked_normalized"]) == (2, 0)
 
 
 def test_the_command_line(scorer: Llama, tokenizer: Tokenizer, file: Path, tmp_path: Path,

@@ -39,6 +39,8 @@ def test_typical_p_is_transformers(mass: float) -> None:
 
 @pytest.mark.parametrize(("name", "options", "params"), [
     ("TopPLogitsWarper", {"top_p": 0.7}, SamplingParams(temperature=1.0, top_p=0.7)),
+    ("TopPLogitsWarper", {"top_p": 0.9}, SamplingParams(temperature=1.0, top_p=0.9)),
+    ("TopPLogitsWarper", {"top_p": 0.99}, SamplingParams(temperature=1.0, top_p=0.99)),
     ("TopKLogitsWarper", {"top_k": 5}, SamplingParams(temperature=1.0, top_k=5)),
     ("MinPLogitsWarper", {"min_p": 0.1}, SamplingParams(temperature=1.0, min_p=0.1)),
     ("TemperatureLogitsWarper", {"temperature": 0.6}, SamplingParams(temperature=0.6)),

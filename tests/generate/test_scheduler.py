@@ -124,6 +124,24 @@ def test_an_adapters_pages_are_its_own() -> None:
     assert page_names([9, *ids[1:]], "")[1] != page_names(ids, "")[1]  # a name covers all that came before
 
 
+def test_callers_and_adapters_share_no_pages(runner: Runner) -> None:
+    """Each knows only what it was itself given: a hit is faster, and the time of one tells of the other's text."""
+    one = engine(runner)
+
+    def entered(salt: str) -> Sequence[int]:
+        text = one.prepare(list(range(1, 2 * PAGE + 2)), SamplingParams(max_new_tokens=1000), salt)
+        one.scheduler.add(text)
+        one.scheduler.step()
+        return list(text.pages)
+
+    first, second, again = entered("a"), entered("b"), entered("a")
+    assert not set(first) & set(second)
+    assert again[:2] == first[:2]
+    plain, tuned = (one.prepare([1, 2], SamplingParams(), "a") for _ in range(2))
+    tuned.params = dataclasses.replace(tuned.params, adapter="x")
+    assert one.scheduler._salt(plain) != one.scheduler._salt(tuned)
+
+
 def test_pages_are_found_by_content_until_their_room_is_needed() -> None:
     pages = Pages(3)
     a, b = pages.take(), pages.take()

@@ -98,6 +98,19 @@ def test_a_key_opens_what_a_wrong_one_does_not(guarded: Running) -> None:
     assert httpx.get(f"{guarded.base}/health").json() == {"status": "ok"}
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("evil.example", 403), ("evil.example:80", 403), ("127.0.0.1.evil.example", 403), ("localhost.", 403),
+        ("127.0.0.1", 200), ("localhost:80", 200), ("LOCALHOST", 200), ("[::1]:80", 200),
+    ],
+)  # fmt: skip
+def test_a_page_elsewhere_does_not_reach_it_under_a_name_of_its_own(running: Running, host: str, status: int) -> None:
+    """Without keys too: a name that is made to lead to this machine (DNS rebinding) is not one that it is called by."""
+    for path in ("/v1/models", "/", "/health"):
+        assert ask(running, path, [("Host", host)], "GET") == status, path
+
+
 def test_wrong_keys_are_slowed(guarded: Running) -> None:
     guarded.service.keys._failures.clear()
     statuses = [ask(guarded, "/v1/models", [("Host", "localhost")], "GET") for _ in range(70)]

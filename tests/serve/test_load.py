@@ -22,7 +22,9 @@ import pytest
 from camelid.generate.engine import Engine
 from camelid.generate.sequence import Sequence
 from camelid.serve import replies
+from camelid.serve.chat import _Writer
 from camelid.serve.limits import Limits
+from camelid.serve.worker import Progress
 
 from .conftest import CHAT, ENDLESS, HELLO, Running, serving
 
@@ -282,6 +284,23 @@ def broken(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
             self.finish, self.error = "error", "a fault of the test"
 
     monkeypatch.setattr(Sequence, "take", failing)
+
+
+def test_a_stream_that_we_break_never_looks_complete(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault of our own amid the events, which no text of the engine's has."""
+    deltas, times = _Writer.deltas, iter(range(100))
+
+    def failing(self: _Writer, now: Progress) -> tuple[list[dict[str, Any]], str | None]:
+        if next(times) == 2:
+            raise ZeroDivisionError("a fault of the test")
+        return deltas(self, now)
+
+    monkeypatch.setattr(_Writer, "deltas", failing)
+    text = running.post(CHAT, {**HELLO, "max_tokens": 80, "stream": True, **ENDLESS}).text
+    assert "[DONE]" not in text
+    assert json.loads(text.strip().splitlines()[-1].removeprefix("data: "))["error"]["code"] == "internal_error"
+    assert "ZeroDivision" not in text
+    drained(running)
 
 
 def test_a_broken_stream_never_looks_complete(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
