@@ -59,6 +59,19 @@ def test_every_document_and_byte_is_accounted_for(folder: Path, tmp_path: Path) 
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
+@pytest.mark.parametrize("how", ["exact", "near"])
+def test_of_copies_the_first_one_stays(tmp_path: Path, how: str) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    copy = LONG.format(1) + ("" if how == "exact" else " One more word.")
+    for name, content in {"a": LONG.format(1), "b": "Something else altogether. " * 20, "c": copy}.items():
+        (raw / f"{name}.txt").write_text(content)
+    result = made(raw, tmp_path / "out", deduplicate=how, filters=[])
+    assert result["documents"]["kept"] == 2
+    assert [text.split()[0] for text in documents(tmp_path / "out")] == [LONG.split()[0], "Something"]
+    assert next(iter(documents(tmp_path / "out"))) == LONG.format(1)
+
+
 def test_the_digest_is_of_the_text(folder: Path, tmp_path: Path) -> None:
     digests = [made(folder, tmp_path / name, deduplicate="exact")["digest"] for name in "ab"]
     (folder / "a.txt").write_text(LONG.format(9))

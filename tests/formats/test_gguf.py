@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import struct
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 
 from camelid.errors import FormatError
 from camelid.formats import load
-from camelid.formats.gguf import parse
+from camelid.formats.gguf import _config, parse
 from camelid.formats.gguf_blocks import BLOCKS, expand
 from camelid.formats.load import load_tokenizer
 from camelid.model.config import LlamaConfig
@@ -117,6 +118,15 @@ def test_hostile_headers(tmp_path: Path, name: str) -> None:
     (tmp_path / "x.gguf").write_bytes(HOSTILE[name].ljust(24 if name == "empty!" else 0, b"\0"))
     with pytest.raises(FormatError, match=r"x\.gguf"):
         parse(tmp_path / "x.gguf")
+
+
+def test_a_vocabulary_longer_than_the_embedding(tmp_path: Path, wide: Llama) -> None:
+    write_model(tmp_path / "m.gguf", wide, "F32")
+    file = parse(tmp_path / "m.gguf")
+    rows = wide.config.vocab_size
+    words = {"tokenizer.ggml.tokens": [str(n) for n in range(rows + 1)]}
+    with pytest.raises(FormatError, match=f"the vocabulary has {rows + 1} tokens, the embedding {rows} rows"):
+        _config(dataclasses.replace(file, metadata={**file.metadata, **words}))
 
 
 def test_truncated(tmp_path: Path, wide: Llama) -> None:
