@@ -69,7 +69,7 @@ def tried(folder: Path, wheel: Path, locked: Path) -> Path:
 
 def audited(tools: Path, locked: Path) -> bool:
     """Whether no locked package has a known fault."""
-    command = [tools / "pip-audit", "--strict", "--no-deps", "--disable-pip", "-r", locked]
+    command = [tools / "pip-audit", "--strict", "--require-hashes", "--disable-pip", "-r", locked]
     return subprocess.run(list(map(str, command)), check=False).returncode == 0
 
 
