@@ -80,7 +80,7 @@ def _threads() -> Iterator[Finding]:
 def _quota(path: Path = Path("/sys/fs/cgroup/cpu.max")) -> float | None:
     """Processors' worth of time that a container may use; None without a limit."""
     try:
-        most, period = path.read_text().split()
+        most, period = path.read_text(encoding="utf-8").split()
         return None if most == "max" else int(most) / int(period)
     except (OSError, ValueError):
         return None

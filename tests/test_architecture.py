@@ -77,6 +77,25 @@ def test_nothing_unsafe_is_called(path: Path) -> None:
     assert not UNSAFE.search(code)
 
 
+INSIDE = r"(?:[^()]|\((?:[^()]|\([^()]*\))*\))*"
+TEXT_FILE = re.compile(rf"""\.(?:read_text|write_text)\({INSIDE}\)|\bopen\((?:{INSIDE}["'][rwxa]\+?["']{INSIDE})?\)""")
+
+
+def without_encoding(source: str) -> list[str]:
+    return [match[0] for match in TEXT_FILE.finditer(source) if "encoding" not in match[0]]
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_text_files_are_utf8_whatever_the_locale(path: Path) -> None:
+    assert without_encoding(path.read_text(encoding="utf-8")) == []
+
+
+def test_the_encoding_rule_bites() -> None:
+    for wrong in ("p.read_text()", 'p.write_text(f(g(x)) + "y")', 'open(path, "w")', 'p.open("a")', "p.open()"):
+        assert [wrong.endswith(found) for found in without_encoding(wrong)] == [True]
+    assert without_encoding('p.open("rb"); open(p, "r", encoding="utf-8"); archive.open(member)') == []
+
+
 @pytest.mark.parametrize("path", [f for f in FILES if not f.name.startswith("peer_")], ids=str)
 def test_peers_are_never_imported(path: Path) -> None:
     assert not re.search(r"^\s*(import|from) (transformers|peft|vllm|gguf|llama_cpp)\b", path.read_text(), re.M)

@@ -78,7 +78,7 @@ def _prepare(
         np.save(folder / "tokens.npy", np.array(ids[: whole + 1]))
     if questions:
         asked = read_questions(Path(questions), read_task(task))[:limit]
-        (folder / "questions.json").write_text(json.dumps([[q.prompt, q.answers] for q in asked]))
+        (folder / "questions.json").write_text(json.dumps([[q.prompt, q.answers] for q in asked]), encoding="utf-8")
     if dtype == "auto":
         return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
     return dtype

@@ -116,7 +116,7 @@ def write_filler(folder: Path, size: int) -> None:
         "unk_token": "<unk>",
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(known))
+    (folder / "tokenizer_config.json").write_text(json.dumps(known), encoding="utf-8")
 
 
 def limits(rows: Sequence[dict[str, Any]], threads: Sequence[int]) -> dict[str, Any]:

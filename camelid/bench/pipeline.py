@@ -72,8 +72,8 @@ def _watch(command: Sequence[str]) -> tuple[float, int | None]:
 def _memory(pid: int) -> int:
     """Proportional set size in bytes of a process and its descendants, 0 where /proc does not tell."""
     try:
-        figures = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        figures = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
     except OSError:
         return 0
     own = next((int(line.split()[1]) for line in figures if line.startswith("Pss:")), 0)

@@ -60,5 +60,5 @@ def _vocabulary(texts: Sequence[str], folder: Path) -> None:
     table = character_to_byte()
     ranks = {bytes(table[c] for c in token): i for token, i in backend.get_vocab().items()}
     coded = {base64.b64encode(token).decode(): rank for token, rank in ranks.items()}
-    (folder / "ranks.json").write_text(json.dumps(coded))
-    (folder / "pattern.txt").write_text(LLAMA3)
+    (folder / "ranks.json").write_text(json.dumps(coded), encoding="utf-8")
+    (folder / "pattern.txt").write_text(LLAMA3, encoding="utf-8")

@@ -42,7 +42,7 @@ def finish(folder: str, first_id: int, work: Path, copies: Path, near: Path, lin
     unit = work / folder
     if (unit / "finished.json").exists():
         return
-    done = json.loads((unit / DONE).read_text())
+    done = json.loads((unit / DONE).read_text(encoding="utf-8"))
     account, rows, digest = Account.from_dict(done["account"]), 0, hashlib.sha256()
     exact, similar = (_ids(path, first_id, done["rows"]) for path in (copies, near))
     repeated = _load_lines(lines)

@@ -91,13 +91,13 @@ def _work_folder(target: Path, units: Sequence[Unit], settings: CorpusSection) -
     work = _work_path(target)
     work.mkdir(parents=True, exist_ok=True)
     fingerprint = _fingerprint(units, settings)
-    with (work / "lock").open("w") as lock:
+    with (work / "lock").open("w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise InputError(f"another process is building {target} at this moment") from None
         plan_file = work / "plan"
-        if not plan_file.exists() or plan_file.read_text() != fingerprint:
+        if not plan_file.exists() or plan_file.read_text(encoding="utf-8") != fingerprint:
             for old in work.iterdir():
                 if old.name != "lock":
                     shutil.rmtree(old) if old.is_dir() else old.unlink()
@@ -128,7 +128,7 @@ class Stages:
         """Write the shards into `folder`; returns the closed account, the digest and the near-duplicate pairs."""
         model = self._perplexity_model()
         self._each("cleaning", process, [(u, self.work, self.settings, model) for u in self.units])
-        done = [json.loads((self.work / u.folder / DONE).read_text()) for u in self.units]
+        done = [json.loads((self.work / u.folder / DONE).read_text(encoding="utf-8")) for u in self.units]
         store = Store(self.work, tuple(u.folder for u in self.units), tuple(d["rows"] for d in done))
         copies, near = self._duplicates(store)
         lines = self._lines(store)
@@ -189,7 +189,7 @@ class Stages:
         """Number the shards that hold documents, and add the accounts up."""
         digest, accounts, shards = hashlib.sha256(), [], 0
         for unit in self.units:
-            done = json.loads((self.work / unit.folder / "finished.json").read_text())
+            done = json.loads((self.work / unit.folder / "finished.json").read_text(encoding="utf-8"))
             accounts.append(Account.from_dict(done["account"]))
             origin = self.kept_by_origin.setdefault(unit.source, {"documents": 0, "bytes": 0})
             origin["documents"] += done["rows"]

@@ -51,7 +51,7 @@ def encoded(names: list[str], texts: list[str], tokenizer: Tokenizer) -> list[Te
 
 
 def _of_shards(folder: Path, tokenizer: Tokenizer) -> list[Text]:
-    index = json.loads((folder / INDEX).read_text())
+    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
     if index["tokenizer_digest"] != tokenizer.digest():
         raise InputError(
             f"--data: {folder} was made with another tokenizer than the model's: give the corpus it was made from"

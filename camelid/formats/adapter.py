@@ -138,8 +138,8 @@ def write_adapter(
         "use_rslora": config.use_rslora, "use_dora": config.use_dora, "lora_dropout": 0.0, "bias": "none",
         "fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True, "modules_to_save": None,
     }  # fmt: skip
-    (out / CONFIG).write_text(json.dumps(described, indent=1) + "\n")
-    (out / "generation_config.json").write_text(json.dumps(dict(generation), indent=1) + "\n")
+    (out / CONFIG).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+    (out / "generation_config.json").write_text(json.dumps(dict(generation), indent=1) + "\n", encoding="utf-8")
     return {ADAPTER: write_safetensors(out / ADAPTER, renamed, {"format": "pt"})}
 
 

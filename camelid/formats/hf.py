@@ -164,14 +164,14 @@ def write_weights(
     if len(shards) > 1:
         total = sum(tensor.nbytes for tensor in tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (out / f"{WEIGHTS}.index.json").write_text(json.dumps(index, indent=1) + "\n")
+        (out / f"{WEIGHTS}.index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
     dtype = next(iter(tensors.values())).dtype
     described = config.to_dict() | {"dtype": str(dtype).removeprefix("torch.")}
     described |= {} if quantization is None else {"quantization_config": dict(quantization)}
-    (out / "config.json").write_text(json.dumps(described, indent=1) + "\n")
+    (out / "config.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
     ids = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     settings = {name: value for name, value in ids.items() if value is not None} | (generation or {})
-    (out / "generation_config.json").write_text(json.dumps(settings, indent=1) + "\n")
+    (out / "generation_config.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
     return digests
 
 

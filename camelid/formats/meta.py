@@ -162,7 +162,7 @@ def write(model: Llama, out: Path, tokenizer_model: Path | None, shards: int = 1
     """Write params.json and `shards` consolidated files into the existing folder `out`, in the model's dtype, with the
     tokenizer.model if there is one. Raises InputError for a shape that Meta's code cannot say or cut."""
     config = model.config
-    (out / PARAMS).write_text(json.dumps(params_of(config)) + "\n")
+    (out / PARAMS).write_text(json.dumps(params_of(config)) + "\n", encoding="utf-8")
     for name, size in (("num_attention_heads", config.num_attention_heads), ("num_key_value_heads", config.kv_heads),
                        ("intermediate_size", config.intermediate_size), ("vocab_size", config.vocab_size)):  # fmt: skip
         if shards < 1 or size % shards:

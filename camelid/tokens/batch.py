@@ -81,7 +81,7 @@ class PackedTokens:
         self.folder, self.sequence_length, self.seed = Path(folder), sequence_length, seed
         if read_manifest(self.folder)["kind"] != "tokens":
             raise InputError(f"data.tokens: {folder} is not a tokens folder: make one with `camelid tokens build`")
-        self.index = json.loads((self.folder / INDEX).read_text())
+        self.index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
         self.data = np.memmap(self.folder / TOKENS, dtype=self.index["dtype"], mode="r")
         self.packing = pack(np.load(self.folder / STARTS), sequence_length)
         if self.packing.sizes.sum() < sequence_length:

@@ -38,7 +38,7 @@ def build(texts: Iterable[str], tokenizer: Tokenizer, out: str | Path, inputs: l
             "tokenizer_digest": tokenizer.digest(),
         }
         index = {**facts, "dtype": width.str, "vocab_size": len(tokenizer)}
-        (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
+        (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
         (folder / "tokenizer").mkdir()
         tokenizer.save(folder / "tokenizer")
         manifest = write_manifest(folder, "tokens", inputs, **facts)

@@ -111,7 +111,7 @@ def write(
         (folder / "state").mkdir()
         known[MOMENTS] = write_safetensors(folder / MOMENTS, taken.moments)
         known[RANDOM] = write_safetensors(folder / RANDOM, {"cpu": taken.random})
-        (folder / LOOP).write_text(json.dumps(asdict(taken.state)) + "\n")
+        (folder / LOOP).write_text(json.dumps(asdict(taken.state)) + "\n", encoding="utf-8")
         facts = {**(facts or {}), "state": asdict(taken.state), "parameters": taken.config.num_parameters()}
         write_manifest(folder, "checkpoint", inputs, settings, known, **facts)
     if wrong := damage(out):
@@ -237,7 +237,7 @@ def restore(folder: Path, model: Llama, optimizer: torch.optim.Optimizer) -> Loo
         like = like.clone()
         optimizer.state[parameter][name.rpartition("/")[2]] = like
     torch.set_rng_state(load_file(folder / RANDOM)["cpu"])
-    return LoopState(**json.loads((folder / LOOP).read_text()))
+    return LoopState(**json.loads((folder / LOOP).read_text(encoding="utf-8")))
 
 
 def weights_digest(folder: Path) -> str:

@@ -78,7 +78,7 @@ class Log:
     def __enter__(self) -> Self:
         if self.who.rank == 0:
             write_atomic(self.out / METRICS, "".join(json.dumps(record) + "\n" for record in self.records))
-            self._file = (self.out / METRICS).open("a")
+            self._file = (self.out / METRICS).open("a", encoding="utf-8")
             if self.recipe.log.tensorboard:
                 self._board = _board(self.out)
         self.started = time.monotonic()
@@ -184,7 +184,7 @@ def _earlier(path: Path, step: int | None = None) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     if step == 0 or not path.exists():
         return found
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         try:
             record = json.loads(line)
         except ValueError:

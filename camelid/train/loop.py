@@ -250,7 +250,7 @@ class _Run:
 
 def same_run(last: Path, job: Job) -> None:
     """Raises InputError naming the setting or the data that is not what the checkpoint was trained with."""
-    manifest = json.loads((last / MANIFEST).read_text())
+    manifest = json.loads((last / MANIFEST).read_text(encoding="utf-8"))
     then, now = _flat(manifest["settings"]), _flat(json.loads(json.dumps(job.recipe.settings())))
     if then.get("train.compile") is False:  # what a run without a word on it said before GPUs compiled by themselves
         then["train.compile"] = now.get("train.compile")
@@ -288,7 +288,7 @@ def _alone(out: Path, who: Ranks) -> Iterator[None]:
     out.mkdir(parents=True, exist_ok=True)
     lock = out / ".lock"
     try:
-        with lock.open("w") as file:
+        with lock.open("w", encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:

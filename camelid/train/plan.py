@@ -104,7 +104,7 @@ def available(who: Ranks) -> int:
     if who.device.type == "cuda":
         return int(torch.cuda.mem_get_info(who.device)[0]) + int(torch.cuda.memory_reserved(who.device))
     try:
-        with open("/proc/meminfo") as file:
+        with open("/proc/meminfo", encoding="utf-8") as file:
             free = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         return 1 << 62  # not Linux: nothing is known, nothing is refused
@@ -114,7 +114,7 @@ def available(who: Ranks) -> int:
 def _resident() -> int:
     """Bytes of this process that are in memory now."""
     try:
-        with open("/proc/self/statm") as file:
+        with open("/proc/self/statm", encoding="utf-8") as file:
             return int(file.read().split()[1]) * resource.getpagesize()
     except OSError:
         return 0

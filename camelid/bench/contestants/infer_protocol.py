@@ -47,7 +47,9 @@ def race(generate: Generate, vocab_size: int, version: str, load_seconds: float,
 
 def peak_bytes() -> int:
     """Of this process alone: what getrusage tells begins with the parent's."""
-    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    [line] = [
+        line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM")
+    ]
     return int(line.split()[1]) * 1024
 
 

@@ -35,7 +35,8 @@ def main() -> None:
     else:
         tokenizer = load_tokenizer(folder / "model")
         asked = [
-            Question(prompt, answers, 0) for prompt, answers in json.loads((folder / "questions.json").read_text())
+            Question(prompt, answers, 0)
+            for prompt, answers in json.loads((folder / "questions.json").read_text(encoding="utf-8"))
         ]
         choice(model, tokenizer, asked[:2])
         started = time.perf_counter()

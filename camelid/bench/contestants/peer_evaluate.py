@@ -62,7 +62,7 @@ def choice(folder: Path, dtype: str, best: bool) -> dict[str, Any]:
     from lm_eval.models.huggingface import HFLM
 
     model = HFLM(pretrained=str(folder / "model"), dtype=dtype, batch_size=16 if best else 1, device="cpu")
-    asked = json.loads((folder / "questions.json").read_text())
+    asked = json.loads((folder / "questions.json").read_text(encoding="utf-8"))
     pairs = [(context, answer) for context, answers in asked for answer in answers]
     requests = [Instance("loglikelihood", {}, pair, n) for n, pair in enumerate(pairs)]
     model.loglikelihood(requests[:8], disable_tqdm=True)

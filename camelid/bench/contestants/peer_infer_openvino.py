@@ -58,7 +58,7 @@ def main() -> None:
         for at in range(new - 1):
             tokens = step(tokens[:, None], len(prompts[0]) + at)
 
-    vocab = json.loads((Path(sys.argv[2]) / "model" / "config.json").read_text())["vocab_size"]
+    vocab = json.loads((Path(sys.argv[2]) / "model" / "config.json").read_text(encoding="utf-8"))["vocab_size"]
     race(generate, vocab, openvino.__version__.split("-")[0], loaded)
 
 

@@ -26,8 +26,11 @@ def encoder(name: str, folder: Path, threads: int) -> Callable[[list[str]], Any]
     if name == "tiktoken":
         import tiktoken
 
-        ranks = {base64.b64decode(t): int(r) for t, r in json.loads((folder / "ranks.json").read_text()).items()}
-        pattern = (folder / "pattern.txt").read_text()
+        ranks = {
+            base64.b64decode(t): int(r)
+            for t, r in json.loads((folder / "ranks.json").read_text(encoding="utf-8")).items()
+        }
+        pattern = (folder / "pattern.txt").read_text(encoding="utf-8")
         encoding = tiktoken.Encoding("bench", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
         return lambda texts: encoding.encode_ordinary_batch(texts, num_threads=threads)
     import gigatoken
