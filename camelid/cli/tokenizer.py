@@ -18,6 +18,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     train.add_argument("--kind", choices=("sentencepiece", "byte-level"), default="byte-level")
     train.add_argument("--reserved", type=int, help="control tokens kept free for later (byte-level: 10)")
     train.add_argument("--max-bytes", type=int, default=4_000_000_000, help="learn from an even sample of this much")
+    train.add_argument(
+        "--character-coverage", type=float, default=0.99995, metavar="SHARE",
+        help="sentencepiece: of the text, whose characters get a piece each; the rest become bytes (LLaMA's: 0.99995)",
+    )  # fmt: skip
     train.add_argument("--threads", type=int, help="any number gives the same tokenizer")
     settings.example(train, "camelid tokenizer train out/corpus --out out/tokenizer --vocab-size 8192")
     inspect = actions.add_parser("inspect", help="compression by language, round trip, unused and longest tokens")
@@ -52,6 +56,7 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
     result = train(
         lambda: documents(corpus), options.out, options.vocab_size, options.kind, reserved=options.reserved,
         threads=options.threads, max_bytes=options.max_bytes, corpus=corpus,
+        character_coverage=options.character_coverage,
         corpus_bytes=int(read_manifest(corpus).get("text_bytes", 0)), quiet=options.json,
     )  # fmt: skip
     sample, tokens = result["sample"], max(1, result["tokens_in_corpus"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +35,7 @@ BYTE_LEVEL_SPECIALS = [
 RESERVED = "<|reserved_special_token_{}|>"
 DEFAULT_RESERVED = {"sentencepiece": 0, "byte-level": 10}
 MAX_BYTES = 4_000_000_000  # of text to learn from; its distinct pieces take a few GB
+LLAMA_COVERAGE = 0.99995  # of a text, by characters that get a piece each
 MAX_LINE = 1 << 20  # bytes; sentencepiece leaves longer lines out
 
 
@@ -46,6 +48,7 @@ def train(
     reserved: int | None = None,
     threads: int | None = None,
     max_bytes: int = MAX_BYTES,
+    character_coverage: float = LLAMA_COVERAGE,
     corpus: Path | None = None,
     corpus_bytes: int = 0,
     quiet: bool = True,
@@ -54,19 +57,29 @@ def train(
 
     reserved: control tokens kept free for later. max_bytes: of a larger corpus (`corpus_bytes` says how large it is)
     an even sample of documents is learned from; the counts are over all of it. Any number of threads gives the same.
+    character_coverage (sentencepiece): the share of the text whose characters get a piece each; the rarest, which make
+    up the rest, are written as bytes.
     """
     reserved = DEFAULT_RESERVED.get(kind, 0) if reserved is None else reserved
     _check(kind, vocab_size, reserved)
+    if not 0.9 <= character_coverage <= 1:
+        raise InputError(f"--character-coverage {character_coverage} is not between 0.9 and 1")
     sample = Sample(min(1.0, max_bytes / corpus_bytes) if corpus_bytes else 1.0)
     with new_folder(Path(out)) as folder:
-        learn = _sentencepiece if kind == "sentencepiece" else _byte_level
+        learn = partial(_sentencepiece, coverage=character_coverage) if kind == "sentencepiece" else _byte_level
         used = sample(followed(texts(), "learning", corpus_bytes, quiet))
         tokenizer = learn(used, folder, vocab_size, reserved, threads)
         tokenizer.save(folder)
         counts = count(tokenizer, followed(texts(), "counting", corpus_bytes, quiet))
         write_vocabulary(tokenizer, counts, folder / "vocab.tsv")
         result = {"vocab_size": len(tokenizer), "kind": kind, "digest": tokenizer.digest()}
-        settings = {"vocab_size": vocab_size, "kind": kind, "reserved": reserved, "max_bytes": max_bytes}
+        settings: dict[str, Any] = {
+            "vocab_size": vocab_size,
+            "kind": kind,
+            "reserved": reserved,
+            "max_bytes": max_bytes,
+        }
+        settings |= {"character_coverage": character_coverage} if kind == "sentencepiece" else {}
         facts: dict[str, Any] = {
             "vocab_size": len(tokenizer), "digest": tokenizer.digest(), "tokens_in_corpus": int(counts.sum()),
             "sample": sample.to_dict(),
@@ -102,7 +115,7 @@ def _byte_level(texts: Iterable[str], folder: Path, vocab_size: int, reserved: i
 
 
 def _sentencepiece(
-    texts: Iterable[str], folder: Path, vocab_size: int, reserved: int, threads: int | None
+    texts: Iterable[str], folder: Path, vocab_size: int, reserved: int, threads: int | None, coverage: float
 ) -> Tokenizer:
     try:
         import sentencepiece
@@ -117,7 +130,7 @@ def _sentencepiece(
             vocab_size=vocab_size,
             byte_fallback=True,
             split_digits=True,
-            character_coverage=0.99995,
+            character_coverage=coverage,
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,
             allow_whitespace_only_pieces=True,
@@ -141,7 +154,8 @@ def _why(error: RuntimeError, vocab_size: int) -> str:
     if found := re.search(r"required_chars\. \d+ vs (\d+)", str(error)):
         return (
             f"--vocab-size {vocab_size} is too small for this corpus: its characters alone, with the bytes, "
-            f"are {found[1]} pieces. Raise it above that, or use --kind byte-level"
+            f"are {found[1]} pieces. Raise it above that, write the rarest as bytes (--character-coverage 0.999), or "
+            "use --kind byte-level"
         )
     return f"sentencepiece cannot make {vocab_size} pieces from this corpus: {error}"
 

@@ -299,3 +299,17 @@ def test_too_small_a_vocabulary(tmp_path: Path) -> None:
 def test_ids_outside_the_vocabulary(each: Tokenizer) -> None:
     with pytest.raises(InputError, match="outside the vocabulary"):
         each.decode([10**6])
+
+
+def test_rare_characters_become_bytes(tmp_path: Path) -> None:
+    """Of a thousand characters that occur once each, few get a piece when 99 % of the text is covered."""
+    rare = "".join(chr(0x4E00 + n) for n in range(1000))
+    texts = ["the camel walks through the desert " * 3000, rare]
+    with pytest.raises(InputError, match=r"too small .*--character-coverage 0\.999"):
+        train(lambda: texts, tmp_path / "all", 500, "sentencepiece", character_coverage=1.0)
+    train(lambda: texts, tmp_path / "some", 500, "sentencepiece", character_coverage=0.99)
+    cut = from_folder(tmp_path / "some")
+    assert cut.decode(cut.encode(rare)) == rare
+    assert len(cut.encode(rare)) > 2000
+    with pytest.raises(InputError, match=r"--character-coverage 1\.1"):
+        train(lambda: texts, tmp_path / "none", 500, "sentencepiece", character_coverage=1.1)
