@@ -20,7 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from camelid.disk import exchange, locked, scratch_beside, settle, sha256_file, write_atomic
+from camelid.disk import exchange, scratch_beside, settle, sha256_file, write_atomic
 from camelid.errors import InputError
 
 MANIFEST = "camelid.json"
@@ -41,18 +41,17 @@ def new_folder(out: Path) -> Iterator[Path]:
     An earlier output of camelid under that name is replaced in one step; anything else there is left alone.
     Raises InputError when `out` is a file or a folder that camelid did not make.
     """
+    out = out.resolve()  # where a link leads, that is the place; and "." has a name
     check_free(out)
-    with scratch_beside(out) as scratch:
-        scratch.mkdir()
-        with locked(scratch):
-            yield scratch
-            for inner in (scratch, *(p for p in scratch.rglob("*") if p.is_dir())):
-                settle(inner)
-            if out.exists():
-                exchange(scratch, out)
-            else:
-                os.rename(scratch, out)
-            settle(out.parent)
+    with scratch_beside(out, folder=True) as scratch:
+        yield scratch
+        for inner in (scratch, *(p for p in scratch.rglob("*") if p.is_dir())):
+            settle(inner)
+        if out.exists():
+            exchange(scratch, out)
+        else:
+            os.rename(scratch, out)
+        settle(out.parent)
 
 
 _COMMAND: ContextVar[tuple[str, ...]] = ContextVar("command", default=())

@@ -7,15 +7,15 @@ is being made lies beside its place under a name of its own, locked, so that wha
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from glob import escape
 from io import BytesIO
 from pathlib import Path
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -81,35 +81,72 @@ def make_folder(path: Path) -> None:
 
 
 @contextmanager
-def scratch_beside(out: Path) -> Iterator[Path]:
-    """The name of a scratch file or folder beside `out`; what is still under it when the block ends is removed.
+def scratch_beside(out: Path, folder: bool) -> Iterator[Path]:
+    """A new empty folder or file beside `out`, locked; what is under its name when the block ends is removed.
 
-    What a killed process left there is removed too: it holds no lock.
+    What a killed process left beside `out` is dealt with first: it holds no lock.
     """
     make_folder(out.parent)
-    for old in out.parent.glob(f".{escape(out.name)}.*.making"):
-        with suppress(OSError), locked(old):
-            _remove(old)
-    scratch = out.with_name(f".{out.name}.{os.getpid()}.making")
+    _tidy(out)
+    scratch, lock = _held(out, folder)
     try:
         yield scratch
     finally:
+        os.close(lock)
         _remove(scratch)
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a file or folder. Raises OSError when another process does."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
+def _held(out: Path, folder: bool) -> tuple[Path, int]:
+    """A scratch name of its own, and the descriptor that locks it."""
+    while True:
+        scratch = out.with_name(f".{out.name}.{os.getpid()}-{token_hex(4)}.making")
+        if folder:
+            scratch.mkdir()
+        else:
+            scratch.touch(exist_ok=False)
+        try:
+            descriptor = os.open(scratch, os.O_RDONLY)
+        except FileNotFoundError:  # tidied away by another process before it could be locked
+            continue
+        if _lock(descriptor) is not False and scratch.exists():
+            return scratch, descriptor
         os.close(descriptor)
 
 
+def _tidy(out: Path) -> None:
+    """Remove what killed processes left of making `out`, and put back an output that one had moved aside."""
+    left = re.compile(rf"\.{re.escape(out.name)}\.\d+-[0-9a-f]{{8}}\.(making|aside)")
+    for path in list(out.parent.iterdir()):
+        found = left.fullmatch(path.name)
+        if not found:
+            continue
+        with suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                if _lock(descriptor):
+                    if found[1] == "aside" and not out.exists():
+                        os.rename(path, out)
+                    else:
+                        _remove(path)
+            finally:
+                os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool | None:
+    """Take the lock of an open file or folder: False when another has it, None where there are no locks."""
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        return None
+    return True
+
+
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
@@ -117,26 +154,30 @@ def _remove(path: Path) -> None:
 
 def new_file(out: Path, parts: Iterable[bytes | memoryview]) -> str:
     """Write a file beside `out`, piece by piece, and give it that name when it is whole. Returns its SHA-256."""
-    with scratch_beside(out) as scratch:
-        scratch.touch()
-        with locked(scratch):
-            digest = write_file(scratch, parts)
-            os.replace(scratch, out)
-            settle(out.parent)
+    out = out.resolve()
+    with scratch_beside(out, folder=False) as scratch:
+        digest = write_file(scratch, parts)
+        os.replace(scratch, out)
+        settle(out.parent)
     return digest
 
 
 def exchange(new: Path, old: Path) -> None:
-    """Two folders take each other's names, in one step where the system can (Linux's renameat2)."""
-    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
-    if renameat2 and renameat2(here, os.fsencode(new), here, os.fsencode(old), exchange) == 0:
+    """Two folders take each other's names, in one step where the system can (Linux's renameat2). Elsewhere the old one
+    is moved aside first; should the process end right then, the next one under its name puts it back."""
+    here, exchanging = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None) if os.name == "posix" else None
+    if renameat2 and renameat2(here, os.fsencode(new), here, os.fsencode(old), exchanging) == 0:
         return
-    aside = new.with_suffix(".old.making")
-    os.rename(old, aside)
+    aside, held = new.with_suffix(".aside"), os.open(old, os.O_RDONLY)
     try:
-        os.rename(new, old)
-    except OSError:
-        os.rename(aside, old)
-        raise
-    os.rename(aside, new)
+        _lock(held)  # nobody else tidies it away meanwhile
+        os.rename(old, aside)
+        try:
+            os.rename(new, old)
+        except OSError:
+            os.rename(aside, old)
+            raise
+        os.rename(aside, new)
+    finally:
+        os.close(held)

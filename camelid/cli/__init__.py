@@ -7,7 +7,6 @@ import json
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import Any, NoReturn
 
 from camelid import __version__
@@ -51,12 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code."""
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(HELP, end="")
-        if not arguments:
-            from camelid.cli import here
+    if not arguments:
+        from camelid.cli import here
 
-            print(here.told(Path.cwd()), end="")
+        print(HELP + here.told(), end="")
+        return 0
+    if arguments[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
         return 0
     if arguments[0] in ("--version", "-V"):
         print(f"camelid {__version__}")
@@ -94,7 +94,9 @@ def parse(arguments: Sequence[str]) -> tuple[Any, argparse.Namespace]:
         raise InputError(_unknown(verb))
     module = import_module(f"camelid.cli.{verb}")
     parser = _Parser(
-        f"camelid {verb}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        f"camelid {verb}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.arguments(parser)
     for leaf in _leaves(parser):
@@ -103,7 +105,10 @@ def parse(arguments: Sequence[str]) -> tuple[Any, argparse.Namespace]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Bad usage is bad input: one line, exit 2."""
+    """Bad usage is bad input: one line, exit 2. Options are written out: what a command was is kept in manifests."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **options})
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see {self.prog} -h)")

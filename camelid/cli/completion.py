@@ -85,12 +85,20 @@ def zsh() -> str:
 def fish() -> str:
     from camelid.cli import VERBS
 
-    lines = [f"complete -c camelid -n __fish_use_subcommand -a {verb} -d '{told}'" for verb, told in VERBS.items()]
+    lines = [
+        f"complete -c camelid -n __fish_use_subcommand -a {verb} -d {_quoted(told)}" for verb, told in VERBS.items()
+    ]
     for verb, action, parser in parsers():
         if action:
             lines.append(f"complete -c camelid -n '__fish_seen_subcommand_from {verb}' -a {action}")
         lines += [f"complete -c camelid -n '__fish_seen_subcommand_from {verb}' -l {o[2:]}" for o in options_of(parser)]
     return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    """As fish quotes, which knows two escapes within single quotes."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def manual() -> str:

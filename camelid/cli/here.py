@@ -5,17 +5,21 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-PLACES = ("*", "out/*", "runs/*", "*/checkpoints/step-*", "runs/*/checkpoints/step-*")
+PLACES = ("*", "out/*", "runs/*", "quickstart/*", "*/checkpoints/step-*", "*/*/checkpoints/step-*")
+KINDS = ("corpus", "tokenizer", "tokens", "checkpoint", "model", "evaluation")
 SHOWN = 4  # of a kind
 
 
-def told(folder: Path) -> str:
+def told() -> str:
     """The lines, or "" when nothing of ours is here."""
-    found = _found(folder)
+    try:
+        found = _found(Path.cwd())
+    except OSError:  # a folder that is gone, or that may not be read
+        return ""
     if not found:
         return ""
     lines = ["", "In this folder:"]
-    for kind in ("corpus", "tokenizer", "tokens", "checkpoint", "model", "evaluation"):
+    for kind in KINDS:
         places = found.get(kind, [])
         shown = ", ".join(str(p) for p in places[:SHOWN])
         more = f", and {len(places) - SHOWN} more" if len(places) > SHOWN else ""
@@ -33,9 +37,13 @@ def _found(folder: Path) -> dict[str, list[Path]]:
         for manifest in folder.glob(f"{pattern}/{MANIFEST}"):
             place = manifest.parent
             run = place.parent.parent if place.parent.name == "checkpoints" else place
+            if any(part.startswith(".") for part in place.relative_to(folder).parts):  # something being made
+                continue
             try:
                 kind = read_manifest(place)["kind"]
             except InputError:
+                continue
+            if kind not in KINDS:
                 continue
             made.append((manifest.stat().st_mtime, kind, run.relative_to(folder)))
     found: dict[str, list[Path]] = {}

@@ -21,6 +21,7 @@ INSTRUCTION = (
     "You can call these functions, one JSON description a line:\n{tools}\n"
     'To call one, answer with nothing but {{"name": its name, "arguments": an object}}.'
 )
+_BETWEEN = re.compile(r"^(?:[ \t\r\n;,]|</?tool_call>)*")
 _CALL = re.compile(r'\s*\{\s*"name"\s*:\s*"([a-zA-Z0-9_-]{1,64})"\s*,\s*"arguments"\s*:\s*')
 
 
@@ -147,12 +148,14 @@ def read_calls(text: str, tools: Sequence[Tool], one: bool = False) -> tuple[str
     """An answer as what it says and the calls that end it; no calls unless all that stands there is calls. Of several
     only the first if `one`.
 
-    They come as models write them: each between <tool_call> and </tool_call>, or as JSON objects one after another
-    (Llama's way, with a ; between), or as an array of those.
+    They come as models write them: each between <tool_call> and </tool_call>, after which nothing counts, or as JSON
+    objects one after another (Llama's way, with a ; between), or as an array of those.
     """
     said = text[: certain_text(text)]
     rest = text[len(said) :]
-    calls = [_call(value, tools) for value in _values(re.sub(r"</?tool_call>", " ", rest))]
+    if rest.lstrip().startswith("<tool_call>"):
+        rest = rest[: max((end.end() for end in re.finditer("</tool_call>", rest)), default=len(rest))]
+    calls = [_call(value, tools) for value in _values(rest)]
     certain = [call for call in calls if call is not None]
     whole = bool(certain) and len(certain) == len(calls)
     return (said, certain[:1] if one else certain) if whole else (text, [])
@@ -162,7 +165,7 @@ def _values(text: str) -> list[Any]:
     """The JSON values that the text is, one after another; [None] for a text that is something else."""
     values: list[Any] = []
     decoder, at = json.JSONDecoder(), 0
-    while text := text[at:].lstrip(" \t\r\n;,"):
+    while text := _BETWEEN.sub("", text[at:], count=1):
         try:
             value, at = decoder.raw_decode(text)
         except (ValueError, RecursionError):
@@ -182,7 +185,7 @@ def _call(value: Any, tools: Sequence[Tool]) -> FunctionCall | None:
 
 def certain_text(text: str) -> int:
     """How many characters of an answer so far are text, whatever follows: from there on a call may have begun."""
-    if text.lstrip().startswith(("{", "[")):
+    if re.match(r"\s*(?:\{|\[\s*(?:\{|$))", text):
         return 0
     tag = "<tool_call>"
     begun = text.find(tag)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -33,7 +34,21 @@ def test_alone_it_tells_what_is_here_and_what_comes_next(
         told = alone(tmp_path, capsys, monkeypatch)
         assert f"Next: camelid {following}" in told
     (tmp_path / "tokens" / "camelid.json").write_text("{}")  # what is damaged is not shown
-    assert "tokens " not in here.told(tmp_path).partition("Next")[0]
+    (tmp_path / ".x.1-00000000.making").mkdir()
+    shutil.copy(tmp_path / "corpus" / "camelid.json", tmp_path / ".x.1-00000000.making")  # nor what is being made
+    told = here.told().partition("Next")[0]
+    assert "tokens " not in told
+    assert ".making" not in told
+    for name in ("corpus", "tokenizer", "tokens"):
+        shutil.rmtree(tmp_path / name)
+    (tmp_path / "pretrain").rename(tmp_path / "model")
+    (tmp_path / "quickstart").mkdir()
+    (tmp_path / "model").rename(tmp_path / "quickstart" / "tuned")
+    assert "Next: camelid generate quickstart/tuned" in here.told()
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert here.told() == ""
 
 
 def examined(**variables: str) -> dict[str, dict[str, Any]]:
@@ -98,7 +113,9 @@ def test_bash_completes(typed: str, offered: set[str]) -> None:
 
 
 def test_every_verb_is_in_fish_and_in_the_manual() -> None:
+    lines = completion.fish().splitlines()
+    assert all(re.fullmatch(r"complete -c camelid( (-\w+ )?('(\\'|[^'])*'|[\w-]+))*", line) for line in lines)
     for verb in VERBS:
-        assert f"-a {verb} " in completion.fish()
+        assert any(f"-a {verb} " in line for line in lines)
         assert f".SS {verb}" in completion.manual()
     assert "\\-\\-vocab\\-size" in completion.manual()

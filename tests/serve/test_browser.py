@@ -27,6 +27,9 @@ def browser() -> Iterator[Any]:
 
 def opened(context: Any, running: Running) -> Any:
     page = context.new_page()
+    side = '{"temperature": 0.7, "top_p": 0.95, "min_p": 0.05, "max_tokens": 30, "seed": ""}'
+    kept = f'{{"system": "", "sides": [{side}, {side}]}}'  # short, for the context is small
+    page.add_init_script(f"localStorage.setItem('camelid.settings', JSON.stringify({kept}))")
     page.faults = []
     page.on("pageerror", lambda error: page.faults.append(str(error)))
     page.on("console", lambda said: page.faults.append(said.text) if said.type == "error" else None)
@@ -65,7 +68,13 @@ def test_two_tabs_keep_both_conversations(browser: Any, running: Running) -> Non
     stored = first.evaluate("JSON.parse(localStorage.getItem('camelid.conversations'))")
     assert [len(one["messages"]) for one in stored] == [4, 2]
     second.wait_for_function("() => document.body.innerText.includes('first tab')", timeout=5_000)
-    assert first.faults + second.faults == []
+    third = opened(context, running)  # the newest conversation, which the first tab shows too
+    say(third, "from the third tab")
+    first.wait_for_function("() => document.body.innerText.includes('from the third tab')", timeout=5_000)
+    say(first, "and from the first again")
+    stored = first.evaluate("JSON.parse(localStorage.getItem('camelid.conversations'))")
+    assert [len(one["messages"]) for one in stored] == [8, 2]
+    assert first.faults + second.faults + third.faults == []
 
 
 def test_the_phone_and_chinese(browser: Any, running: Running) -> None:

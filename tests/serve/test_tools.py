@@ -39,7 +39,11 @@ TOOLS = offered(request())
         (f"<tool_call>\n{PARIS}\n</tool_call>", "", "weather"),
         (f"<tool_call>{PARIS}</tool_call>\n<tool_call>{CLOCK}</tool_call>", "", "weather clock"),
         (f"Let me look.\n\n<tool_call>{CLOCK}</tool_call>", "Let me look.", "clock"),
+        (f"<tool_call>{CLOCK}</tool_call>\nLet me look.", "", "clock"),
+        (f"<tool_call>{CLOCK}", "", "clock"),
+        ('{"name": "clock", "arguments": {"t": "write <tool_call> and ; [tags]"}}', "", "clock"),
         # text
+        ("[1] The first", "[1] The first", ""),
         ("It is 1 < 2 in {Paris}.", "It is 1 < 2 in {Paris}.", ""),
         (f"I would write {PARIS} here.", f"I would write {PARIS} here.", ""),
         (f"{PARIS} is a call", f"{PARIS} is a call", ""),
@@ -97,3 +101,14 @@ def test_piece_by_piece_is_the_whole(text: str, data: st.DataObject) -> None:
     assert (told, calls) == (said, [vars(call) for call in wanted])
     assert reason == ("tool_calls" if wanted else "stop")
     assert all(isinstance(json.loads(call["arguments"]), dict) for call in calls)
+
+
+def test_what_an_argument_says_is_kept() -> None:
+    [call] = read_calls('{"name": "clock", "arguments": {"t": "a <tool_call> b"}}', TOOLS)[1]
+    assert json.loads(call.arguments) == {"t": "a <tool_call> b"}
+
+
+def test_a_footnote_is_streamed() -> None:
+    writer = _Writer(request(), TOOLS)
+    assert writer.deltas(Progress("[", 1)) == ([], None)
+    assert writer.deltas(Progress("[1] The", 3)) == ([{"content": "[1] The"}], None)

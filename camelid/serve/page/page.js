@@ -327,8 +327,10 @@ function wire() {
   });
   addEventListener("storage", (event) => {
     if (event.key !== "camelid.conversations") return; // written by another tab
-    conversations = read("conversations", []);
-    listed();
+    conversations = read("conversations", []).map((c) => (running && c.id === current.id ? current : c));
+    current = conversations.find((c) => c.id === current.id) ?? current;
+    if (running) listed();
+    else show();
   });
   document.addEventListener("pointerdown", (event) => {
     if (!event.target.closest("#choices, .token")) hide(true);
