@@ -1,7 +1,8 @@
 """Make a folder again from what its manifest says, beside it, and compare: the same files, bit for bit?
 
 A folder that a command made is made by that command again, in the folder that the command was given in; a checkpoint,
-by its recipe as it was resolved. Pages and cards hold times and are not compared.
+by its recipe as it was resolved. Pages and cards hold times and are not compared. The command comes with the folder, so
+only verbs that make a folder from data are repeated, and none that runs a model's programs.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,16 @@ from camelid.recipe import Recipe
 NOT_COMPARED = ("report.html", "README.md")
 
 
+REPEATED = ("corpus", "tokenizer", "tokens", "merge", "quantize", "convert", "evaluate")
+
+
 def reproduce(folder: Path) -> dict[str, Any]:
     """Run the last step to `folder` again. Returns ok, kind, files ({name, same}), settings and versions that differ.
 
-    Raises InputError when the manifest does not say how the folder was made, or an input has changed since.
+    Raises InputError when the manifest does not say how the folder was made, an input has changed since, or the step is
+    not one to repeat.
     """
+    folder = folder.resolve()
     manifest = read_manifest(folder)
     gone = [node["path"] for node in lineage(folder)["inputs"] if node["changed"]]
     if gone:
@@ -34,12 +41,10 @@ def reproduce(folder: Path) -> dict[str, Any]:
         again = _made(manifest, folder, Path(scratch) / folder.name)
         found = read_manifest(again)
     files = [
-        {"name": name, "same": found["files"].get(name) == digest}
-        for name, digest in manifest["files"].items()
+        {"name": name, "same": found["files"].get(name) == manifest["files"].get(name)}
+        for name in {**manifest["files"], **found["files"]}
         if Path(name).name not in NOT_COMPARED
     ]
-    more = [name for name in found["files"] if name not in manifest["files"]]
-    files += [{"name": name, "same": False} for name in more if Path(name).name not in NOT_COMPARED]
     return {
         "ok": all(file["same"] for file in files),
         "folder": str(folder),
@@ -52,20 +57,25 @@ def reproduce(folder: Path) -> dict[str, Any]:
 
 def _made(manifest: Mapping[str, Any], folder: Path, out: Path) -> Path:
     """The same step into `out`; the folder to compare."""
+    made = manifest.get("made_by", {})
+    words, place = list(made.get("command", [])), Path(made.get("folder", "."))
+    if made and not place.is_dir():
+        raise InputError(f"{place}, in which the command was given, is not there any more: its paths lead nowhere")
     if manifest["kind"] == "checkpoint":
-        return _trained(manifest, out)
-    if manifest["kind"] == "quickstart" or "made_by" not in manifest:
+        with chdir(place):
+            return _trained(manifest, out)
+    if not words or words[0] == "quickstart":
         raise InputError(
-            f"{folder / MANIFEST} names no command: it was made from Python, or before camelid wrote the command down. "
-            "Its inputs may say more: camelid lineage"
+            f"{folder / MANIFEST} names no command of one step: it was made from Python, as a part of the quickstart or "
+            "before camelid wrote the command down. Its inputs may say more: camelid lineage"
         )
-    if "-" in manifest["made_by"]["command"]:
+    if words[0] not in REPEATED or "--execute" in words:
+        raise InputError(f"`camelid {' '.join(words)}` made {folder}: that is not a command to repeat on trust")
+    if "-" in words:
         raise InputError(f"{folder} was made from standard input, which is gone")
-    words = _elsewhere(manifest["made_by"]["command"], out)
-    given = Path(manifest["made_by"]["folder"])
-    if not given.is_dir():
-        raise InputError(f"{given}, in which the command was given, is not there any more: its paths lead nowhere")
-    done = subprocess.run([sys.executable, "-m", "camelid", *words], cwd=given, stdout=subprocess.DEVNULL)
+    words = _elsewhere(words, out)
+    print(f"in {place}: camelid {' '.join(words)}", file=sys.stderr)
+    done = subprocess.run([sys.executable, "-m", "camelid", *words], cwd=place, stdout=subprocess.DEVNULL)
     if done.returncode:
         raise CamelidError(f"`camelid {' '.join(words)}` ended with {done.returncode}: see above")
     return out
@@ -87,6 +97,8 @@ def _elsewhere(words: Sequence[str], out: Path) -> list[str]:
 def _trained(manifest: Mapping[str, Any], out: Path) -> Path:
     """The checkpoint of the same step, by the recipe. All of the run is repeated: its schedule is one."""
     settings, step = manifest["settings"], manifest["state"]["step"]
+    if settings["train"].get("minutes"):
+        raise InputError("train.minutes made the run as long as the clock allowed: no other run is the same")
     kept = {**settings["checkpoint"], "every": step, "keep": manifest["state"]["steps"] // step + 1}
     recipe = Recipe.model_validate({**settings, "checkpoint": kept, "log": {**settings["log"], "out": str(out)}})
     if recipe.finetune:

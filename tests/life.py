@@ -53,6 +53,7 @@ def live(root: Path) -> None:
     (root / "finetune.toml").write_text(RUN + METHOD)
     rows = [{"prompt": f"Number {n}?", "completion": f"It is {n}."} for n in range(8)]
     (root / "chats.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    assert cli.run(["corpus", "build", str(root / "text/0.txt"), "--out", str(root / "other"), "filters=[]"]) == 0
     for name in ("corpus", "tokenizer", "tokens", "pretrain", "finetune"):
         assert cli.run(words(name, root / name, root)) == 0
         for run, last in (("pretrain", "model"), ("finetune", "adapter")):

@@ -60,3 +60,59 @@ def test_what_python_made_names_no_command(chat_tokenizer: Tokenizer, tmp_path: 
     assert damage(tmp_path / "out") is None
     with pytest.raises(InputError, match="made from Python"):
         reproduce(tmp_path / "out")
+
+
+def test_by_relative_names_and_from_elsewhere(
+    life: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command was given in one folder with names that count from there; it is repeated from another."""
+    work = tmp_path / "work"
+    shutil.copytree(life / "corpus", work / "corpus")
+    shutil.copytree(life / "tokenizer", work / "tokenizer")
+    shutil.copy(life / "pretrain.toml", work)
+    monkeypatch.chdir(work)
+    assert cli.run(["tokens", "build", "corpus", "--tokenizer", "tokenizer", "--out", "tokens"]) == 0
+    assert cli.run(["pretrain", "pretrain.toml", "data.tokens=tokens", "log.out=run"]) == 0
+    monkeypatch.chdir(work / "tokens")
+    assert cli.run(["reproduce", "."]) == 0
+    assert cli.run(["reproduce", "../run"]) == 0
+    assert "OTHER" not in capsys.readouterr().out
+    assert sorted(p.name for p in work.iterdir()) == ["corpus", "pretrain.toml", "run", "tokenizer", "tokens"]
+
+
+def with_command(folder: Path, *command: str) -> Path:
+    """A folder that says it was made by this."""
+    manifest = json.loads((folder / "camelid.json").read_text())
+    manifest |= {"inputs": [], "made_by": {"command": command, "folder": str(folder.parent)}}
+    manifest.pop("seal")
+    (folder / "camelid.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (["evaluate", "answers", "m", "--data", "q", "--execute", "--out", "x"], "not a command to repeat on trust"),
+        (["serve", "m", "--out", "x"], "not a command to repeat on trust"),
+        (["quickstart", "--out", "x"], "a part of the quickstart"),
+        (["corpus", "build", "-", "--out", "x"], "standard input"),
+        (["tokens", "build", "x"], "names no --out"),
+    ],
+)
+def test_a_folder_from_somebody_runs_nothing_but_what_makes_folders(
+    life: Path, tmp_path: Path, command: list[str], told: str
+) -> None:
+    shutil.copytree(life / "tokenizer", tmp_path / "gift")
+    with pytest.raises(InputError, match=told):
+        reproduce(with_command(tmp_path / "gift", *command))
+    assert [p.name for p in tmp_path.iterdir()] == ["gift"]
+
+
+def test_a_run_by_the_clock_is_not_compared(life: Path, tmp_path: Path) -> None:
+    shutil.copytree(life / "model", tmp_path / "model")
+    manifest = json.loads((tmp_path / "model" / "camelid.json").read_text())
+    manifest["settings"]["train"]["minutes"] = 0.05
+    manifest.pop("seal")
+    (tmp_path / "model" / "camelid.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="as long as the clock allowed"):
+        reproduce(tmp_path / "model")

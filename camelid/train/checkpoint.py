@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
+from contextvars import copy_context
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from threading import Thread
@@ -136,7 +137,7 @@ class Saver:
             except BaseException as error:
                 self._error = error
 
-        self._thread = Thread(target=work, name="checkpoint")
+        self._thread = Thread(target=copy_context().run, args=(work,), name="checkpoint")
         self._thread.start()
         if not background:
             self.wait()

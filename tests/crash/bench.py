@@ -14,7 +14,7 @@ from typing import Any
 
 from camelid.artifact import MANIFEST, damage
 
-from ..life import words
+from ..life import VERBS
 
 FAULTS = ("die", "half", "power", "blank", "ENOSPC", "EIO")  # "blank": a power cut after which names are there
 _CODES = {"die": 0, "half": 1, "power": 0, "blank": 0, "ENOSPC": 2, "EIO": 3}
@@ -25,18 +25,20 @@ KILLED = -9
 class Verb:
     """A command (life.VERBS), and `made`: the files of its output that must be the same, however it came about.
 
-    `older` are settings with which another output of the same name is made first, which must not be lost.
+    `older`, a part of the command and what stands in its place, makes another output of the same name first, which must
+    not be lost.
     """
 
     name: str
     made: str
-    older: str | None = None
+    older: tuple[str, str] | None = None
     resume: bool = False  # goes on with --resume once a checkpoint is there
     folder: bool = True
 
-    def words(self, out: Path, inputs: Path, more: str = "") -> list[str]:
+    def words(self, out: Path, inputs: Path, older: bool = False) -> list[str]:
         begun = self.resume and any((out / "checkpoints").glob(f"step-*/{MANIFEST}"))
-        return words(self.name, out, inputs, f"{more} --resume" if begun else more)
+        command = VERBS[self.name].replace(*self.older) if older and self.older else VERBS[self.name]
+        return [*command.format(out=out, inputs=inputs).split(), "--json", *(["--resume"] if begun else [])]
 
 
 class Server:

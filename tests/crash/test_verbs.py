@@ -12,19 +12,20 @@ import pytest
 
 from .bench import FAULTS, KILLED, Server, Verb, content, copied, cut_the_power, files, whole
 
+EARLIER = "{{inputs}}/{}/checkpoints/step-00000002"
 LEARNED = "*.safetensors state/*"
 VERBS = {
-    "corpus": Verb("corpus", "*.parquet", "deduplicate=none"),
-    "tokenizer": Verb("tokenizer", "tokenizer.json vocab.tsv", "--kind sentencepiece"),
-    "tokens": Verb("tokens", "*.bin *.npy", ""),
+    "corpus": Verb("corpus", "*.parquet", ("{inputs}/text", "{inputs}/text/0.txt")),
+    "tokenizer": Verb("tokenizer", "tokenizer.json vocab.tsv", ("400", "390")),
+    "tokens": Verb("tokens", "*.bin *.npy", ("{inputs}/corpus", "{inputs}/other")),
     "pretrain": Verb("pretrain", LEARNED, resume=True),
     "finetune": Verb("finetune", LEARNED, resume=True),
-    "merge": Verb("merge", "*.safetensors", ""),
-    "quantize": Verb("quantize", "*.safetensors", ""),
-    "convert-hf": Verb("convert-hf", "*.safetensors", ""),
-    "convert-meta": Verb("convert-meta", "*.pth params.json", ""),
+    "merge": Verb("merge", "*.safetensors", ("{inputs}/adapter", EARLIER.format("finetune"))),
+    "quantize": Verb("quantize", "*.safetensors", ("int8", "int4")),
+    "convert-hf": Verb("convert-hf", "*.safetensors", ("{inputs}/model", EARLIER.format("pretrain"))),
+    "convert-meta": Verb("convert-meta", "*.pth params.json", ("{inputs}/model", EARLIER.format("pretrain"))),
     "convert-gguf": Verb("convert-gguf", "", folder=False),
-    "evaluate": Verb("evaluate", "result.json", ""),
+    "evaluate": Verb("evaluate", "result.json", ("text/0.txt", "text/1.txt")),
 }
 
 
@@ -69,7 +70,7 @@ def fail(verb: Verb, server: Server, life: Path, tmp_path: Path, every: bool) ->
     root.mkdir()
     server.warm(verb.words(tmp_path / "warm", life))
     if verb.older is not None:
-        assert server.run(verb.words(out, life, verb.older), root).code == 0
+        assert server.run(verb.words(out, life, older=True), root).code == 0
     older = content(verb, out)
     copied(root, before)
     settled = files(root)
@@ -77,6 +78,7 @@ def fail(verb: Verb, server: Server, life: Path, tmp_path: Path, every: bool) ->
     assert good.code == 0, good.err
     wanted, names = content(verb, out), sorted(p.name for p in root.iterdir())
     assert wanted is not None
+    assert wanted != older
     assert len(good.log) > 5
     for fault in FAULTS:
         for at in spread(len(good.log), fault, every):
@@ -91,6 +93,8 @@ def fail(verb: Verb, server: Server, life: Path, tmp_path: Path, every: bool) ->
             if fault in ("power", "blank"):
                 cut_the_power(root, ended.log, settled, names=fault == "power")
             left = content(verb, out)
+            if fault in ("ENOSPC", "EIO") and ended.code == 0:
+                assert left == wanted, where
             if verb.resume:
                 assert left is None or whole(verb, out) is None, where
             else:

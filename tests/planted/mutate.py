@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from .__main__ import ROOT, noticed
+from .__main__ import ROOT, control, noticed
 
 ROOMS = {
     "loaders": (
@@ -104,6 +104,7 @@ def main() -> None:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for name in options.names or ROOMS:
             chosen = faults(name, options.each, options.seed)
+            control(chosen)
             caught = list(pool.map(noticed, chosen))
             for fault, test in zip(chosen, caught, strict=True):
                 if test is None:
