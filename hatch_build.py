@@ -58,7 +58,13 @@ class NativeLibrary(BuildHookInterface[Any]):
     """Runs for wheels and for editable installs."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        if self.target_name == "wheel" and compile_library() and version != "editable":
+        if self.target_name != "wheel":
+            return
+        compile_library()
+        if version == "editable":
+            return
+        build_data["force_include"][str(ROOT / "recipes")] = "camelid/recipes"  # found by name: see recipe.find
+        if TARGET.exists():  # also one of an earlier build: it goes into the wheel
             build_data["pure_python"] = False
             build_data["tag"] = f"py3-none-{_platform()}"
 

@@ -215,17 +215,34 @@ class Recipe(_Section):
         return self.model_dump(exclude_none=True, by_alias=True, exclude={"corpus"})
 
 
+def find(path: str | Path) -> Path:
+    """A recipe's file: the one at `path`, else the one of that name that comes with camelid (`small`, or
+    `recipes/small.toml` anywhere)."""
+    given, ours = Path(path), _recipes()
+    if given.exists() or ours is None or given.parent.name not in ("", "recipes"):
+        return given
+    packaged = ours / f"{given.name.removesuffix('.toml')}.toml"
+    return packaged if packaged.is_file() else given
+
+
+def _recipes() -> Path | None:
+    """The folder of recipes: within an installed package, beside it in a checkout."""
+    places = (Path(__file__).parent / "recipes", Path(__file__).parents[1] / "recipes")
+    return next((place for place in places if (place / "small.toml").is_file()), None)
+
+
 def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe and apply `section.key=value` overrides (all there is without a path).
 
     Raises RecipeError naming key, line and fix.
     """
-    file = Path(path) if path is not None else None
+    file = find(path) if path is not None else None
     try:
         text = file.read_text(encoding="utf-8") if file else ""
         raw = tomllib.loads(text)
     except FileNotFoundError:
-        raise InputError(f"no recipe at {path}: no such file") from None
+        ours = ", ".join(sorted(p.stem for p in (_recipes() or Path()).glob("*.toml")))
+        raise InputError(f"no recipe at {path}: no such file, and none that comes with camelid ({ours})") from None
     except IsADirectoryError:
         raise InputError(f"{path} is a folder; a recipe is a .toml file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -66,8 +66,8 @@ def _made(manifest: Mapping[str, Any], folder: Path, out: Path) -> Path:
             return _trained(manifest, out)
     if not words or words[0] == "quickstart":
         raise InputError(
-            f"{folder / MANIFEST} names no command of one step: it was made from Python, as a part of the quickstart or "
-            "before camelid wrote the command down. Its inputs may say more: camelid lineage"
+            f"{folder / MANIFEST} names no command of one step: it was made from Python, as a part of the quickstart "
+            "or before camelid wrote the command down. Its inputs may say more: camelid lineage"
         )
     if words[0] not in REPEATED or "--execute" in words:
         raise InputError(f"`camelid {' '.join(words)}` made {folder}: that is not a command to repeat on trust")

@@ -9,7 +9,8 @@ import pytest
 from camelid.errors import InputError, RecipeError
 from camelid.recipe import load, parse
 
-RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.toml"))
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
 GOOD = '[model]\nsize = "1m"\n\n[train]\nsteps = 10\nlearning_rate = 1e-3\n'
 
 
@@ -70,3 +71,16 @@ def test_the_papers_mixture_adds_up() -> None:
     weights = {s.name: s.weight for s in load(path).corpus.sources}
     assert sum(w for w in weights.values() if w) == pytest.approx(100)
     assert weights["commoncrawl"] == 67.0
+
+
+def test_recipes_that_come_with_camelid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    wanted = load(ROOT / "recipes" / "small.toml")
+    for name in ("small", "small.toml", "recipes/small.toml"):
+        assert load(name) == wanted
+    for name in ("smal", "elsewhere/small.toml", "../small.toml"):
+        with pytest.raises(InputError, match=r"none that comes with camelid \(chat, code, dpo"):
+            load(name)
+    (tmp_path / "small.toml").write_text("[train]\nsteps = 7\n")  # one's own comes first
+    assert load("small.toml").train.steps == 7
+    assert load("recipes/small.toml") == wanted
