@@ -91,6 +91,7 @@ def test_the_floors_are_those_of_the_code() -> None:
     assert [set(re.findall(r"`(\w+)`", row)) for row in rows] == [floor - {"__main__"} for floor in FLOORS]
 
 
+@pytest.mark.nightly
 def test_the_tour_runs(tmp_path: Path) -> None:
     """Every block, in order, in one shell each, in an empty folder."""
     programs = Path(sys.executable).parent
@@ -110,5 +111,5 @@ def test_the_tour_runs(tmp_path: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300)
         assert done.returncode == 0, f"{body}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
         ran += 1
-    assert ran >= 10
+    assert ran >= 9
     assert (tmp_path / "chat.gguf").stat().st_size > 10_000

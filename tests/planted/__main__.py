@@ -27,8 +27,8 @@ def faults() -> list[dict[str, Any]]:
     return found
 
 
-def noticed(fault: dict[str, Any]) -> str | None:
-    """The first test that fails with the fault, None when all pass."""
+def noticed(fault: dict[str, Any], seconds: float = 1200) -> str | None:
+    """The first test that fails with the fault, None when all pass. Tests that do not end in time noticed it too."""
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / "project"
         copy.mkdir()
@@ -54,7 +54,7 @@ def noticed(fault: dict[str, Any]) -> str | None:
         ]
         environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
         try:
-            done = subprocess.run(command, cwd=copy, capture_output=True, text=True, env=environment, timeout=1200)
+            done = subprocess.run(command, cwd=copy, capture_output=True, text=True, env=environment, timeout=seconds)
         except subprocess.TimeoutExpired:
             return "(the tests did not end)"
     if done.returncode == 0:
@@ -67,22 +67,27 @@ def noticed(fault: dict[str, Any]) -> str | None:
     return first[1]
 
 
-def control(chosen: Sequence[dict[str, Any]]) -> None:
-    """Without a fault every test passes. Raises RuntimeError when one does not: what it notices would mean nothing."""
+def control(chosen: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Without a fault every test passes; how many seconds each set may take with one. Raises RuntimeError when a test
+    fails: what it notices would mean nothing."""
+    limits = {}
     for tests in sorted({fault["tests"] for fault in chosen}):
+        begun = time.monotonic()
         plain = {"name": "nothing", "file": "README.md", "old": "", "new": "", "tests": tests}
         if failed := noticed(plain):
             raise RuntimeError(f"{failed} fails without any fault")
+        limits[tests] = 30 + 5 * (time.monotonic() - begun)
+    return limits
 
 
 def main() -> None:
     words = sys.argv[1:]
     chosen = [f for f in faults() if all(word.lower() in f["name"].lower() for word in words)]
-    control(chosen)
+    limits = control(chosen)
     missed = 0
     with ThreadPoolExecutor(max(1, (os.cpu_count() or 2))) as pool:
         begun = time.monotonic()
-        for fault, caught in zip(chosen, pool.map(noticed, chosen), strict=True):
+        for fault, caught in zip(chosen, pool.map(noticed, chosen, [limits[f["tests"]] for f in chosen]), strict=True):
             missed += caught is None
             print(f"{'caught' if caught else 'MISSED':<7} {fault['name']:<70} {caught or ''}", flush=True)
     print(f"{len(chosen) - missed} of {len(chosen)} caught, {time.monotonic() - begun:.0f} s")

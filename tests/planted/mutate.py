@@ -104,8 +104,8 @@ def main() -> None:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for name in options.names or ROOMS:
             chosen = faults(name, options.each, options.seed)
-            control(chosen)
-            caught = list(pool.map(noticed, chosen))
+            limits = control(chosen)
+            caught = list(pool.map(noticed, chosen, [limits[f["tests"]] for f in chosen]))
             for fault, test in zip(chosen, caught, strict=True):
                 if test is None:
                     print(f"  lives  {fault['name']}", flush=True)
