@@ -188,6 +188,18 @@ def test_a_caller_who_waits_for_the_whole_may_leave_too(running: Running) -> Non
     drained(running)
 
 
+def test_the_defaults_are_those_that_are_promised(running: Running) -> None:
+    """docs/serving.md's: loosening one is a decision, not a slip. A body may have just so many bytes."""
+    assert Limits() == Limits(
+        body=4 * 2**20, headers=64 * 2**10, depth=64, requests=128, queue=256, header_time=10, body_time=30,
+        write_time=30, request_time=600, grace_time=30,
+    )  # fmt: skip
+    for more, status in ((0, 200), (1, 413)):
+        body = json.dumps(HELLO).encode().ljust(Limits().body + more)
+        answer = httpx.post(running.base + CHAT, content=body, headers={"content-type": "application/json"}, timeout=60)
+        assert answer.status_code == status
+
+
 @pytest.mark.parametrize("sent", ["", "POST /v1/chat", HEAD])
 def test_a_head_that_does_not_come(strict: Running, sent: str) -> None:
     begun = time.monotonic()
