@@ -206,6 +206,47 @@ def test_a_template_knows_no_clock(chatml: Tokenizer) -> None:
     assert chatml.decode(Encoder(chatml).conversation(CHAT).ids).startswith("then")
 
 
+@pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])
+def test_all_of_a_text_is_learned_and_what_it_spells_is_text(tokenizers: dict[str, Path], kind: str) -> None:
+    tokenizer = load_tokenizer(tokenizers[kind])
+    assert tokenizer.eos_token_id is not None
+    text = f"The meaning of life.{tokenizer.token(tokenizer.eos_token_id)}And more."
+    example = Encoder(tokenizer).text(text)
+    assert example.ids[0] == tokenizer.bos_token_id
+    assert example.labels == [IGNORE, *example.ids[1:]]
+    assert example.learned() == len(example.ids) - 1
+    assert example.ids.count(tokenizer.eos_token_id) == 1
+    assert example.ids[-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(example.ids[1:-1]) == text
+
+
+def test_texts_without_bos_or_end(chatml: Tokenizer) -> None:
+    example = Encoder(chatml).text("The meaning")
+    assert example.ids == [*chatml.encode("The meaning", False), chatml.eos_token_id]
+    assert example.labels == [IGNORE, *example.ids[1:]]
+    with pytest.raises(InputError, match="would have no end"):
+        Encoder(Tokenizer(chatml.backend)).text("The meaning")
+
+
+def test_a_template_that_refuses_and_one_that_rewrites_what_it_said(chatml: Tokenizer) -> None:
+    def encoder(template: str) -> Encoder:
+        return Encoder(Tokenizer(chatml.backend, eos_token_id=chatml.eos_token_id, chat_template=template))
+
+    picky = "{% if 'life' in messages[0].content %}{{ raise_exception('not that') }}{% endif %}" + CHATML
+    with pytest.raises(BadRow, match=r"is refused by the chat template: .*not that"):
+        encoder(picky).conversation(CHAT)
+    # The prompt of the second answer is no beginning of the conversation with it, though that one is of the whole.
+    forgetful = CHATML.replace(
+        "{% if add_generation_prompt %}", "{% if add_generation_prompt %}{{ messages | length }}"
+    )
+    with pytest.raises(InputError, match=r"cannot be told from the question's \(turn 2\)"):
+        encoder(forgetful).conversation(CHAT)
+    # A turn is a prefix of the conversation up to it, but not of the whole: how many there are stands in front.
+    counting = "{{ messages | length // 3 }}" + CHATML
+    with pytest.raises(InputError, match=r"cannot be told from the question's \(turn 2\)"):
+        encoder(counting).conversation(CHAT)
+
+
 def test_packed_examples_hold_every_label_once(tokenizer: Tokenizer) -> None:
     encoder = Encoder(tokenizer)
     units = [(encoder.conversation(CHAT[: 2 * n]),) for n in (1, 2, 1, 1, 2)]
