@@ -20,7 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from camelid.disk import exchange, scratch_beside, settle, sha256_file, write_atomic
+from camelid.disk import scratch_beside, settle, sha256_file, take_name, write_atomic
 from camelid.errors import InputError
 
 MANIFEST = "camelid.json"
@@ -47,10 +47,7 @@ def new_folder(out: Path) -> Iterator[Path]:
         yield scratch
         for inner in (scratch, *(p for p in scratch.rglob("*") if p.is_dir())):
             settle(inner)
-        if out.exists():
-            exchange(scratch, out)
-        else:
-            os.rename(scratch, out)
+        take_name(scratch, out)
         settle(out.parent)
 
 

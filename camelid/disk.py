@@ -7,6 +7,7 @@ is being made lies beside its place under a name of its own, locked, so that wha
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import os
 import re
@@ -160,6 +161,18 @@ def new_file(out: Path, parts: Iterable[bytes | memoryview]) -> str:
         os.replace(scratch, out)
         settle(out.parent)
     return digest
+
+
+def take_name(new: Path, out: Path) -> None:
+    """Give a folder the name `out`; one that is there gets the name of the new one."""
+    if not out.exists():
+        try:
+            os.rename(new, out)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # somebody else's came first
+                raise
+    exchange(new, out)
 
 
 def exchange(new: Path, old: Path) -> None:

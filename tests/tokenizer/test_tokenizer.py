@@ -306,10 +306,10 @@ def test_rare_characters_become_bytes(tmp_path: Path) -> None:
     rare = "".join(chr(0x4E00 + n) for n in range(1000))
     texts = ["the camel walks through the desert " * 3000, rare]
     with pytest.raises(InputError, match=r"too small .*--character-coverage 0\.999"):
-        train(lambda: texts, tmp_path / "all", 500, "sentencepiece", character_coverage=1.0)
-    train(lambda: texts, tmp_path / "some", 500, "sentencepiece", character_coverage=0.99)
+        train(lambda: texts, tmp_path / "all", 320, "sentencepiece", character_coverage=1.0)
+    train(lambda: texts, tmp_path / "some", 320, "sentencepiece", character_coverage=0.99)
     cut = from_folder(tmp_path / "some")
-    assert cut.decode(cut.encode(rare)) == rare
+    assert cut.decode(cut.encode(rare, add_special_tokens=False)) == rare
     assert len(cut.encode(rare)) > 2000
     with pytest.raises(InputError, match=r"--character-coverage 1\.1"):
-        train(lambda: texts, tmp_path / "none", 500, "sentencepiece", character_coverage=1.1)
+        train(lambda: texts, tmp_path / "none", 320, "sentencepiece", character_coverage=1.1)
