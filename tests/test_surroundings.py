@@ -20,7 +20,7 @@ SURROUNDINGS: dict[str, tuple[list[str], dict[str, str]]] = {
     "hash seed 0": ([], {"PYTHONHASHSEED": "0"}),
     "hash seed 4711": ([], {"PYTHONHASHSEED": "4711"}),
     "a locale without Chinese": ([], LOCALE),
-    "no home and no cache": ([], {"HOME": "/proc/none", "XDG_CACHE_HOME": "/proc/none", "TMPDIR": ""}),
+    "no home and no cache": ([], {"HOME": "/proc/none", "XDG_CACHE_HOME": "/proc/none"}),
     "two threads for text": ([], {"OMP_NUM_THREADS": "2"}),
 }
 SCRIPT = """

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code."""
     if not arguments:
-        from camelid.cli import here
+        from camelid import here
 
         print(HELP + here.told(), end="")
         return 0
@@ -92,16 +92,20 @@ def parse(arguments: Sequence[str]) -> tuple[Any, argparse.Namespace]:
     verb, *rest = arguments
     if verb not in VERBS:
         raise InputError(_unknown(verb))
+    module, parser = parser_of(verb)
+    return module, _parse(parser, rest)
+
+
+def parser_of(verb: str) -> tuple[Any, argparse.ArgumentParser]:
+    """A verb's module and its parser."""
     module = import_module(f"camelid.cli.{verb}")
     parser = _Parser(
-        f"camelid {verb}",
-        description=module.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        f"camelid {verb}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     module.arguments(parser)
-    for leaf in _leaves(parser):
+    for leaf in leaves(parser).values():
         leaf.add_argument("--json", action="store_true", help="print one JSON object on stdout")
-    return module, _parse(parser, rest)
+    return module, parser
 
 
 class _Parser(argparse.ArgumentParser):
@@ -125,12 +129,12 @@ def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namesp
     return options
 
 
-def _leaves(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
-    """The parsers that run something: the verb itself, or each of its actions."""
+def leaves(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The parsers that run something: the verb itself under "", or each of its actions by name."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            return list(action.choices.values())
-    return [parser]
+            return dict(action.choices)
+    return {"": parser}
 
 
 def _unknown(verb: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from importlib import import_module
 from typing import Any
 
 from camelid.cli import settings
@@ -46,20 +45,14 @@ def run(options: argparse.Namespace) -> dict[str, Any] | None:
 
 def parsers() -> Iterator[tuple[str, str, argparse.ArgumentParser]]:
     """(verb, action or "", its parser) of everything that runs something."""
-    from camelid.cli import VERBS
+    from camelid.cli import VERBS, leaves, parser_of
 
     for verb in VERBS:
-        parser = argparse.ArgumentParser(f"camelid {verb}", add_help=True)
-        import_module(f"camelid.cli.{verb}").arguments(parser)
-        actions = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
-        if actions:
-            yield from ((verb, name, leaf) for name, leaf in actions[0].choices.items())
-        else:
-            yield verb, "", parser
+        yield from ((verb, action, leaf) for action, leaf in leaves(parser_of(verb)[1]).items())
 
 
 def options_of(parser: argparse.ArgumentParser) -> list[str]:
-    return [o for action in parser._actions for o in action.option_strings if o.startswith("--")] + ["--json"]
+    return [o for action in parser._actions for o in action.option_strings if o.startswith("--")]
 
 
 def bash() -> str:

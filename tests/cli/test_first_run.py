@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from camelid import doctor
-from camelid.cli import VERBS, completion, here, run
+from camelid import doctor, here
+from camelid.cli import VERBS, completion, run
 from camelid.kernels import library
 
 
