@@ -91,7 +91,6 @@ def test_the_floors_are_those_of_the_code() -> None:
     assert [set(re.findall(r"`(\w+)`", row)) for row in rows] == [floor - {"__main__"} for floor in FLOORS]
 
 
-@pytest.mark.nightly
 def test_the_tour_runs(tmp_path: Path) -> None:
     """Every block, in order, in one shell each, in an empty folder."""
     programs = Path(sys.executable).parent
