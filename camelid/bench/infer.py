@@ -94,7 +94,7 @@ def prepare(folder: Path, source: str | None) -> None:
         make_dense(model)
     save(model, folder / "model")
     tokenizer.save(folder / "model")
-    gguf_write.write(model, tokenizer, folder / "F16.gguf", "F16")
+    gguf_write.write(model.config, dict(model.named_parameters()), tokenizer, folder / "F16.gguf", "F16")
 
 
 def write_filler(folder: Path, size: int) -> None:

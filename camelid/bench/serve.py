@@ -105,13 +105,15 @@ def run(model: str, threads: int = 2, peers: bool = True, quiet: bool = False) -
     """Race on MODEL. Returns rows, one a server and number of clients, and ratios."""
     from camelid.formats import gguf_write
     from camelid.formats.load import load, load_tokenizer
+    from camelid.model.llama import Llama
 
     rows: list[dict[str, Any]] = []
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
         prepare(folder, model)
         words = load_tokenizer(model)
-        gguf_write.write(load(model), words, folder / "Q8_0.gguf", "Q8_0")
+        full: Llama = load(model)
+        gguf_write.write(full.config, dict(full.named_parameters()), words, folder / "Q8_0.gguf", "Q8_0")
         racing = [s for s in servers(folder, threads) if peers or not s.packages]
         with progress("bench", len(racing), quiet) as advance:
             for number, server in enumerate(racing):

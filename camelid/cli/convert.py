@@ -26,6 +26,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     from camelid.formats.convert import convert
 
-    found = convert(options.model, options.out, options.to, options.shards, options.type.upper())
+    found = convert(options.model, options.out, options.to, options.shards, options.type.upper(), options.json)
     print(f"{found['before']['bytes']:,} -> {found['after']['bytes']:,} bytes in {found['out']}", file=sys.stderr)
     return found

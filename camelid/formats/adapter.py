@@ -17,8 +17,8 @@ from torch import Tensor
 
 from camelid.artifact import MANIFEST, read_manifest
 from camelid.errors import FormatError, InputError
-from camelid.formats.hf import read_json, read_safetensors
-from camelid.formats.safetensors_file import write_safetensors
+from camelid.formats.hf import read_json
+from camelid.formats.safetensors_file import OpenFile, write_safetensors
 from camelid.model.llama import Llama
 from camelid.model.lora import LoraConfig, adapt, targets
 
@@ -86,11 +86,11 @@ def read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
     path = folder / ADAPTER
     if not path.is_file():
         raise FormatError(f"{path} is missing: the download is incomplete, or it is an old .bin adapter")
-    for name, tensor in read_safetensors(path):
+    for name, tensor in OpenFile().tensors(path):
         kind = next((k for k, suffix in SUFFIXES.items() if name.endswith(suffix)), None)
         if kind is None or not name.startswith(PREFIX):
             raise FormatError(f"{path}: tensor {name!r} is no part of a LoRA on a LLaMA's blocks")
-        tensors[f"{name[len(PREFIX) : -len(SUFFIXES[kind])]}.adapters.default.{kind}"] = tensor
+        tensors[f"{name[len(PREFIX) : -len(SUFFIXES[kind])]}.adapters.default.{kind}"] = tensor.dense()
     return config, tensors
 
 

@@ -8,7 +8,7 @@ qzeros [groups, out / 8]; the eight values of a word in the order 0 2 4 6 1 3 5 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from camelid.errors import FormatError, InputError
-from camelid.formats.checkpoint import put_together
+from camelid.formats.checkpoint import Stored, put_together
 from camelid.model.quantized import Integers, unpacked
 
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
@@ -56,14 +56,19 @@ def read_auto_scheme(path: Path, raw: Mapping[str, Any]) -> AutoScheme:
     return AutoScheme(method, bits, None if group == -1 else group, offset)
 
 
-def assembled_auto(
-    tensors: Iterator[tuple[str, Tensor]], scheme: AutoScheme, path: Path
-) -> Iterator[tuple[str, Tensor | Integers]]:
+def assembled_auto(tensors: Mapping[str, Stored], scheme: AutoScheme, path: Path) -> dict[str, Stored]:
     """Tensors as they are, quantised weights put together under NAME.weight; biases of nothing, which some writers add,
     are left out. Raises FormatError naming what is missing or does not fit."""
     needed = PARTS if scheme.method == "gptq" else PARTS[:3]
-    kept = ((name, t) for name, t in tensors if not name.endswith(".bias") or t.any())
-    return put_together(kept, PARTS, needed, lambda parts, what: _integers(parts, scheme, what), path)
+    kept = {name: t for name, t in tensors.items() if not name.endswith(".bias") or bool(t.dense().any())}
+
+    def shape_of(parts: Mapping[str, Stored], what: str) -> tuple[int, int]:
+        words, together = parts["qweight"].shape, 32 // scheme.bits
+        if len(words) != 2:
+            raise FormatError(f"{what}.qweight has {len(words)} dimensions, not 2")
+        return (words[1], words[0] * together) if scheme.method == "gptq" else (words[1] * together, words[0])
+
+    return put_together(kept, PARTS, needed, shape_of, lambda parts, what: _integers(parts, scheme, what), path)
 
 
 def _integers(parts: Mapping[str, Tensor], scheme: AutoScheme, what: str) -> Integers:

@@ -1,52 +1,124 @@
-"""What every reader returns: a config and named tensors, under the names that `Llama.state_dict()` uses."""
+"""What every reader returns, and every writer takes: a config and named tensors, under the names that
+`Llama.state_dict()` uses, each read when it is asked for. So a model is converted a tensor at a time, however large."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from camelid.errors import FormatError
 from camelid.model.config import LlamaConfig
+from camelid.model.llama import Llama
 from camelid.model.quantized import Integers
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor on disk. `read()` gives it in `dtype`, or a quantised layer as integers; `shape` and `dtype` are those
+    of the weight that it means (integers: float32). Raises FormatError when the file does not hold what it declares."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    read: Callable[[], Tensor | Integers]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weight in `dtype`."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+    def dense(self) -> Tensor:
+        """The weight, in `dtype`."""
+        found = self.read()
+        if tuple(found.shape) != tuple(self.shape):
+            raise FormatError(f"a tensor of {list(self.shape)} was declared, the file has {list(found.shape)}")
+        return found.dense(self.dtype) if isinstance(found, Integers) else found.to(self.dtype)
+
+
+def dense(tensor: Tensor | Stored) -> Tensor:
+    """A tensor that is at hand, or on disk."""
+    return tensor.dense() if isinstance(tensor, Stored) else tensor.detach()
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A model on disk, opened but not read.
 
-    `tensors()` yields (name, tensor) once each, in the file's dtype (quantised GGUF: float32; quantised layers of a
-    Hugging Face folder: as integers). `generation` is `generation_config.json` or its equivalent. `quantized` names the
-    type of weights that were rounded, if any.
+    `tensors()` has each once, in the order of the files and in their dtype (quantised GGUF: float32; quantised layers
+    of a Hugging Face folder: as integers). `generation` is `generation_config.json` or its equivalent. `quantized`
+    names the type of weights that were rounded, if any.
     """
 
     path: Path
     format: str
     config: LlamaConfig
-    tensors: Callable[[], Iterator[tuple[str, Tensor | Integers]]]
+    tensors: Callable[[], dict[str, Stored]]
     generation: dict[str, Any] = field(default_factory=dict)
     quantized: str | None = None
 
 
+def named_weights(checkpoint: Checkpoint) -> dict[str, Stored]:
+    """Every weight of a model under its own names and in its own order, in one dtype: the embedding's, or float32 where
+    weights were rounded. A tied lm_head is there once, as the embedding. Nothing is read.
+
+    Raises FormatError naming the tensor that is missing, is none of this model's, or has another shape.
+    """
+    with torch.device("meta"):
+        model = Llama(checkpoint.config)
+    found = checkpoint.tensors()
+    if checkpoint.config.tie_word_embeddings:
+        found.pop("lm_head.weight", None)
+    weights: dict[str, Stored] = {}
+    for name, parameter in model.named_parameters():
+        if name not in found:
+            raise FormatError(f"{checkpoint.path}: tensor {name!r} is missing")
+        weights[name] = found.pop(name)
+        check_shape(checkpoint.path, name, weights[name].shape, tuple(parameter.shape))
+    if found:
+        raise strange(checkpoint.path, min(found))
+    dtype = torch.float32 if checkpoint.quantized else weights["embed_tokens.weight"].dtype
+    return {name: replace(weight, dtype=dtype) for name, weight in weights.items()}
+
+
+def strange(path: Path, name: str) -> FormatError:
+    """The refusal of a tensor that no model of this shape has."""
+    return FormatError(f"{path}: tensor {name!r} does not belong to the LLaMA that its config describes")
+
+
+def check_shape(path: Path, name: str, shape: Sequence[int], expected: Sequence[int]) -> None:
+    """Raises FormatError when a tensor's shape is not what the config makes it."""
+    if tuple(shape) != tuple(expected):
+        raise FormatError(f"{path}: tensor {name!r} has shape {list(shape)}, the config says {list(expected)}")
+
+
 def put_together(
-    tensors: Iterator[tuple[str, Tensor]], parts: Sequence[str], needed: Sequence[str],
+    tensors: Mapping[str, Stored], parts: Sequence[str], needed: Sequence[str],
+    shape_of: Callable[[Mapping[str, Stored], str], tuple[int, int]],
     make: Callable[[Mapping[str, Tensor], str], Integers], path: Path,
-) -> Iterator[tuple[str, Tensor | Integers]]:  # fmt: skip
-    """Tensors as they are, but those called LAYER.PART with a part among `parts`: when a layer has all that is
-    `needed`, what `make` makes of them, as LAYER.weight. Raises FormatError naming what is missing."""
-    waiting: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors:
+) -> dict[str, Stored]:  # fmt: skip
+    """Tensors as they are, but those called LAYER.PART with a part among `parts`: as LAYER.weight, which `make` makes
+    of them. Raises FormatError naming what is missing of what is `needed`."""
+    together: dict[str, Stored] = {}
+    layers: dict[str, dict[str, Stored]] = {}
+    for name, tensor in tensors.items():
         layer, _, part = name.rpartition(".")
-        if part not in parts:
-            yield name, tensor
-            continue
-        found = waiting.setdefault(layer, {})
-        found[part] = tensor
-        if all(p in found for p in needed):
-            yield f"{layer}.weight", make(waiting.pop(layer), f"{path}: {layer}")
-    for layer, found in waiting.items():
-        missing = next(p for p in needed if p not in found)
-        raise FormatError(f"{path}: tensor {layer}.{missing} is missing")
+        if part in parts:
+            layers.setdefault(layer, {})[part] = tensor
+        else:
+            together[name] = tensor
+    for layer, found in layers.items():
+        what = f"{path}: {layer}"
+        missing = next((p for p in needed if p not in found), None)
+        if missing is not None:
+            raise FormatError(f"{path}: tensor {layer}.{missing} is missing")
+        together[f"{layer}.weight"] = Stored(shape_of(found, what), torch.float32, partial(_made, found, make, what))
+    return together
+
+
+def _made(found: Mapping[str, Stored], make: Callable[[Mapping[str, Tensor], str], Integers], what: str) -> Integers:
+    return make({part: tensor.dense() for part, tensor in found.items()}, what)

@@ -8,7 +8,7 @@ The folder's layers are what is said there; the embedding and the output project
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from camelid.errors import FormatError, InputError
-from camelid.formats.checkpoint import put_together
+from camelid.formats.checkpoint import Stored, put_together
 from camelid.model.llama import Llama
 from camelid.model.quantized import Integers, QuantizedLinear, packed, unpacked
 
@@ -79,13 +79,18 @@ def read_scheme(path: Path, raw: object) -> Scheme:
     return Scheme(bits, size, bool(weights.get("symmetric", True)))
 
 
-def assembled(
-    tensors: Iterator[tuple[str, Tensor]], scheme: Scheme, path: Path
-) -> Iterator[tuple[str, Tensor | Integers]]:
+def assembled(tensors: Mapping[str, Stored], scheme: Scheme, path: Path) -> dict[str, Stored]:
     """Tensors as they are, quantised weights put together under NAME.weight. Raises FormatError naming what is missing
     or does not fit."""
     needed = PARTS if not scheme.symmetric else PARTS[:3]
-    return put_together(tensors, PARTS, needed, lambda parts, what: _integers(parts, scheme, what), path)
+
+    def shape_of(parts: Mapping[str, Stored], what: str) -> tuple[int, int]:
+        words = parts["weight_packed"].shape
+        if len(words) != 2:
+            raise FormatError(f"{what}.weight_packed has {len(words)} dimensions, not 2")
+        return words[0], words[1] * 32 // scheme.bits
+
+    return put_together(tensors, PARTS, needed, shape_of, lambda parts, what: _integers(parts, scheme, what), path)
 
 
 def _integers(parts: Mapping[str, Tensor], scheme: Scheme, what: str) -> Integers:

@@ -1,48 +1,67 @@
-"""Any MODEL as a folder that stands alone, Hugging Face's or Meta's, or as one GGUF file: weights and tokenizer."""
+"""Any MODEL as a folder that stands alone, Hugging Face's or Meta's, or as one GGUF file: weights and tokenizer.
+
+Weights go from file to file one by one, so a model may be larger than memory.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from camelid.artifact import new_folder, write_manifest
 from camelid.errors import InputError
 from camelid.formats import gguf_write, meta
 from camelid.formats.adapter import is_adapter
+from camelid.formats.checkpoint import Stored, named_weights
 from camelid.formats.hf import write_weights
-from camelid.formats.load import load, load_tokenizer, open_model, resolve, stop_ids
-from camelid.model.llama import Llama
-from camelid.model.quantized import make_dense
+from camelid.formats.load import load_tokenizer, open_model, resolve, stop_ids
+from camelid.model.config import LlamaConfig
+from camelid.report.progress import Advance, progress
+
+Weights = Mapping[str, Tensor | Stored]
 
 
-def write_model(model: Llama, source: Path, out: str | Path, inputs: list[Path], **facts: Any) -> str:
-    """Write `out`: the weights of `model`, with the tokenizer and the stop ids of `source`. Returns the SHA-256 of its
-    first weights file."""
+def write_model(
+    config: LlamaConfig, weights: Weights, source: Path, out: str | Path, inputs: list[Path], **facts: Any
+) -> str:
+    """Write `out`: a model's weights by its own names, with the tokenizer and the stop ids of `source`. Returns the
+    SHA-256 of its first weights file."""
     generation = {"eos_token_id": list(stop_ids(source))}
     with new_folder(Path(out)) as folder:
-        known = write_weights(model.config, dict(model.named_parameters()), folder, generation)
+        known = write_weights(config, weights, folder, generation)
         load_tokenizer(source).save(folder)
-        write_manifest(folder, "model", inputs, known=known, parameters=model.num_parameters(), **facts)
+        write_manifest(folder, "model", inputs, known=known, parameters=config.num_parameters(), **facts)
     return next(iter(known.values()))
 
 
-def convert(source: str | Path, out: str | Path, to: str = "hf", shards: int = 1, kind: str = "F16") -> dict[str, Any]:
+def convert(
+    source: str | Path, out: str | Path, to: str = "hf", shards: int = 1, kind: str = "F16", quiet: bool = True
+) -> dict[str, Any]:
     """Write any MODEL as a Hugging Face folder (`hf`) or as one of Meta's (`meta`, in `shards` files), in the file's
-    dtype (quantised ones: float32), or as a GGUF file (`gguf`) with matrices of `kind`."""
+    dtype (quantised ones: float32), or as a GGUF file (`gguf`) with matrices of `kind`.
+
+    Raises InputError for what the format cannot say, and FormatError for weights that are missing or do not fit."""
     path = resolve(source)
     if path.is_dir() and is_adapter(path):
         raise InputError(f"{path} is an adapter: camelid merge puts it into its base")
     if shards != 1 and to != "meta":
         raise InputError(f"--shards {shards} is for --to meta")
-    # What was rounded is written as it is meant, in full.
-    model: Llama = load(path, dtype=torch.float32 if open_model(path).quantized else None)
-    make_dense(model)
-    if to == "gguf":
-        digest = gguf_write.write(model, load_tokenizer(path), Path(out), kind, stop_ids(path))
-    else:
-        digest = _write_meta(model, path, Path(out), shards) if to == "meta" else write_model(model, path, out, [path])
+    checkpoint = open_model(path)
+    config, weights = checkpoint.config, named_weights(checkpoint)
+    times = shards if to == "meta" else 1  # each of Meta's files has a part of every matrix
+    with progress("convert", times * sum(w.nbytes for w in weights.values()), quiet) as advance:
+        followed = _followed(weights, advance)
+        if to == "gguf":
+            digest = gguf_write.write(config, followed, load_tokenizer(path), Path(out), kind, stop_ids(path))
+        elif to == "meta":
+            digest = _write_meta(config, followed, path, Path(out), shards)
+        else:
+            digest = write_model(config, followed, path, out, [path])
     return {
         "out": str(out),
         "before": {"bytes": size_of(path)},
@@ -51,14 +70,28 @@ def convert(source: str | Path, out: str | Path, to: str = "hf", shards: int = 1
     }
 
 
-def _write_meta(model: Llama, path: Path, out: Path, shards: int) -> str:
+def _followed(weights: Mapping[str, Stored], advance: Advance) -> dict[str, Stored]:
+    """The same weights, which tell when they are read."""
+    done = 0
+
+    def read(name: str) -> Tensor:
+        nonlocal done
+        found = weights[name].dense()
+        done += weights[name].nbytes
+        advance(done, name)
+        return found
+
+    return {name: replace(weight, read=partial(read, name)) for name, weight in weights.items()}
+
+
+def _write_meta(config: LlamaConfig, weights: Weights, path: Path, out: Path, shards: int) -> str:
     tokenizer = next((p for p in (path / "tokenizer.model", path.parent / "tokenizer.model") if p.is_file()), None)
-    meta.params_of(model.config)  # what cannot be said is refused before anything is written
+    meta.params_of(config)  # what cannot be said is refused before anything is written
     with new_folder(out) as folder:
-        meta.write(model, folder, tokenizer, shards)
+        meta.write(config, weights, folder, tokenizer, shards)
         if tokenizer is None:  # Meta's code wants a tokenizer.model; ours opens this one
             load_tokenizer(path).save(folder)
-        manifest = write_manifest(folder, "model", [path], parameters=model.num_parameters())
+        manifest = write_manifest(folder, "model", [path], parameters=config.num_parameters())
     return str(manifest["files"]["consolidated.00.pth"])
 
 

@@ -8,8 +8,8 @@ are stored in Meta's interleaved pairing and are permuted to ours here.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from camelid.errors import FormatError
-from camelid.formats.checkpoint import Checkpoint
+from camelid.formats.checkpoint import Checkpoint, Stored
 from camelid.formats.gguf_blocks import BLOCKS, expand
 from camelid.model.config import LlamaConfig, RopeScaling
 from camelid.model.rope import interleaved_to_half_split
@@ -34,7 +34,7 @@ TYPE_NAMES = {
 
 
 STOPS = tuple(f"tokenizer.ggml.{kind}_token_id" for kind in ("eos", "eot", "eom"))
-_PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class GGUF:
         """One tensor, expanded when quantised. Raises FormatError naming a type that is not supported."""
         info = self.tensors[name]
         raw = np.array(self.data[info.start : info.start + info.size])
-        if info.type in _PLAIN:
-            return torch.from_numpy(raw).view(_PLAIN[info.type]).view(info.shape)
+        if info.type in PLAIN:
+            return torch.from_numpy(raw).view(PLAIN[info.type]).view(info.shape)
         return torch.from_numpy(expand(info.type, raw)).view(info.shape)
 
 
@@ -149,10 +149,10 @@ def _byte_size(path: Path, name: str, shape: tuple[int, ...], kind: str) -> int:
     count = 1
     for n in shape:
         count *= n
-    if kind in _PLAIN:
-        return count * _PLAIN[kind].itemsize
+    if kind in PLAIN:
+        return count * PLAIN[kind].itemsize
     if kind not in BLOCKS:
-        supported = ", ".join([*_PLAIN, *BLOCKS])
+        supported = ", ".join([*PLAIN, *BLOCKS])
         raise FormatError(f"{path}: tensor {name!r} has the type {kind}, which camelid does not read ({supported})")
     values, width, _ = BLOCKS[kind]
     if shape[-1] % values:
@@ -184,18 +184,20 @@ def open_file(path: Path) -> Checkpoint:
     file = parse(path)
     config = _config(file)
 
-    def tensors() -> Iterator[tuple[str, Tensor]]:
-        for name in file.tensors:
-            if name == "rope_freqs.weight":
-                continue  # llama3 scaling as a table; _config derives the scaling itself
-            tensor, ours = file.tensor(name), our_name(name)
-            if ".q_proj." in ours:
-                tensor = interleaved_to_half_split(tensor, config.num_attention_heads)
-            elif ".k_proj." in ours:
-                tensor = interleaved_to_half_split(tensor, config.kv_heads)
-            yield ours, tensor
+    def read(name: str) -> Tensor:
+        tensor, ours = file.tensor(name), our_name(name)
+        if ".q_proj." in ours:
+            return interleaved_to_half_split(tensor, config.num_attention_heads)
+        return interleaved_to_half_split(tensor, config.kv_heads) if ".k_proj." in ours else tensor
 
-    rounded = next((t.type for t in file.tensors.values() if t.type not in _PLAIN), None)
+    def tensors() -> dict[str, Stored]:
+        return {
+            our_name(name): Stored(info.shape, PLAIN.get(info.type, torch.float32), partial(read, name))
+            for name, info in file.tensors.items()
+            if name != "rope_freqs.weight"  # llama3 scaling as a table; _config derives the scaling itself
+        }
+
+    rounded = next((t.type for t in file.tensors.values() if t.type not in PLAIN), None)
     return Checkpoint(path, "gguf", config, tensors, {"eos_token_id": _stops(file)}, rounded)
 
 

@@ -8,7 +8,7 @@ converter has them; q and k go back to the interleaved pairing.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,11 @@ from torch import Tensor
 
 from camelid.disk import new_file
 from camelid.errors import InputError
-from camelid.formats.gguf import LAYER_NAMES, STOPS, TOP_NAMES, TYPE_NAMES
+from camelid.formats.checkpoint import Stored, dense
+from camelid.formats.gguf import LAYER_NAMES, PLAIN, STOPS, TOP_NAMES, TYPE_NAMES
 from camelid.formats.gguf_blocks import BLOCKS
 from camelid.formats.gguf_pack import block_type, quantize
 from camelid.model.config import LlamaConfig, RopeScaling
-from camelid.model.llama import Llama
 from camelid.model.rope import half_split_to_interleaved, inverse_frequencies
 from camelid.tokenizer.gguf_fields import tokenizer_metadata
 from camelid.tokenizer.tokenizer import Tokenizer
@@ -34,83 +34,89 @@ FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "Q4_K_M": 15, "Q5_K_M": 
 _KINDS = {name: number for number, name in TYPE_NAMES.items()}
 
 
-def write(model: Llama, tokenizer: Tokenizer, out: Path, kind: str, stops: Sequence[int] = ()) -> str:
-    """Write `out`, matrices as `kind` (a name of FILE_TYPES). `stops` are the ids that end a text, of which the format
-    has words for three. Returns the file's SHA-256. Raises InputError for a model
-    or a tokenizer that GGUF has no words for."""
+def write(
+    config: LlamaConfig,
+    weights: Mapping[str, Tensor | Stored],
+    tokenizer: Tokenizer,
+    out: Path,
+    kind: str,
+    stops: Sequence[int] = (),
+) -> str:
+    """Write `out`, matrices as `kind` (a name of FILE_TYPES). `weights` go by the model's own names, a tied lm_head
+    once, as the embedding; those on disk are read one by one. `stops` are the ids that end a text, of which the format
+    has words for three. Returns the file's SHA-256. Raises InputError for a model or a tokenizer that GGUF has no words
+    for."""
     if kind not in FILE_TYPES:
         raise InputError(f"GGUF matrices cannot be written as {kind!r}; choose one of {', '.join(FILE_TYPES)}")
     if out.exists():  # it may be the very model that is read
         raise InputError(f"{out} exists: choose another --out, or remove it")
-    if len(tokenizer) > model.config.vocab_size:
-        raise InputError(f"the tokenizer has {len(tokenizer)} tokens, the embedding {model.config.vocab_size} rows")
+    if len(tokenizer) > config.vocab_size:
+        raise InputError(f"the tokenizer has {len(tokenizer)} tokens, the embedding {config.vocab_size} rows")
     out.parent.mkdir(parents=True, exist_ok=True)
-    metadata = _metadata(model.config, out.stem, kind) | tokenizer_metadata(tokenizer, model.config.vocab_size)
+    metadata = _metadata(config, out.stem, kind) | tokenizer_metadata(tokenizer, config.vocab_size)
     further = [i for i in stops if i != metadata.get(STOPS[0])]
     metadata |= dict(zip(STOPS[1:] if STOPS[0] in metadata else STOPS, further, strict=False))
-    tensors = dict(_named(model))
-    layers, tied = model.config.num_hidden_layers, "output.weight" not in tensors
+    tensors = dict(_named(config, weights))
+    layers, tied = config.num_hidden_layers, "output.weight" not in tensors
     kinds = {  # vectors are float32
-        name: block_type(kind, name, tensor.shape[-1], layers, tied) if tensor.dim() > 1 else "F32"
+        name: block_type(kind, name, tensor.shape[-1], layers, tied) if len(tensor.shape) > 1 else "F32"
         for name, tensor in tensors.items()
     }
     infos, offset = [], 0
     for name, tensor in tensors.items():
-        infos.append(_string(name) + struct.pack("<I", tensor.dim()))
-        infos.append(struct.pack(f"<{tensor.dim()}Q", *reversed(tensor.shape)))
+        infos.append(_string(name) + struct.pack("<I", len(tensor.shape)))
+        infos.append(struct.pack(f"<{len(tensor.shape)}Q", *reversed(tensor.shape)))
         infos.append(struct.pack("<IQ", _KINDS[kinds[name]], offset))
         offset += _padded(_size(tensor, kinds[name]))
     head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata))
     head += b"".join(_string(key) + _value(value) for key, value in metadata.items()) + b"".join(infos)
 
-    def parts() -> Iterator[bytes]:
+    def parts() -> Iterator[bytes | memoryview]:
         yield head.ljust(_padded(len(head)), b"\0")
         for name, tensor in tensors.items():
-            data = _bytes(tensor, kinds[name], model.config, name)
-            yield data.ljust(_padded(len(data)), b"\0")
+            size = _size(tensor, kinds[name])
+            yield _bytes(dense(tensor), kinds[name], config, name)
+            yield bytes(_padded(size) - size)
 
     return new_file(out, parts())
 
 
-def _named(model: Llama) -> Iterator[tuple[str, Tensor]]:
+def _named(config: LlamaConfig, weights: Mapping[str, Tensor | Stored]) -> Iterator[tuple[str, Tensor | Stored]]:
     """Tensors under GGUF's names, and llama3's RoPE scaling as the divisors that llama.cpp expects."""
     layer = {ours: theirs for theirs, ours in LAYER_NAMES.items()}
     top = {ours: theirs for theirs, ours in TOP_NAMES.items()}
-    config = model.config
     if config.rope_scaling.rope_type == "llama3":
         scaled, _ = inverse_frequencies(config)
         plain = 1.0 / config.rope_theta ** (torch.arange(0, config.head_size, 2).float() / config.head_size)
         yield "rope_freqs.weight", plain / scaled
-    for name, parameter in model.named_parameters():
+    for name, weight in weights.items():
         stem, _, leaf = name.rpartition(".")
         parts = stem.split(".", 2)
         theirs = f"blk.{parts[1]}.{layer[parts[2]]}" if parts[0] == "layers" else top[stem]
-        yield f"{theirs}.{leaf}", parameter.detach()
+        yield f"{theirs}.{leaf}", weight
 
 
-def _size(tensor: Tensor, kind: str) -> int:
+def _size(tensor: Tensor | Stored, kind: str) -> int:
+    count = tensor.nbytes // tensor.dtype.itemsize
     if kind in BLOCKS:
         values, width, _ = BLOCKS[kind]
-        return tensor.numel() // values * width
-    return tensor.numel() * (4 if kind == "F32" else 2)
+        return count // values * width
+    return count * (4 if kind == "F32" else 2)
 
 
 def _padded(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def _bytes(tensor: Tensor, kind: str, config: LlamaConfig, name: str) -> bytes:
+def _bytes(tensor: Tensor, kind: str, config: LlamaConfig, name: str) -> memoryview:
     if ".attn_q." in name or ".attn_k." in name:
         tensor = half_split_to_interleaved(
             tensor, config.num_attention_heads if ".attn_q." in name else config.kv_heads
         )
     tensor = tensor.cpu().contiguous()
-    if kind == "BF16":
-        return tensor.bfloat16().view(torch.int16).numpy().tobytes()
-    values = tensor.float().numpy()
     if kind in BLOCKS:
-        return quantize(kind, values).tobytes()
-    return values.astype(np.float16 if kind == "F16" else np.float32).tobytes()
+        return np.ascontiguousarray(quantize(kind, tensor.float().numpy())).data.cast("B")
+    return memoryview(tensor.to(PLAIN[kind]).flatten().view(torch.uint8).numpy().data)
 
 
 def _metadata(config: LlamaConfig, name: str, kind: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from torch import Tensor
 
 from camelid.errors import FormatError, InputError
 from camelid.formats.auto_quantized import assembled_auto, read_auto_scheme
-from camelid.formats.checkpoint import Checkpoint
+from camelid.formats.checkpoint import Checkpoint, Stored
 from camelid.formats.compressed import assembled, named_tensors, read_scheme
-from camelid.formats.safetensors_file import write_safetensors
+from camelid.formats.pickle_reader import Archive
+from camelid.formats.safetensors_file import OpenFile, write_safetensors
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
 
@@ -89,29 +91,27 @@ def _inside(folder: Path, name: str) -> Path:
     return path
 
 
-def _tensors(shards: list[Path]) -> Iterator[tuple[str, Tensor]]:
+def _tensors(shards: list[Path]) -> dict[str, Stored]:
+    found: dict[str, Stored] = {}
+    opened = OpenFile()
     for shard in shards:
-        reader = read_safetensors if shard.suffix == ".safetensors" else _read_bin
-        for name, tensor in reader(shard):
-            if not name.endswith(IGNORED):
-                yield name.removeprefix("model."), tensor
+        for name, tensor in _shard(shard, opened):
+            if name.endswith(IGNORED):
+                continue
+            ours = name.removeprefix("model.")
+            if ours in found:
+                raise FormatError(f"{shard}: tensor {name!r} is in this folder twice: which of the two is meant?")
+            found[ours] = tensor
+    return found
 
 
-def read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (safe_open is not a mapping)
-                yield name, file.get_tensor(name)
-    except SafetensorError as error:
-        raise FormatError(f"{path} is truncated or damaged ({error}): download or copy it again") from None
-
-
-def _read_bin(path: Path) -> Iterator[tuple[str, Tensor]]:
-    from camelid.formats.pickle_reader import read_tensors
-
-    yield from read_tensors(path).items()
+def _shard(path: Path, opened: OpenFile) -> Iterator[tuple[str, Stored]]:
+    if path.suffix == ".safetensors":
+        yield from opened.tensors(path)
+        return
+    archive = Archive(path)
+    for name, described in archive.tensors.items():
+        yield name, Stored(described.size, described.storage.dtype, partial(archive.read, name))
 
 
 def hf_name(name: str) -> str:
@@ -138,16 +138,16 @@ def save(
 
 def write_weights(
     config: LlamaConfig,
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor | Stored],
     out: Path,
     generation: dict[str, Any] | None = None,
     max_shard_bytes: int = 5 * 10**9,
     quantization: Mapping[str, Any] | None = None,
 ) -> dict[str, str]:
     """config.json, generation_config.json and safetensors into the existing folder `out`. `tensors` go by the model's
-    own names, a tied lm_head once, as the embedding. `quantization` is config.json's `quantization_config`. Returns the
-    SHA-256 of each weights file."""
-    shards: list[dict[str, Tensor]] = [{}]
+    own names, a tied lm_head once, as the embedding; those on disk are read one by one. `quantization` is config.json's
+    `quantization_config`. Returns the SHA-256 of each weights file."""
+    shards: list[dict[str, Tensor | Stored]] = [{}]
     filled = 0
     for name, tensor in tensors.items():
         if shards[-1] and filled + tensor.nbytes > max_shard_bytes:

@@ -13,7 +13,7 @@ from camelid.artifact import MANIFEST
 from camelid.errors import FormatError, InputError
 from camelid.formats import hf, meta
 from camelid.formats.adapter import Fingerprint, attach, base_of, is_adapter
-from camelid.formats.checkpoint import Checkpoint
+from camelid.formats.checkpoint import Checkpoint, check_shape, strange
 from camelid.formats.hub import is_hub_id, snapshot
 from camelid.kernels.packed import BLOCK
 from camelid.model.llama import Llama
@@ -94,9 +94,10 @@ def read_model(
         model = model_class(checkpoint.config)
     missing = set(model.state_dict())
     tied = checkpoint.config.tie_word_embeddings
-    for name, tensor in checkpoint.tensors():
+    for name, stored in checkpoint.tensors().items():
         if name == "lm_head.weight" and tied:
             continue
+        tensor = stored.read()
         if isinstance(tensor, Integers):
             fingerprint.add(name, tensor.packed)
             _assign_integers(model, name, tensor, checkpoint, device)
@@ -124,13 +125,8 @@ def _assign(model: Llama, name: str, tensor: torch.Tensor, checkpoint: Checkpoin
         owner = model.get_submodule(owner_name)
         expected = tuple(getattr(owner, leaf).shape)
     except AttributeError:
-        raise FormatError(
-            f"{checkpoint.path}: tensor {name!r} does not belong to the LLaMA that its config describes"
-        ) from None
-    if tuple(tensor.shape) != expected:
-        raise FormatError(
-            f"{checkpoint.path}: tensor {name!r} has shape {list(tensor.shape)}, the config says {list(expected)}"
-        )
+        raise strange(checkpoint.path, name) from None
+    check_shape(checkpoint.path, name, tensor.shape, expected)
     setattr(owner, leaf, torch.nn.Parameter(tensor, requires_grad=tensor.is_floating_point()))
 
 
@@ -146,11 +142,7 @@ def _assign_integers(
         linear = None
     if not isinstance(linear, torch.nn.Linear) or not parent.startswith("layers."):
         raise FormatError(f"{checkpoint.path}: {path!r} is quantised, but it is not a linear layer of a LLaMA's blocks")
-    if weight.shape != tuple(linear.weight.shape):
-        raise FormatError(
-            f"{checkpoint.path}: tensor {name!r} has shape {list(weight.shape)}, the config says "
-            f"{list(linear.weight.shape)}"
-        )
+    check_shape(checkpoint.path, name, weight.shape, linear.weight.shape)
     zero = None if weight.zero is None else weight.zero.to(device)
     here = Integers(weight.packed.to(device), weight.scale.to(device), zero, weight.bits)
     made = QuantizedLinear(here, None, torch.float32, rounds_inputs=weight.shape[1] % BLOCK == 0)

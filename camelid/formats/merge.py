@@ -47,7 +47,9 @@ def merge_adapter(source: str | Path, out: str | Path) -> dict[str, Any]:
         after = model(ids).logits.float()
     change = float((before - after).abs().max())
     largest = float(before.abs().max())
-    digest = write_model(model, path, out, [path, base], largest_logit_change=change)
+    digest = write_model(
+        model.config, dict(model.named_parameters()), path, out, [path, base], largest_logit_change=change
+    )
     return {
         "out": str(out), "dtype": str(model.dtype).removeprefix("torch."), "largest_logit_change": change,
         "largest_logit": largest, "digest": digest,

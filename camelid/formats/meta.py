@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ import torch
 from torch import Tensor
 
 from camelid.errors import FormatError, InputError
-from camelid.formats.checkpoint import Checkpoint
+from camelid.formats.checkpoint import Checkpoint, Stored, dense
 from camelid.formats.pickle_reader import Archive
+from camelid.formats.pickle_writer import write_archive
 from camelid.model.config import LlamaConfig, RopeScaling
-from camelid.model.llama import Llama
 from camelid.model.rope import half_split_to_interleaved, interleaved_to_half_split
 
 PARAMS = "params.json"
@@ -53,9 +54,12 @@ def open_folder(folder: Path) -> Checkpoint:
     archives = [Archive(file) for file in files]
     config = _config(folder / PARAMS, archives)
 
-    def tensors() -> Iterator[tuple[str, Tensor]]:
-        for theirs, ours, dimension in _names(config, archives):
-            yield ours, _joined(folder, archives, theirs, ours, dimension, config)
+    def tensors() -> dict[str, Stored]:
+        found = {}
+        for theirs, ours, cut in _names(config, archives):
+            shape, dtype = _whole(folder, archives, theirs, ours, cut, config)
+            found[ours] = Stored(shape, dtype, partial(_joined, archives, theirs, cut, _heads(config, ours)))
+        return found
 
     stops: Any = LLAMA3_STOPS if config.vocab_size > 100_000 else config.eos_token_id
     return Checkpoint(folder, "meta", config, tensors, {"eos_token_id": stops})
@@ -133,23 +137,33 @@ def _names(config: LlamaConfig, archives: list[Archive]) -> Iterator[tuple[str, 
     yield from found
 
 
-def _joined(
-    folder: Path, archives: list[Archive], theirs: str, ours: str, dimension: int | None, config: LlamaConfig
-) -> Tensor:
+def _whole(
+    folder: Path, archives: list[Archive], theirs: str, ours: str, cut: int | None, config: LlamaConfig
+) -> tuple[tuple[int, ...], torch.dtype]:
+    """The shape and dtype of what the shards' parts of a tensor make together."""
     for archive in archives:
         if theirs not in archive.tensors:
             raise FormatError(f"{archive.path}: tensor {theirs!r} is missing")
-    if dimension is None:
+    parts = [a.tensors[theirs] for a in archives]
+    shape, dtype = list(parts[0].size), parts[0].storage.dtype
+    if cut is None:
+        return tuple(shape), dtype
+    shapes = [[n for d, n in enumerate(p.size) if d != cut] for p in parts]
+    if any(s != shapes[0] or len(p.size) != 2 or p.storage.dtype != dtype for s, p in zip(shapes, parts, strict=True)):
+        told = ", ".join(f"{list(p.size)} {p.storage.dtype}".replace("torch.", "") for p in parts)
+        raise FormatError(f"{folder}: the parts of {theirs!r} do not fit together: {told}")
+    shape[cut] = sum(p.size[cut] for p in parts)
+    heads = _heads(config, ours)
+    if heads and shape[0] % (2 * heads):
+        raise FormatError(f"{folder}: {theirs!r} has {shape[0]} rows, which {heads} heads do not share evenly")
+    return tuple(shape), dtype
+
+
+def _joined(archives: list[Archive], theirs: str, cut: int | None, heads: int | None) -> Tensor:
+    if cut is None:
         return archives[0].read(theirs)
     parts = [a.read(theirs) for a in archives]
-    try:
-        whole = torch.cat(parts, dimension) if len(parts) > 1 else parts[0]
-    except RuntimeError:
-        shapes = ", ".join(str(list(p.shape)) for p in parts)
-        raise FormatError(f"{folder}: the parts of {theirs!r} do not fit together: {shapes}") from None
-    heads = _heads(config, ours)
-    if heads and len(whole) % (2 * heads):
-        raise FormatError(f"{folder}: {theirs!r} has {len(whole)} rows, which {heads} heads do not share evenly")
+    whole = torch.cat(parts, cut) if len(parts) > 1 else parts[0]
     return interleaved_to_half_split(whole, heads) if heads else whole
 
 
@@ -158,17 +172,24 @@ def _heads(config: LlamaConfig, name: str) -> int | None:
     return {"q_proj": config.num_attention_heads, "k_proj": config.kv_heads}.get(name.split(".")[-2])
 
 
-def write(model: Llama, out: Path, tokenizer_model: Path | None, shards: int = 1) -> None:
-    """Write params.json and `shards` consolidated files into the existing folder `out`, in the model's dtype, with the
-    tokenizer.model if there is one. Raises InputError for a shape that Meta's code cannot say or cut."""
-    config = model.config
+def write(
+    config: LlamaConfig,
+    weights: Mapping[str, Tensor | Stored],
+    out: Path,
+    tokenizer_model: Path | None,
+    shards: int = 1,
+) -> None:
+    """Write params.json and `shards` consolidated files into the existing folder `out`, in the weights' dtype, with the
+    tokenizer.model if there is one. `weights` go by the model's own names; those on disk are read one by one, once for
+    every shard. Raises InputError for a shape that Meta's code cannot say or cut."""
     (out / PARAMS).write_text(json.dumps(params_of(config)) + "\n", encoding="utf-8")
     for name, size in (("num_attention_heads", config.num_attention_heads), ("num_key_value_heads", config.kv_heads),
                        ("intermediate_size", config.intermediate_size), ("vocab_size", config.vocab_size)):  # fmt: skip
         if shards < 1 or size % shards:
             raise InputError(f"--shards {shards} does not divide the model's {name} {size}")
     third = config.rope_theta > 100_000
-    tensors: dict[str, Tensor] = dict(model.state_dict())
+    tensors = dict(weights)
+    tensors.setdefault("lm_head.weight", tensors["embed_tokens.weight"])
     names: list[tuple[str, str, int | None]] = [
         ("tok_embeddings.weight", "embed_tokens.weight", 0 if third else 1),
         ("norm.weight", "norm.weight", None), ("output.weight", "lm_head.weight", 0),
@@ -176,25 +197,23 @@ def write(model: Llama, out: Path, tokenizer_model: Path | None, shards: int = 1
     for n in range(config.num_hidden_layers):
         names += [(f"layers.{n}.{a}.weight", f"layers.{n}.{b}.weight", cut) for a, b, cut in _LAYER]
     for shard in range(shards):
-        held = {}
+        parts = {}
         for theirs, ours, cut in names:
-            tensor = tensors[ours]
-            heads = _heads(config, ours)
-            tensor = half_split_to_interleaved(tensor, heads) if heads else tensor
-            held[theirs] = tensor if cut is None else tensor.chunk(shards, cut)[shard].clone()
-        _save(held, out / f"consolidated.{shard:02}.pth")
+            shape = list(tensors[ours].shape)
+            if cut is not None:
+                shape[cut] //= shards
+            read = partial(_part, tensors[ours], _heads(config, ours), cut, shard, shards)
+            parts[theirs] = Stored(tuple(shape), tensors[ours].dtype, read)
+        write_archive(out / f"consolidated.{shard:02}.pth", parts)
     if tokenizer_model is not None:
         shutil.copyfile(tokenizer_model, out / "tokenizer.model")
 
 
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    with path.open("wb") as file:
-        try:
-            torch.save(tensors, file)
-        except RuntimeError as error:  # torch's own, over what the disk said
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from None
-            raise
+def _part(weight: Tensor | Stored, heads: int | None, cut: int | None, shard: int, shards: int) -> Tensor:
+    """One shard's part of a weight."""
+    tensor = dense(weight)
+    tensor = half_split_to_interleaved(tensor, heads) if heads else tensor
+    return tensor if cut is None else tensor.chunk(shards, cut)[shard]
 
 
 def params_of(config: LlamaConfig) -> dict[str, Any]:

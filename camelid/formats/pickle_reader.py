@@ -74,8 +74,8 @@ def _rebuild(storage: object, offset: object, size: object, stride: object, *_: 
     start = _whole(offset, "a tensor's offset")
     sizes = [_whole(n, "a tensor's size") for n in size]
     strides = [_whole(n, "a tensor's stride") for n in stride]
-    last = start + sum((n - 1) * step for n, step in zip(sizes, strides, strict=True)) if all(sizes) else start
-    if last >= storage.count or math.prod(sizes) > storage.count:
+    end = start + 1 + sum((n - 1) * step for n, step in zip(sizes, strides, strict=True)) if all(sizes) else start
+    if end > storage.count or math.prod(sizes) > storage.count:
         raise FormatError("a tensor reaches past the end of its storage: the file is truncated or hostile")
     return Described(storage, start, tuple(sizes), tuple(strides))
 
@@ -154,12 +154,6 @@ class Archive:
             raise FormatError(f"{self.path}: {name!r} is cut off: the file is truncated")
         found = torch.frombuffer(data, dtype=dtype).as_strided(tensor.size, tensor.stride)
         return found.contiguous()
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The named tensors of a torch weights file. Raises FormatError naming the file and what is wrong with it."""
-    archive = Archive(path)
-    return {name: archive.read(name) for name in archive.tensors}
 
 
 def _check_members(archive: zipfile.ZipFile) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from camelid.artifact import new_folder, write_manifest
 from camelid.errors import InputError
@@ -140,7 +139,7 @@ def _write(
 ) -> str:
     """What was not rounded goes in the file's dtype."""
     source, whole = checkpoint.path, dict(rounded.named_parameters())
-    dtype = next(t.dtype for name, t in checkpoint.tensors() if name == "embed_tokens.weight" and isinstance(t, Tensor))
+    dtype = checkpoint.tensors()["embed_tokens.weight"].dtype
     tensors = {name: t.to(dtype) if name in whole else t for name, t in named_tensors(rounded)[0].items()}
     generation = {"eos_token_id": list(stop_ids(source))}
     with new_folder(out) as folder:

@@ -29,6 +29,8 @@ from camelid.serve.metrics import Metrics
 from camelid.serve.openapi import described
 from camelid.serve.others import embed, respond, tokenize
 from camelid.serve.worker import Worker
+from camelid.tokenizer.template import render
+from camelid.tokenizer.template_child import TemplateChild, can_be_limited
 
 POSTS: Mapping[str, Handler] = {
     "/v1/chat/completions": chat,
@@ -58,8 +60,25 @@ class Service:
         self.metrics.watch(self.worker)
         words = engine.tokenizer
         self.longest_token = max((len(words.token(i)) for i in range(len(words))), default=1) if words else 1
+        self._templates: TemplateChild | None = None
         self.draining = False
         self.started = int(time.time())
+
+    def start(self) -> None:
+        """Take requests. The chat template, which came with the model, runs in a process of its own."""
+        words = self.engine.tokenizer
+        if words is not None and words.chat_template is not None and can_be_limited():
+            self._templates = words.renderer = TemplateChild(self.limits.template_time)
+        self.worker.start()
+
+    def stop(self) -> None:
+        """End what `start` started."""
+        self.worker.stop()
+        words = self.engine.tokenizer
+        if words is not None and words.renderer is self._templates:
+            words.renderer = render
+        if self._templates is not None:
+            self._templates.close()
 
     def call(self, scope: Scope) -> Call:
         state = scope["state"]
@@ -76,9 +95,9 @@ def app_of(
 
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
-        service.worker.start()
+        service.start()
         yield
-        service.worker.stop()
+        service.stop()
 
     routes: list[BaseRoute] = [
         Route(path, Endpoint(handler, service.call), methods=["POST"]) for path, handler in POSTS.items()

@@ -25,6 +25,7 @@ class Limits:
     body_time: float = 30
     write_time: float = 30
     request_time: float = 600
+    template_time: float = 5  # to render one conversation
     grace_time: float = 30  # for open streams after SIGTERM
 
 

@@ -61,8 +61,10 @@ def render(template: str, messages: Sequence[Message], **variables: Any) -> str:
             size += len(piece)
             if size > MAX_RENDERED_CHARACTERS:
                 raise TemplateError("its output grows past 8 MiB")
-    except (TemplateError, TypeError, ValueError, KeyError, OverflowError) as error:
-        raise FormatError(f"the chat template cannot be applied: {error}") from None
+    except (
+        TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError,
+    ) as error:  # fmt: skip
+        raise FormatError(f"the chat template cannot be applied: {str(error) or type(error).__name__}") from None
     return "".join(pieces)
 
 

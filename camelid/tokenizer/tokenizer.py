@@ -45,6 +45,7 @@ class Tokenizer:
         self.backend = backend
         self.bos_token_id, self.eos_token_id, self.pad_token_id = bos_token_id, eos_token_id, pad_token_id
         self.chat_template = chat_template
+        self.renderer: Callable[..., str] = render  # a server has it done in a process that can be killed
         self._lock = Lock()  # whether control tokens are parsed is a state of the backend
         self._special = {i: t.content for i, t in backend.get_added_tokens_decoder().items() if t.special}
 
@@ -191,7 +192,7 @@ class Tokenizer:
         hide = self._guard.hide_in
         variables: dict[str, Any] = {"tools": hide(tools)} if tools else {}
         names = {"bos_token": self._name(self.bos_token_id), "eos_token": self._name(self.eos_token_id)}
-        return render(
+        return self.renderer(
             self.chat_template, hide(messages), add_generation_prompt=add_generation_prompt, **names, **variables
         )
 

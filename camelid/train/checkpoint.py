@@ -26,13 +26,13 @@ from torch import Tensor
 from camelid.artifact import MANIFEST, damage, new_folder, read_manifest, write_manifest
 from camelid.errors import CamelidError, FormatError, InputError
 from camelid.formats.adapter import ADAPTER, read_adapter, write_adapter
+from camelid.formats.checkpoint import Stored, dense
 from camelid.formats.hf import WEIGHTS, open_folder, write_weights
 from camelid.formats.load import finished
 from camelid.formats.safetensors_file import write_safetensors
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
 from camelid.model.lora import LoraConfig
-from camelid.model.quantized import Integers
 from camelid.tokenizer.tokenizer import Tokenizer
 from camelid.train.optimizer import learned
 from camelid.train.parallel import full, spread
@@ -223,13 +223,14 @@ def restore(folder: Path, model: Llama, optimizer: torch.optim.Optimizer) -> Loo
     from safetensors.torch import load_file
 
     parameters = learned(model)
+    kept: Mapping[str, Tensor | Stored] = read_adapter(folder)[1] if model.adapters else open_folder(folder).tensors()
     with torch.no_grad():
-        for name, tensor in read_adapter(folder)[1].items() if model.adapters else open_folder(folder).tensors():
-            if isinstance(tensor, Integers) or name not in parameters or parameters[name].shape != tensor.shape:
+        for name, tensor in kept.items():
+            if name not in parameters or tuple(parameters[name].shape) != tuple(tensor.shape):
                 raise FormatError(
                     f"{folder}: tensor {name!r} does not fit the recipe's model: resume with its own recipe"
                 )
-            parameters[name].copy_(spread(tensor.to(parameters[name].dtype), parameters[name]))
+            parameters[name].copy_(spread(dense(tensor).to(parameters[name].dtype), parameters[name]))
     optimizer.state.clear()
     for name, value in load_file(folder / MOMENTS).items():
         parameter = parameters[name.rpartition("/")[0]]

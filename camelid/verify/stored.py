@@ -56,7 +56,7 @@ def tied(subject: Subject) -> str:
     """The output projection: shared as the config says, if the files hold one."""
     shared = subject.checkpoint.config.tie_word_embeddings
     looked_at = ("embed_tokens.weight", "lm_head.weight")
-    kept = {name: tensor for name, tensor in subject.checkpoint.tensors() if name in looked_at}
+    kept = {name: stored.read() for name, stored in subject.checkpoint.tensors().items() if name in looked_at}
     if "lm_head.weight" not in kept or "embed_tokens.weight" not in kept:
         if not shared:
             raise NotApplicable("the tensors do not open")
@@ -94,7 +94,9 @@ def gguf(subject: Subject) -> str:
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "copy.gguf"
         try:
-            gguf_write.write(model, subject.words, path, kind, stop_ids(subject.path))
+            gguf_write.write(
+                model.config, dict(model.named_parameters()), subject.words, path, kind, stop_ids(subject.path)
+            )
         except InputError as error:  # the format has no word for it, which it says
             raise NotApplicable(str(error)) from None
         _same(model, load(path, dtype=model.dtype))

@@ -214,4 +214,4 @@ def test_what_gguf_cannot_say(tokenizer: Tokenizer, tmp_path: Path, capsys: pyte
     assert cli([*words[:-1], "q8_0"]) == 2
     assert "exists" in capsys.readouterr().err
     with pytest.raises(InputError, match=r"tokenizer has \d+ tokens, the embedding 64 rows"):
-        write(model_of(vocab_size=64), tokenizer, tmp_path / "y.gguf", "F16")
+        write(model_of(vocab_size=64).config, {}, tokenizer, tmp_path / "y.gguf", "F16")

@@ -10,9 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from camelid.errors import FormatError
-from camelid.formats.pickle_reader import read_tensors
+from camelid.formats.pickle_reader import Archive
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    archive = Archive(path)
+    return {name: archive.read(name) for name in archive.tensors}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64])

@@ -7,12 +7,14 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -113,6 +115,36 @@ def terminated(folder: Path, moments: Sequence[float]) -> None:
 
 def test_streams_are_told_of_the_end(folder: Path) -> None:
     terminated(folder, [0.0, 0.15])
+
+
+def children(pid: int) -> list[int]:
+    lists = Path(f"/proc/{pid}/task").glob("*/children")  # each thread has its own
+    return [int(n) for one in lists for n in one.read_text().split()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="children are read from /proc")
+def test_a_template_that_hangs_is_stopped_and_harms_nobody(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "tiny")
+    template = tmp_path / "tiny" / "chat_template.jinja"
+    forever = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
+    template.write_text("{% if 'hang' in messages[0]['content'] %}" + forever + "{% endif %}" + template.read_text())
+    hang = {**HELLO, "messages": [{"role": "user", "content": "hang"}]}
+    with process(tmp_path / "tiny", "--quiet") as (run, base), ThreadPoolExecutor(1) as pool:
+        [first] = children(run.pid)
+        hanging = pool.submit(httpx.post, base + CHAT, json=hang, timeout=30)
+        time.sleep(0.5)
+        complete = {"model": "tiny", "prompt": "The meaning", "max_tokens": 4}
+        assert httpx.post(f"{base}/v1/completions", json=complete, timeout=30).status_code == 200
+        assert not hanging.done()
+        answer = hanging.result()
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "messages")
+        assert "was stopped" in answer.json()["error"]["message"]
+        assert httpx.post(base + CHAT, json=HELLO, timeout=30).status_code == 200
+        [second] = children(run.pid)
+        assert second != first
+        run.send_signal(signal.SIGTERM)
+        assert ended(run)[0] == 0
+        assert not Path(f"/proc/{second}").exists()
 
 
 @pytest.mark.nightly

@@ -1,0 +1,116 @@
+"""Chat templates in a process of their own. The sandbox of `template.py` keeps a template from files and functions, not
+from the processor and the memory: this one is killed when a text takes too long, and the next text gets a new one.
+
+One JSON object a line: {"template", "messages", "variables"} in, {"text"} or {"fault"} out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from threading import Lock
+from typing import Any
+
+from camelid.errors import FormatError
+from camelid.tokenizer.template import Message, render
+
+SECONDS = 5.0
+MEMORY = 512 * 2**20
+
+
+def can_be_limited() -> bool:
+    """Whether this system has what limits the child: alarms and resource limits (not Windows)."""
+    return hasattr(signal, "setitimer")
+
+
+class TemplateChild:
+    """Renders like `render`, for any thread, in a child that has `seconds` for a text and `memory` bytes in all."""
+
+    def __init__(self, seconds: float = SECONDS, memory: int = MEMORY) -> None:
+        self._seconds, self._memory, self._lock = seconds, memory, Lock()
+        self._child: subprocess.Popen[bytes] | None = self._started()
+        self._closed = False
+
+    def __call__(self, template: str, messages: Sequence[Message], **variables: Any) -> str:
+        """As `render`; FormatError also for a text that took too long or too much."""
+        wish = {"template": template, "messages": list(messages), "variables": variables}
+        line = json.dumps(wish, allow_nan=True).encode() + b"\n"
+        with self._lock:
+            answer = self._asked(line)
+        if not answer:
+            raise FormatError(
+                f"the chat template was stopped: it has {self._seconds:g} s and {self._memory >> 20} MiB for a text"
+            )
+        found = json.loads(answer)
+        if "fault" in found:
+            raise FormatError(found["fault"])
+        text: str = found["text"]
+        return text
+
+    def _asked(self, line: bytes) -> bytes:
+        """The child's answer, empty when it died over the question. A child that died before is replaced."""
+        if self._closed:
+            return b""
+        if self._child is None or self._child.poll() is not None:
+            self._end()
+            self._child = self._started()
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        try:
+            self._child.stdin.write(line)
+            self._child.stdin.flush()
+            answer = self._child.stdout.readline()
+        except OSError:
+            answer = b""
+        if not answer.endswith(b"\n"):
+            self._end()
+            return b""
+        return answer
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        words = [sys.executable, "-m", __name__, str(self._seconds), str(self._memory)]
+        # Off the terminal's group: Ctrl-C is for the server, which then closes this one.
+        return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+
+    def _end(self) -> None:
+        child, self._child = self._child, None
+        if child is not None:
+            child.kill()
+            child.wait()
+            for pipe in (child.stdin, child.stdout):
+                if pipe is not None:
+                    pipe.close()
+
+    def close(self) -> None:
+        """End the child; nothing is rendered afterwards."""
+        with self._lock:
+            self._closed = True
+            self._end()
+
+
+def main(seconds: float, memory: int) -> None:
+    """Answer until the pipe is closed. The alarm's usual effect is wanted: it ends the process, whatever it is at."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # answers only go where answers are read
+    for line in sys.stdin.buffer:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        wish = json.loads(line)
+        try:
+            answer = {"text": render(wish["template"], wish["messages"], **wish["variables"])}
+        except FormatError as error:
+            answer = {"fault": str(error)}
+        out.write(json.dumps(answer).encode() + b"\n")
+        out.flush()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,107 @@
+"""Conversion goes tensor by tensor: how much memory it takes, and what it refuses before it writes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from camelid.errors import FormatError
+from camelid.formats import hf
+from camelid.formats.convert import convert
+from camelid.formats.load import load, open_model
+from camelid.model.config import LlamaConfig
+from camelid.model.llama import Llama
+from camelid.tokenizer.load import from_folder
+from camelid.tokenizer.tokenizer import Tokenizer
+
+MIB = 2**20
+# The most memory that this process held while it converted, beyond what it held before: what the kernel counts as
+# resident, pages of mapped files among them. Files of settings and libraries are opened by a first, tiny conversion.
+CHILD = """
+import json, re, sys
+from camelid.formats.convert import convert
+tiny, source, out, to, shards = sys.argv[1:]
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status", encoding="utf-8").read())[1]) * 1024
+convert(tiny, out + "-tiny" + (".gguf" if to == "gguf" else ""), to)
+open("/proc/self/clear_refs", "w", encoding="utf-8").write("5")
+before = peak()
+convert(source, out, to, int(shards))
+print(json.dumps(peak() - before))
+"""
+
+
+@pytest.fixture(scope="module")
+def large(tokenizers: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A model of 460 MiB in files of 48 MiB, its largest tensor of 16 MiB, and a tiny one."""
+    folder = tmp_path_factory.mktemp("large")
+    for name, layers, width in (("tiny", 1, 64), ("large", 9, 1024)):
+        config = LlamaConfig(
+            vocab_size=4096, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
+            num_attention_heads=16, max_position_embeddings=4096,
+        )  # fmt: skip
+        model = Llama(config).to(torch.float16)
+        (folder / name).mkdir()
+        hf.write_weights(config, dict(model.named_parameters()), folder / name, max_shard_bytes=48 * MIB)
+        from_folder(tokenizers["byte-level"]).save(folder / name)
+    return folder / "tiny", folder / "large"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's count of memory is read from /proc")
+@pytest.mark.parametrize("to", ["hf", "meta", "gguf"])
+def test_memory_is_one_file_and_a_few_tensors(large: tuple[Path, Path], tmp_path: Path, to: str) -> None:
+    tiny, source = large
+    total = sum(p.stat().st_size for p in source.iterdir())
+    out = tmp_path / ("out.gguf" if to == "gguf" else "out")
+    words = [sys.executable, "-c", CHILD, str(tiny), str(source), str(out), to, "2" if to == "meta" else "1"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    largest = 8 * MIB
+    assert total > 280 * MIB
+    assert json.loads(done.stdout) < 48 * MIB + 4 * largest
+
+
+def test_the_same_weights_as_loading_gives(large: tuple[Path, Path], tmp_path: Path) -> None:
+    convert(large[1], tmp_path / "meta", "meta", 2)
+    convert(tmp_path / "meta", tmp_path / "back", "hf")
+    convert(tmp_path / "back", tmp_path / "x.gguf", "gguf")
+    first: Llama = load(large[1])
+    for copy in ("meta", "back", "x.gguf"):
+        again: Llama = load(tmp_path / copy, dtype=torch.float16)
+        assert all(torch.equal(t, again.state_dict()[name]) for name, t in first.state_dict().items())
+
+
+@pytest.mark.parametrize("fault", ["missing", "strange", "shape", "twice"])
+def test_what_does_not_fit_is_refused_before_anything_is_written(
+    tokenizer: Tokenizer, tmp_path: Path, fault: str
+) -> None:
+    config = LlamaConfig(
+        vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4
+    )
+    tensors = dict(Llama(config).named_parameters())
+    words = {"missing": "is missing", "strange": "does not belong", "shape": "has shape", "twice": "twice"}[fault]
+    name = "layers.1.mlp.up_proj.weight"
+    if fault == "missing":
+        del tensors[name]
+    elif fault == "strange":
+        tensors["layers.7.mlp.up_proj.weight"] = tensors[name]
+    elif fault == "shape":
+        tensors[name] = torch.nn.Parameter(torch.zeros(64, 128))
+    model = tmp_path / "model"
+    model.mkdir()
+    hf.write_weights(config, tensors, model, max_shard_bytes=100_000)
+    tokenizer.save(model)
+    if fault == "twice":
+        index = json.loads((model / "model.safetensors.index.json").read_text())
+        index["weight_map"]["again"] = "again.safetensors"
+        (model / "model.safetensors.index.json").write_text(json.dumps(index))
+        (model / "again.safetensors").write_bytes((model / index["weight_map"][f"model.{name}"]).read_bytes())
+    for to in ("hf", "meta", "gguf"):
+        with pytest.raises(FormatError, match=words):
+            convert(model, tmp_path / "out", to)
+        assert not list(tmp_path.glob("*out*"))
+    assert open_model(model).config == config
