@@ -159,7 +159,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             raise TypeError
     except FileNotFoundError:
         raise InputError(f"{folder} has no {MANIFEST}: it is not a finished output of camelid") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise InputError(f"{path} is damaged: it is not the manifest that was written. Make the folder again") from None
     return manifest
 

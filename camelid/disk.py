@@ -1,4 +1,4 @@
-"""Bytes and names on their way to the disk: whole, settled, and in one step.
+"""Bytes and names on their way to the disk: whole, settled, and in one step; and JSON files on their way back.
 
 A file is written, settled (fsync), and then named; what stood under the name before is replaced and never missing. What
 is being made lies beside its place under a name of its own, locked, so that what a killed process left can be told.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -19,6 +20,8 @@ from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
+from camelid.errors import InputError
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -27,6 +30,19 @@ def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises InputError naming the file, and the line at fault."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing") from None
+    except (OSError, ValueError, RecursionError) as error:  # nesting, and numbers of thousands of digits, among them
+        raise InputError(f"{path} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds a {type(value).__name__}, not a JSON object")
+    return value
 
 
 def write_file(path: Path, parts: Iterable[bytes | memoryview]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -27,6 +29,16 @@ class ChecksFailed(CamelidError):
     def __init__(self, message: str, result: dict[str, Any]) -> None:
         super().__init__(message)
         self.result = result
+
+
+@contextmanager
+def about(what: object) -> Iterator[None]:
+    """An InputError from inside names what it is about, a file."""
+    try:
+        yield
+    except InputError as error:
+        kind = FormatError if isinstance(error, FormatError) else InputError
+        raise kind(f"{what}: {error}") from None
 
 
 class MissingExtra(InputError):

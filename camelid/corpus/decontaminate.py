@@ -76,7 +76,7 @@ def _texts(path: Path) -> list[str]:
     try:
         lines = raw.splitlines() if format_of(path) == "jsonl" else [raw]
         return [text for line in lines if line.strip() for text in _strings(json.loads(line))]
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"corpus.decontaminate: {path} is not JSON: {error}") from None
 
 

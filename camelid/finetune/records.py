@@ -128,7 +128,7 @@ def _call(raw: Any) -> dict[str, Any]:
         if isinstance(function.get("arguments"), str):
             function["arguments"] = json.loads(function["arguments"])
         return {"type": "function", "function": {"name": function["name"], "arguments": function.get("arguments", {})}}
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise BadRow("has a tool call without a name and JSON arguments") from None
 
 
@@ -151,7 +151,7 @@ def _tools(row: Row) -> list[Any] | None:
         return None
     try:
         tools = json.loads(raw) if isinstance(raw, str) else raw
-    except ValueError:
+    except (ValueError, RecursionError):
         tools = None
     if not isinstance(tools, list):
         raise BadRow("has tools that are not a JSON list")

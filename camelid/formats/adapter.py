@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from camelid.artifact import MANIFEST, read_manifest
+from camelid.disk import read_json
 from camelid.errors import FormatError, InputError
-from camelid.formats.hf import read_json
 from camelid.formats.safetensors_file import OpenFile, write_safetensors
 from camelid.model.llama import Llama
 from camelid.model.lora import LoraConfig, adapt, targets

@@ -79,6 +79,7 @@ def named_weights(checkpoint: Checkpoint) -> dict[str, Stored]:
             raise FormatError(f"{checkpoint.path}: tensor {name!r} is missing")
         weights[name] = found.pop(name)
         check_shape(checkpoint.path, name, weights[name].shape, tuple(parameter.shape))
+        check_kind(checkpoint.path, name, weights[name].dtype)
     if found:
         raise strange(checkpoint.path, min(found))
     dtype = torch.float32 if checkpoint.quantized else weights["embed_tokens.weight"].dtype
@@ -88,6 +89,14 @@ def named_weights(checkpoint: Checkpoint) -> dict[str, Stored]:
 def strange(path: Path, name: str) -> FormatError:
     """The refusal of a tensor that no model of this shape has."""
     return FormatError(f"{path}: tensor {name!r} does not belong to the LLaMA that its config describes")
+
+
+def check_kind(path: Path, name: str, dtype: torch.dtype) -> None:
+    """Raises FormatError for a weight that is no floating-point number: nothing says what it means."""
+    if not dtype.is_floating_point:
+        raise FormatError(
+            f"{path}: tensor {name!r} holds {str(dtype).removeprefix('torch.')}, not floating-point numbers"
+        )
 
 
 def check_shape(path: Path, name: str, shape: Sequence[int], expected: Sequence[int]) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from camelid.errors import FormatError
+from camelid.errors import FormatError, about
 from camelid.formats.checkpoint import Checkpoint, Stored
 from camelid.formats.gguf_blocks import BLOCKS, expand
 from camelid.model.config import LlamaConfig, RopeScaling
@@ -182,7 +182,8 @@ def our_name(name: str) -> str:
 def open_file(path: Path) -> Checkpoint:
     """Open a GGUF model of architecture `llama`. Raises FormatError naming the field at fault."""
     file = parse(path)
-    config = _config(file)
+    with about(path):
+        config = _config(file)
 
     def read(name: str) -> Tensor:
         tensor, ours = file.tensor(name), our_name(name)
@@ -214,23 +215,29 @@ def _config(file: GGUF) -> LlamaConfig:
     meta = file.metadata
     architecture = meta.get("general.architecture")
     if architecture != "llama":
-        raise FormatError(f"{file.path}: general.architecture is {architecture!r}; camelid opens 'llama' only")
+        raise FormatError(f"general.architecture is {architecture!r}; camelid opens 'llama' only")
+
+    def number(key: str, default: float) -> float:
+        value = meta.get(f"llama.{key}", default)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise FormatError(f"llama.{key} is {value!r}, not a number")
+        return float(value)
 
     def need(key: str) -> int:
         value = meta.get(f"llama.{key}")
         if isinstance(value, bool) or not isinstance(value, int):
-            raise FormatError(f"{file.path}: llama.{key} is {value!r}, not a whole number")
+            raise FormatError(f"llama.{key} is {value!r}, not a whole number")
         return value
 
     if "token_embd.weight" not in file.tensors:
-        raise FormatError(f"{file.path}: tensor 'token_embd.weight' is missing")
+        raise FormatError("tensor 'token_embd.weight' is missing")
     heads = need("attention.head_count")
     if heads < 1:
-        raise FormatError(f"{file.path}: llama.attention.head_count is {heads}")
+        raise FormatError(f"llama.attention.head_count is {heads}")
     vocab_size = file.tensors["token_embd.weight"].shape[0]
     words = meta.get("tokenizer.ggml.tokens")
     if isinstance(words, list) and len(words) > vocab_size:
-        raise FormatError(f"{file.path}: the vocabulary has {len(words)} tokens, the embedding {vocab_size} rows")
+        raise FormatError(f"the vocabulary has {len(words)} tokens, the embedding {vocab_size} rows")
     return LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=need("embedding_length"),
@@ -240,10 +247,10 @@ def _config(file: GGUF) -> LlamaConfig:
         num_key_value_heads=meta.get("llama.attention.head_count_kv", heads),
         head_dim=meta.get("llama.attention.key_length", need("embedding_length") // heads),
         max_position_embeddings=need("context_length"),
-        rope_theta=float(meta.get("llama.rope.freq_base", 10000.0)),
+        rope_theta=number("rope.freq_base", 10000.0),
         rope_scaling=_scaling(file),
         # float32 on disk: 1e-5 reads as 9.99999974e-06
-        rms_norm_eps=float(f"{meta.get('llama.attention.layer_norm_rms_epsilon', 1e-5):.6g}"),
+        rms_norm_eps=float(f"{number('attention.layer_norm_rms_epsilon', 1e-5):.6g}"),
         tie_word_embeddings="output.weight" not in file.tensors,
         bos_token_id=meta.get("tokenizer.ggml.bos_token_id"),
         eos_token_id=meta.get("tokenizer.ggml.eos_token_id"),
@@ -261,7 +268,7 @@ def _scaling(file: GGUF) -> RopeScaling:
     if kind in ("none", ""):
         return RopeScaling()
     if kind not in ("linear", "yarn"):
-        raise FormatError(f"{file.path}: llama.rope.scaling.type is {kind!r}; camelid reads 'linear' and 'yarn'")
+        raise FormatError(f"llama.rope.scaling.type is {kind!r}; camelid reads 'linear' and 'yarn'")
     trained = meta.get("llama.rope.scaling.original_context_length")
     return RopeScaling.from_dict(
         {

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from camelid.errors import FormatError, InputError
+from camelid.disk import read_json
+from camelid.errors import FormatError, InputError, about
 from camelid.formats.auto_quantized import assembled_auto, read_auto_scheme
 from camelid.formats.checkpoint import Checkpoint, Stored
 from camelid.formats.compressed import assembled, named_tensors, read_scheme
@@ -33,7 +34,8 @@ def open_folder(folder: Path) -> Checkpoint:
     """Open a folder with config.json. Raises InputError naming the file and field at fault."""
     raw = read_json(folder / "config.json")
     quantization = raw.pop("quantization_config", None)
-    config = LlamaConfig.from_dict(raw)
+    with about(folder / "config.json"):
+        config = LlamaConfig.from_dict(raw)
     path = folder / "generation_config.json"
     generation = read_json(path) if path.exists() else {}
     shards = find_shards(folder)
@@ -48,19 +50,6 @@ def open_folder(folder: Path) -> Checkpoint:
     return Checkpoint(
         folder, "hf", config, lambda: assembled(_tensors(shards), scheme, folder), generation, scheme.label
     )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises InputError naming the file and the line at fault."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path} holds a {type(value).__name__}, not a JSON object")
-    return value
 
 
 def find_shards(folder: Path) -> list[Path]:

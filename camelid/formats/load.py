@@ -10,10 +10,11 @@ from typing import TypeVar
 import torch
 
 from camelid.artifact import MANIFEST
+from camelid.disk import read_json
 from camelid.errors import FormatError, InputError
 from camelid.formats import hf, meta
 from camelid.formats.adapter import Fingerprint, attach, base_of, is_adapter
-from camelid.formats.checkpoint import Checkpoint, check_shape, strange
+from camelid.formats.checkpoint import Checkpoint, check_kind, check_shape, strange
 from camelid.formats.hub import is_hub_id, snapshot
 from camelid.kernels.packed import BLOCK
 from camelid.model.llama import Llama
@@ -127,7 +128,8 @@ def _assign(model: Llama, name: str, tensor: torch.Tensor, checkpoint: Checkpoin
     except AttributeError:
         raise strange(checkpoint.path, name) from None
     check_shape(checkpoint.path, name, tensor.shape, expected)
-    setattr(owner, leaf, torch.nn.Parameter(tensor, requires_grad=tensor.is_floating_point()))
+    check_kind(checkpoint.path, name, tensor.dtype)
+    setattr(owner, leaf, torch.nn.Parameter(tensor))
 
 
 def _assign_integers(
@@ -174,7 +176,7 @@ def stop_ids(source: str | Path) -> tuple[int, ...]:
     checkpoint, own = open_model(source), resolve(source) / "generation_config.json"
     eos = checkpoint.generation.get("eos_token_id")
     if own.is_file():
-        eos = hf.read_json(own).get("eos_token_id", eos)
+        eos = read_json(own).get("eos_token_id", eos)
     if eos is None:
         return checkpoint.config.stop_ids
     found = eos if isinstance(eos, list) else [eos]

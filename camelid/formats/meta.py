@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from camelid.errors import FormatError, InputError
+from camelid.disk import read_json
+from camelid.errors import FormatError, InputError, about
 from camelid.formats.checkpoint import Checkpoint, Stored, dense
 from camelid.formats.pickle_reader import Archive
 from camelid.formats.pickle_writer import write_archive
@@ -66,12 +67,7 @@ def open_folder(folder: Path) -> Checkpoint:
 
 
 def _config(path: Path, archives: list[Archive]) -> LlamaConfig:
-    try:
-        params = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FormatError(f"{path} cannot be read: {error}") from None
-    if not isinstance(params, dict):
-        raise FormatError(f"{path} holds a {type(params).__name__}, not a JSON object")
+    params = read_json(path)
 
     def need(key: str, default: int | None = None) -> int:
         value = params.get(key, default)
@@ -100,14 +96,15 @@ def _config(path: Path, archives: list[Archive]) -> LlamaConfig:
         scaling = RopeScaling("llama3", factor=factor, original_max_position_embeddings=8192)
     context = 131072 if scaled else 8192 if third else 2048 if first else 4096
     small = (dim, layers) in _SMALL_32 and third
-    return LlamaConfig(
-        vocab_size=vocab, hidden_size=dim, intermediate_size=_shape(archives[0], "layers.0.feed_forward.w1.weight")[0]
-        * len(archives), num_hidden_layers=layers, num_attention_heads=heads,
-        num_key_value_heads=need("n_kv_heads", heads), max_position_embeddings=need("max_seq_len", context),
-        rope_theta=theta, rope_scaling=scaling, rms_norm_eps=eps,
-        tie_word_embeddings=small or "output.weight" not in archives[0].tensors,
-        bos_token_id=128000 if third else 1, eos_token_id=128001 if third else 2,
-    )  # fmt: skip
+    width = _shape(archives[0], "layers.0.feed_forward.w1.weight")[0] * len(archives)
+    with about(path):
+        return LlamaConfig(
+            vocab_size=vocab, hidden_size=dim, intermediate_size=width, num_hidden_layers=layers,
+            num_attention_heads=heads, num_key_value_heads=need("n_kv_heads", heads),
+            max_position_embeddings=need("max_seq_len", context), rope_theta=theta, rope_scaling=scaling,
+            rms_norm_eps=eps, tie_word_embeddings=small or "output.weight" not in archives[0].tensors,
+            bos_token_id=128000 if third else 1, eos_token_id=128001 if third else 2,
+        )  # fmt: skip
 
 
 def _shape(archive: Archive, name: str) -> tuple[int, ...]:

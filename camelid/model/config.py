@@ -54,7 +54,7 @@ class RopeScaling:
         needs = {"linear": ["factor"], "dynamic": ["factor"], "llama3": ["factor"], "yarn": ["factor"]}.get(kind, [])
         for name in needs:
             if name not in values:
-                raise InputError(f"rope_scaling of type {kind!r} lacks the field {name!r} in config.json")
+                raise InputError(f"rope_scaling of type {kind!r} lacks the field {name!r}")
         for name, value in values.items():
             if name == "truncate":
                 if not isinstance(value, bool):
@@ -205,14 +205,16 @@ class LlamaConfig:
         values = {name: raw[name] for name in known if name in raw}
         for required in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
             if required not in values:
-                raise InputError(f"config.json lacks the field {required!r}")
+                raise InputError(f"the field {required!r} is missing")
         rope: dict[str, Any] = {}
         for name in ("rope_scaling", "rope_parameters"):
             given = raw.get(name) or {}
             if not isinstance(given, Mapping):
-                raise InputError(f"config.json: {name} is {given!r}, not an object")
+                raise InputError(f"{name} is {given!r}, not an object")
             rope |= given
-        theta = rope.pop("rope_theta", None) or raw.get("rope_theta") or 10000.0
+        given = rope.pop("rope_theta", None)
+        given = raw.get("rope_theta") if given is None else given
+        theta = 10000.0 if given is None else given
         _check_number("rope_theta", theta)
         if raw.get("architectures") == ["LLaMAForCausalLM"] and (raw.get("bos_token_id"), raw.get("eos_token_id")) == (
             0,
@@ -268,12 +270,12 @@ def _refuse_other_models(raw: Mapping[str, Any]) -> None:
     kind = raw.get("model_type", "llama")
     names = raw.get("architectures") or ["LlamaForCausalLM"]
     if not isinstance(names, list):
-        raise InputError(f"config.json: architectures is {names!r}, not a list")
+        raise InputError(f"architectures is {names!r}, not a list")
     # "LLaMAForCausalLM" is how decapoda-research spelled it before transformers had settled on a name.
     if kind != "llama" or names[0] not in ("LlamaForCausalLM", "LLaMAForCausalLM", "LlamaModel"):
-        raise InputError(f"config.json describes a {kind!r} model ({names[0]}); camelid opens LLaMA models only")
+        raise InputError(f"this is a {kind!r} model ({names[0]}); camelid opens LLaMA models only")
     if raw.get("hidden_act", "silu") not in ("silu", "swish"):
-        raise InputError(f"config.json: hidden_act is {raw['hidden_act']!r}; a LLaMA uses 'silu'")
+        raise InputError(f"hidden_act is {raw['hidden_act']!r}; a LLaMA uses 'silu'")
 
 
 def _llama(hidden: int, layers: int, heads: int, kv: int, ffn: int, **more: Any) -> dict[str, Any]:

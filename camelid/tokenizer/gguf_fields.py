@@ -64,7 +64,7 @@ def _byte_level(path: Path, metadata: Mapping[str, Any], words: list[str], kinds
         "smollm": [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)],
         "gpt-2": [ByteLevel(add_prefix_space=False)],
     }
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise FormatError(f"{path}: tokenizer.ggml.pre is {name!r}; camelid knows {', '.join(known)}")
     merges = metadata.get("tokenizer.ggml.merges")
     if not isinstance(merges, list):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from camelid.disk import read_json
 from camelid.errors import FormatError, InputError
 from camelid.tokenizer import byte_level, tiktoken_ranks
 from camelid.tokenizer import sentencepiece_model as spm
@@ -26,15 +26,7 @@ def from_folder(folder: Path) -> Tokenizer:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise FormatError(f"{path} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise FormatError(f"{path} is not a JSON object")
-    return value
+    return read_json(path) if path.exists() else {}
 
 
 def _template(folder: Path, config: Mapping[str, Any]) -> str | None:

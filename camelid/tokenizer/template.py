@@ -76,12 +76,31 @@ def _compiled(template: str) -> Any:
     def refuse(message: str) -> None:
         raise TemplateError(message)
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
+    class Environment(ImmutableSandboxedEnvironment):
+        """Also against a text made long, or a number made large, by one operation."""
+
+        intercepted_binops = frozenset(("*", "**", "%"))
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            if operator == "**" or not _is_cheap(operator, left, right):
+                raise TemplateError(f"{operator!r} would make it long")
+            return super().call_binop(context, operator, left, right)
+
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
     environment.globals["raise_exception"] = refuse
     environment.filters["tojson"] = _json
     return environment.from_string(template)
+
+
+def _is_cheap(operator: str, left: Any, right: Any) -> bool:
+    """Whether a product, or a text filled in, cannot become longer than what may be rendered."""
+    if operator == "%":
+        return not (isinstance(left, str) and re.search(r"%[^a-zA-Z%]*(\d{4}|\*)", left))
+    sizes = [len(x) for x in (left, right) if isinstance(x, str | list | tuple)]
+    times = [abs(x) for x in (left, right) if isinstance(x, int)]
+    if sizes:
+        return max(sizes, default=0) * max(times, default=1) <= MAX_RENDERED_CHARACTERS
+    return all(x < 2**64 for x in times)
 
 
 def _json(value: Any, ensure_ascii: bool = False, indent: int | None = None, sort_keys: bool = False) -> str:

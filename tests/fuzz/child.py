@@ -1,8 +1,9 @@
-"""Opens broken models in a process of its own, under limits and an audit hook: `child.py KIND FOLDER FIRST COUNT`.
+"""Opens broken models in a process of its own, under limits and an audit hook: `child.py KIND FOLDER FIRST COUNT made`.
 
 Case n is a copy of the sound model in FOLDER with the damage that a generator seeded by n decides. Each must open or be
 refused by our own exceptions, within two seconds and a bound on memory, without a process, a socket or a file
-elsewhere. Prints one JSON object: the findings, and how many cases were opened and refused.
+elsewhere. With `made` it is the n-th of those made by hand (handmade.py), which must be refused, the folder or a file
+named. Prints one JSON object: the findings, and how many cases were opened and refused.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import shutil
 import struct
 import sys
 import time
-from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -147,13 +148,23 @@ def watch(folder: Path, events: list[str]) -> None:
     sys.addaudithook(hook)
 
 
-def one(sound: Path, work: Path, kind: str, number: int) -> tuple[str, str]:
+def by_chance(kind: str, number: int, work: Path) -> str:
+    damage(random.Random(number), work, [name for name in KINDS[kind] if (work / name).exists()])
+    return f"{kind} {number}"
+
+
+def by_hand(kind: str, number: int, work: Path) -> str:
+    from tests.fuzz.handmade import CASES
+
+    name, change = next(islice(CASES[kind](), number, None))
+    change(work)
+    return f"{kind} {number}, {name}"
+
+
+def one(work: Path, kind: str) -> tuple[str, str]:
     """("opened" or "refused" or "fault", what happened)."""
     from camelid.errors import InputError
 
-    shutil.rmtree(work, ignore_errors=True)
-    shutil.copytree(sound, work)
-    damage(random.Random(number), work, [name for name in KINDS[kind] if (work / name).exists()])
     begun = time.monotonic()
     try:
         open_all(work, kind)
@@ -168,23 +179,31 @@ def one(sound: Path, work: Path, kind: str, number: int) -> tuple[str, str]:
     return ("fault", f"{seconds:.1f} s") if seconds > SECONDS else outcome
 
 
-def run(kind: str, sound: Path, first: int, count: int, opener: Callable[..., tuple[str, str]] = one) -> dict[str, Any]:
+def run(kind: str, sound: Path, first: int, count: int, made: bool) -> dict[str, Any]:
     work = sound.parent / f"work-{kind}-{first}"
     open_all(sound, kind)  # imports, and the baseline of memory
     largest = max(path.stat().st_size for path in sound.iterdir())
     baseline = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     resource.setrlimit(resource.RLIMIT_CPU, (60 + count, 60 + count))
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 28, 1 << 28))
-    events: list[str] = []
+    events: list[str] = []  # of the loader; what the damage itself did is no event
     watch(sound.parent, events)
     found: list[str] = []
     tally = {"opened": 0, "refused": 0}
     for number in range(first, first + count):
-        outcome, detail = opener(sound, work, kind, number)
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.copytree(sound, work)
+        name = (by_hand if made else by_chance)(kind, number, work)
+        events.clear()
+        outcome, detail = one(work, kind)
         if events:
             outcome, detail = "fault", events.pop()
+        elif made and outcome == "opened":
+            outcome, detail = "fault", "opened"
+        elif made and outcome == "refused" and not named(detail, work):
+            outcome, detail = "fault", f"names no file: {detail}"
         if outcome == "fault":
-            found.append(f"{kind} {number}: {detail}")
+            found.append(f"{name}: {detail}")
         else:
             tally[outcome] += 1
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - baseline
@@ -194,5 +213,13 @@ def run(kind: str, sound: Path, first: int, count: int, opener: Callable[..., tu
     return {"found": found, **tally}
 
 
+def named(message: str, work: Path) -> bool:
+    """Whether a refusal says where the fault is: a file, or the chat template, which a model has one of."""
+    places = [str(work), "the chat template", *(path.name for path in work.iterdir())]
+    return any(place in message for place in places)
+
+
 if __name__ == "__main__":
-    print(json.dumps(run(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))))
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+    kind, sound, first, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    print(json.dumps(run(kind, sound, first, count, "made" in sys.argv[5:])))

@@ -20,6 +20,7 @@ from camelid.quantize.job import Wish, quantize
 from camelid.tokenizer.load import from_folder
 
 from .child import KINDS
+from .handmade import CASES as CASES_BY_HAND
 
 CHILD = Path(__file__).parent / "child.py"
 CASES = int(os.environ.get("CAMELID_FUZZ", "100"))  # of each kind
@@ -51,8 +52,8 @@ def sound(tokenizers: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
     return {kind: root / kind / "m" for kind in KINDS}
 
 
-def findings(sound: Path, kind: str, first: int, count: int) -> tuple[list[str], int]:
-    command = [sys.executable, str(CHILD), kind, str(sound), str(first), str(count)]
+def findings(sound: Path, kind: str, first: int, count: int, *more: str) -> tuple[list[str], int]:
+    command = [sys.executable, str(CHILD), kind, str(sound), str(first), str(count), *more]
     done = subprocess.run(command, capture_output=True, text=True, timeout=3000, cwd=CHILD.parents[2])
     if done.returncode:
         return [f"{kind}: the child ended with {done.returncode}: {done.stderr[-500:]}"], 0
@@ -66,6 +67,18 @@ def test_damaged_models_are_refused(sound: dict[str, Path], kind: str) -> None:
     found, refused = findings(sound[kind], kind, 0, CASES)
     assert found == []
     assert refused > CASES // 4  # the damage bites
+
+
+@pytest.mark.parametrize("kind", CASES_BY_HAND)
+def test_what_was_made_by_hand_is_refused(sound: dict[str, Path], kind: str) -> None:
+    count = len(list(CASES_BY_HAND[kind]()))
+    found, refused = findings(sound[kind], kind, 0, count, "made")
+    assert found == []
+    assert refused == count
+
+
+def test_enough_was_made_by_hand() -> None:
+    assert sum(len(list(cases())) for cases in CASES_BY_HAND.values()) >= 300
 
 
 @pytest.mark.nightly
