@@ -8,6 +8,7 @@ are stored in Meta's interleaved pairing and are permuted to ours here.
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -198,8 +199,16 @@ def open_file(path: Path) -> Checkpoint:
             if name != "rope_freqs.weight"  # llama3 scaling as a table; _config derives the scaling itself
         }
 
-    rounded = next((t.type for t in file.tensors.values() if t.type not in PLAIN), None)
-    return Checkpoint(path, "gguf", config, tensors, {"eos_token_id": _stops(file)}, rounded)
+    return Checkpoint(path, "gguf", config, tensors, {"eos_token_id": _stops(file)}, _rounded(file))
+
+
+def _rounded(file: GGUF) -> str | None:
+    """The types of the rounded tensors, the one of most bytes first."""
+    sizes: Counter[str] = Counter()
+    for info in file.tensors.values():
+        if info.type not in PLAIN:
+            sizes[info.type] += info.size
+    return ", ".join(kind for kind, _ in sizes.most_common()) or None
 
 
 def _stops(file: GGUF) -> list[int] | None:

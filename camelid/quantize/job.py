@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +79,7 @@ def quantize(source: str | Path, out: str | Path, wish: Wish, quiet: bool = True
         else:
             quantize_layers(rounded, scheme.bits, scheme.group, scheme.symmetric)
             advance(len(rounded.layers), "layers")
-    figures = _cost(full, rounded, measured_on, scheme, wish, tokenizer) if measured_on else {}
+    figures = _cost(full, rounded, measured_on, scheme, wish, tokenizer, quiet) if measured_on else {}
     digest = _write(rounded, checkpoint, Path(out), scheme, method, figures, wish)
     before: dict[str, Any] = {"bytes": size_of(path)}
     after: dict[str, Any] = {"bytes": size_of(Path(out))}
@@ -86,6 +88,35 @@ def quantize(source: str | Path, out: str | Path, wish: Wish, quiet: bool = True
         after["token_perplexity"] = figures.pop("token_perplexity_after")
     told = {"out": str(out), "digest": digest, "scheme": scheme.label, "method": method}
     return told | {"before": before, "after": after} | figures
+
+
+def cost_of(source: str | Path, made: str | Path, data: str, tokens: int = 65536, quiet: bool = True) -> dict[str, Any]:
+    """What a copy in another format costs beside its source, both in float32: token_perplexity_before and _after, kl,
+    kl_p999, top1_agreement, tokens and protocol. Raises InputError for a text without two tokens."""
+    full: Llama = load(source, dtype=torch.float32)
+    tokenizer, kind = load_tokenizer(source), open_model(made).quantized or "full"
+    measured_on = _windows(data, tokenizer, full.config.max_position_embeddings, tokens)
+    copied: Llama = load(made, dtype=torch.float32)
+    with _measuring(2 * len(measured_on), quiet) as tell:
+        found = compare(full, states_of(full, measured_on, tell), copied, measured_on, tell)
+    found["protocol"] = _protocol(found, data, full, f"{kind} weights as they are meant", tokenizer)
+    return found
+
+
+@contextmanager
+def _measuring(pieces: int, quiet: bool) -> Iterator[Callable[[], None]]:
+    """Progress, told after each piece of text."""
+    done = count(1)
+    with progress("measure", pieces, quiet) as advance:
+        yield lambda: advance(next(done))
+
+
+def _protocol(found: dict[str, Any], data: str | None, full: Llama, how: str, tokenizer: Tokenizer) -> str:
+    window = min(WINDOW, full.config.max_position_embeddings)
+    return (
+        f"{found['tokens']} tokens of {data}, window {window}, no overlap, BOS before each document, not scored; "
+        f"{how}; {measured_in(full, tokenizer)}"
+    )
 
 
 def _check(already: str | None, config: LlamaConfig, scheme: Scheme, path: Path) -> None:
@@ -119,18 +150,18 @@ def _windows(data: str | None, tokenizer: Tokenizer, context: int, most: int) ->
 
 
 def _cost(
-    full: Llama, rounded: Llama, measured_on: Sequence[Piece], scheme: Scheme, wish: Wish, tokenizer: Tokenizer
-) -> dict[str, Any]:
-    before, run = states_of(full, measured_on), shared_copy(rounded)
+    full: Llama, rounded: Llama, measured_on: Sequence[Piece], scheme: Scheme, wish: Wish, tokenizer: Tokenizer,
+    quiet: bool,
+) -> dict[str, Any]:  # fmt: skip
+    run = shared_copy(rounded)
     quantize_head(run)  # as the engine runs it
-    found = compare(full, before, run, measured_on)
+    with _measuring(2 * len(measured_on), quiet) as tell:
+        before = states_of(full, measured_on, tell)
+        found = compare(full, before, run, measured_on, tell)
     if wish.by_layer:
         found["layers"] = sensitivity(full, before, measured_on, scheme.bits, scheme.group, scheme.symmetric)
-    window = min(WINDOW, full.config.max_position_embeddings)
-    found["protocol"] = (
-        f"{found['tokens']} tokens of {wish.data}, window {window}, no overlap, BOS before each document, not scored; "
-        f"weights {scheme.label}, inputs and output projection int8 in groups of 32; {measured_in(full, tokenizer)}"
-    )
+    how = f"weights {scheme.label}, inputs and output projection int8 in groups of 32"
+    found["protocol"] = _protocol(found, wish.data, full, how, tokenizer)
     return found
 
 

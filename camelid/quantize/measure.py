@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,24 +19,31 @@ from camelid.model.quantized import QuantizedLinear, quantized
 ROWS = 256  # of logits at a time
 
 
+def _nobody() -> None:
+    pass
+
+
 @torch.inference_mode()
-def states_of(model: Llama, pieces: Sequence[Piece]) -> list[Tensor]:
-    """The last states of every scored token of every piece, [tokens, hidden]."""
+def states_of(model: Llama, pieces: Sequence[Piece], tell: Callable[[], None] = _nobody) -> list[Tensor]:
+    """The last states of every scored token of every piece, [tokens, hidden]. `tell` is called after each piece."""
     found = []
     for piece in pieces:
         hidden = model.hidden(torch.tensor([piece.ids[:-1]]))[0]
         found.append(hidden[piece.first - 1 :].clone())
+        tell()
     return found
 
 
 @torch.inference_mode()
-def compare(full: Llama, before: Sequence[Tensor], rounded: Llama, pieces: Sequence[Piece]) -> dict[str, Any]:
+def compare(
+    full: Llama, before: Sequence[Tensor], rounded: Llama, pieces: Sequence[Piece], tell: Callable[[], None] = _nobody
+) -> dict[str, Any]:
     """`before` are `states_of(full, pieces)`. Returns token_perplexity of both, kl (mean, nats, from full to rounded),
     kl_p999 (what 99.9 % of tokens stay below), top1_agreement and tokens. Raises CamelidError when there is no
     number."""
     nats: dict[str, float] = {"before": 0.0, "after": 0.0}
     kls, same = [], 0
-    after = states_of(rounded, pieces)
+    after = states_of(rounded, pieces, tell)
     for piece, old, new in zip(pieces, before, after, strict=True):
         labels = torch.tensor(piece.ids[piece.first :])
         for at in range(0, len(labels), ROWS):

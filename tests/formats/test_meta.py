@@ -177,7 +177,7 @@ def test_folders_at_fault(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
             path.write_bytes(data)
 
     params.write_text("{")
-    refused("params.json cannot be read")
+    refused("params.json is not JSON")
     params.write_text('{"dim": "128", "n_layers": 2, "n_heads": 16}')
     refused("dim is '128'")
     first.unlink()

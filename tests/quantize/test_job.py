@@ -300,3 +300,23 @@ def test_only_a_blocks_layers_can_be_quantised(tmp_path: Path, tokenizer: Tokeni
     with pytest.raises(FormatError, match=r"layers\.7\.self_attn\.q_proj"):
         load(tmp_path / "small")
     assert load_tokenizer(tmp_path / "small").digest() == tokenizer.digest()
+
+
+def test_what_a_gguf_copy_costs(tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:
+    """Against a computation of its own from both models' logits."""
+    full = source(tmp_path / "full", tokenizer)
+    text = tmp_path / "valid.txt"
+    text.write_text("The meaning of life is a question. " * 4)
+    words = ["convert", str(full), "--to", "gguf", "--type", "q4_0", "--out", str(tmp_path / "x.gguf")]
+    assert run([*words, "--data", str(text), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["cost"]
+    ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer.encode(text.read_text(), add_special_tokens=False)]])
+    assert ids.shape[1] <= 128
+    with torch.inference_mode():
+        p, q = (load(m, dtype=torch.float32)(ids).logits[0, :-1].log_softmax(-1) for m in (full, tmp_path / "x.gguf"))
+    labels = ids[0, 1:, None]
+    assert told["token_perplexity_before"] == pytest.approx(float((-p.gather(1, labels).mean()).exp()), rel=1e-4)
+    assert told["token_perplexity_after"] == pytest.approx(float((-q.gather(1, labels).mean()).exp()), rel=1e-4)
+    assert told["kl"] == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-3)
+    assert told["kl"] > 1e-6
+    assert "Q4_0 weights as they are meant" in told["protocol"]
