@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Generator
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 
 from camelid.errors import CamelidError
@@ -49,7 +49,7 @@ def _show(conversation: Conversation, stream: Generator[str, None, Result], fanc
     markdown = _Markdown() if fancy else None
     begun, result = time.monotonic(), None
     try:
-        with closing(stream):
+        with closing(stream), _undisturbed(fancy):
             while True:
                 (markdown.add if markdown else writer)(next(stream))
     except StopIteration as end:
@@ -73,6 +73,27 @@ def _show(conversation: Conversation, stream: Generator[str, None, Result], fanc
 
 def _write(piece: str) -> None:
     print(piece, end="", flush=True)
+
+
+@contextmanager
+def _undisturbed(fancy: bool) -> Iterator[None]:
+    """What is typed meanwhile is not shown in the middle of an answer, and Ctrl-C throws none of it away: a terminal
+    else drops what it has not drawn yet, cursor movements among it."""
+    try:
+        import termios
+    except ImportError:  # Windows
+        fancy = False
+    if not fancy:
+        yield
+        return
+    before = termios.tcgetattr(sys.stdin)
+    changed = termios.tcgetattr(sys.stdin)
+    changed[3] = (changed[3] & ~termios.ECHO) | termios.NOFLSH
+    termios.tcsetattr(sys.stdin, termios.TCSANOW, changed)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
 
 
 class _Markdown:

@@ -12,6 +12,7 @@ import pytest
 from camelid.errors import InputError
 from camelid.generate.engine import Engine, Result
 from camelid.generate.sampling import SamplingParams
+from camelid.serve import terminal as terminal_room
 from camelid.serve.conversation import Conversation
 from camelid.serve.terminal import finished
 
@@ -139,3 +140,21 @@ def test_in_a_pipe_each_line_is_a_message(folder: Path) -> None:
     messages = json.loads(told.stdout)["messages"]
     assert [m["role"] for m in messages] == ["user", "assistant"] * 2
     assert done.stdout == "".join(f"{m['content']}\n" for m in messages[1::2])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no terminals of this kind")
+def test_a_terminal_is_left_alone_while_an_answer_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C there would throw away what is not drawn yet, and an old drawing would stay on the screen."""
+    import pty
+    import termios
+
+    outer, inner = pty.openpty()
+    with open(inner, encoding="utf-8") as terminal, open(outer, "rb", buffering=0):
+        monkeypatch.setattr(sys, "stdin", terminal)
+        before = termios.tcgetattr(terminal)
+        with pytest.raises(KeyboardInterrupt), terminal_room._undisturbed(True):
+            flags = termios.tcgetattr(terminal)[3]
+            assert flags & termios.NOFLSH
+            assert not flags & termios.ECHO
+            raise KeyboardInterrupt
+        assert termios.tcgetattr(terminal) == before
