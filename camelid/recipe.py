@@ -63,28 +63,28 @@ class DataSection(_Section):
 class TrainSection(_Section):
     """Defaults are LLaMA's own (paper, table 2 and section 2.3) where the paper states them."""
 
-    steps: int | None = Field(default=None, ge=1)
-    epochs: float | None = Field(default=None, gt=0)
-    minutes: float | None = Field(default=None, gt=0)
-    sequence_length: int = Field(default=2048, ge=2)
-    global_batch_tokens: int = Field(default=4_194_304, ge=2)
-    micro_batch_rows: int | None = Field(default=None, ge=1)
+    steps: int | None = Field(default=None, ge=1)  # how long: by steps, epochs or minutes
+    epochs: float | None = Field(default=None, gt=0)  # times through the data
+    minutes: float | None = Field(default=None, gt=0)  # of training
+    sequence_length: int = Field(default=2048, ge=2)  # tokens a row
+    global_batch_tokens: int = Field(default=4_194_304, ge=2)  # a step, over all processes and micro-batches
+    micro_batch_rows: int | None = Field(default=None, ge=1)  # at once in one process
     optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = Field(default=3e-4, gt=0)
-    muon_learning_rate: float = Field(default=0.02, gt=0)
+    muon_learning_rate: float = Field(default=0.02, gt=0)  # of the layers' matrices under muon
     schedule: Literal["cosine", "linear", "wsd"] = "cosine"
-    min_learning_rate_share: float = Field(default=0.1, ge=0, le=1)
+    min_learning_rate_share: float = Field(default=0.1, ge=0, le=1)  # of the rate, at the end
     decay_share: float = Field(default=0.2, gt=0, le=1)  # of a wsd run
     warmup_steps: int = Field(default=2000, ge=0)
     weight_decay: float = Field(default=0.1, ge=0)
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.95, ge=0, lt=1)
     eps: float = Field(default=1e-8, gt=0)
-    clip: float = Field(default=1.0, gt=0)
-    z_loss: float = Field(default=0.0, ge=0)
-    skip_sigma: float = Field(default=6.0, ge=0)
+    clip: float = Field(default=1.0, gt=0)  # the gradient's norm
+    z_loss: float = Field(default=0.0, ge=0)  # weight of the squared log of softmax's sum
+    skip_sigma: float = Field(default=6.0, ge=0)  # deviations above the last losses, from which a step is skipped
     max_skips: int = Field(default=8, ge=1)  # in a row, before the run goes back to its last checkpoint
-    max_rollbacks: int = Field(default=2, ge=0)
+    max_rollbacks: int = Field(default=2, ge=0)  # before the run stops
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     activation_checkpointing: Literal["auto", "on", "off"] = "auto"
     compile: bool | None = None  # each layer; by default where a GPU is
@@ -97,13 +97,13 @@ class ParallelSection(_Section):
     """How the processes that torchrun started share the work: `tensor` of them split each layer's matrices, the rest
     is data parallel (FSDP2)."""
 
-    tensor: int = Field(default=1, ge=1)
+    tensor: int = Field(default=1, ge=1)  # processes that share each layer's matrices
 
 
 class CheckpointSection(_Section):
-    every: int | None = Field(default=None, ge=1)
-    keep: int = Field(default=2, ge=2)
-    background: bool = True
+    every: int | None = Field(default=None, ge=1)  # steps; by default only the end is kept
+    keep: int = Field(default=2, ge=2)  # the newest
+    background: bool = True  # written while training goes on
 
 
 class LogSection(_Section):

@@ -25,7 +25,7 @@ FLOORS = [
     {"quantize"},
     {"train"},
     {"finetune"},
-    {"serve", "verify", "reproduce", "doctor", "here", "auto", "quickstart", "bench"},
+    {"serve", "verify", "reproduce", "doctor", "here", "auto", "notebook", "quickstart", "bench"},
     {"cli", "__main__"},
 ]
 FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}

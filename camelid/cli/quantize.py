@@ -1,7 +1,8 @@
 """A model into int8 or int4, with what it costs: perplexity, KL divergence, agreement. transformers and vLLM open the
 folder (compressed-tensors); camelid's engine runs it without unpacking.
 
-With --calibration, GPTQ; without, to nearest. A GGUF file of quantised weights is made by `camelid convert --to gguf`.
+With --calibration, by GPTQ or AWQ; without, to nearest. A GGUF file of quantised weights is made by `camelid convert
+--to gguf`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True)
     parser.add_argument("--group", default="32", help="weights that share a scale: 32, 64, 128, … or row")
     parser.add_argument("--asymmetric", action="store_true", help="a zero of its own for every group")
-    parser.add_argument("--calibration", metavar="DATA", help="a text, corpus or tokens folder: round by GPTQ")
+    parser.add_argument("--calibration", metavar="DATA", help="a text, corpus or tokens folder: round by --method")
+    parser.add_argument(
+        "--method", choices=("gptq", "awq", "awq+gptq"), default="gptq",
+        help="errors made up for by other columns, columns scaled by their inputs' size, or both",
+    )  # fmt: skip
     parser.add_argument("--data", help="what the cost is measured on: a text, corpus or tokens folder")
     parser.add_argument("--tokens", type=int, default=65536, help="at most so many of each")
     parser.add_argument("--by-layer", action="store_true", help="also the cost of each layer alone")
@@ -35,7 +40,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         raise InputError(f"--group {options.group}: a number of weights, or row")
     wish = Wish(
         options.format, None if options.group == "row" else int(options.group), not options.asymmetric,
-        options.calibration, options.data, options.tokens, options.by_layer,
+        options.calibration, options.method, options.data, options.tokens, options.by_layer,
     )  # fmt: skip
     result = quantize(options.model, options.out, wish, quiet=options.json)
     if not options.json:

@@ -110,6 +110,12 @@ class Engine:
         engine.adapter_stop_ids = {name: frozenset(stop_ids(folder)) for name, folder in (adapters or {}).items()}
         return engine
 
+    def __repr__(self) -> str:
+        runs = "native decoder" if self._model is None else f"torch, {self._model.dtype}".replace("torch.", "")
+        size = f"{self.config.num_parameters() / 1e6:,.1f} M weights"
+        cache = self.scheduler.pages.count * PAGE
+        return f"Engine({size}, {runs}, context {self.context_length:,}, cache {cache:,} tokens)"
+
     @property
     def model(self) -> Llama:
         """The torch model. Raises InputError when the native decoder runs instead, which keeps its own weights only."""

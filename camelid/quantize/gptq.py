@@ -72,7 +72,7 @@ def quantize_by_gptq(
     states = [model.embed_tokens(torch.tensor([list(window)])) for window in windows]
     turns = [rotation(model.config, torch.arange(s.shape[1])) for s in states]
     for number, layer in enumerate(model.layers):
-        grams = {names[0]: _Gram(linear_named(layer, names[0])) for names in INPUTS}
+        grams = {names[0]: Gram(linear_named(layer, names[0])) for names in INPUTS}
         try:
             for state, turn in zip(states, turns, strict=True):
                 layer(state, turn)
@@ -98,8 +98,8 @@ def linear_named(layer: nn.Module, name: str) -> nn.Linear:
     return found
 
 
-class _Gram:
-    """Adds up x x^T of all inputs of a linear layer until `finish`."""
+class Gram:
+    """`total`, float32 [in, in], adds up x x^T of all inputs of a linear layer until `finish`."""
 
     def __init__(self, linear: nn.Linear) -> None:
         self.total = torch.zeros(linear.in_features, linear.in_features)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -26,6 +26,7 @@ from camelid.kernels.packed import BLOCK
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
 from camelid.model.quantized import BITS, quantize_head, quantize_layers
+from camelid.quantize.awq import scale_for_rounding
 from camelid.quantize.gptq import quantize_by_gptq
 from camelid.quantize.measure import compare, sensitivity, shared_copy, states_of
 from camelid.report.page import Curve, Page
@@ -35,13 +36,14 @@ from camelid.tokenizer.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Wish:
-    """`group` None: one scale a row. `calibration`: a text, corpus or tokens folder, for GPTQ; without it weights are
-    rounded to nearest. `data`: what the cost is measured on. `tokens`: at most so many of each."""
+    """`group` None: one scale a row. `calibration`: a text, corpus or tokens folder, for `method`; without it weights
+    are rounded to nearest. `data`: what the cost is measured on. `tokens`: at most so many of each."""
 
     format: str
     group: int | None = BLOCK
     symmetric: bool = True
     calibration: str | None = None
+    method: Literal["gptq", "awq", "awq+gptq"] = "gptq"
     data: str | None = None
     tokens: int = 65536
     by_layer: bool = False
@@ -71,14 +73,10 @@ def quantize(source: str | Path, out: str | Path, wish: Wish, quiet: bool = True
     full: Llama = load(path, dtype=torch.float32 if calibration or measured_on else None)
     full.requires_grad_(False)
     rounded = shared_copy(full)
-    method = "to nearest" if not calibration else f"GPTQ on {sum(len(p.ids) for p in calibration):,} tokens"
-    with progress("quantize", len(rounded.layers), quiet) as advance:
-        if calibration:
-            ids = [piece.ids for piece in calibration]
-            quantize_by_gptq(rounded, ids, scheme.bits, scheme.group, scheme.symmetric, advance)
-        else:
-            quantize_layers(rounded, scheme.bits, scheme.group, scheme.symmetric)
-            advance(len(rounded.layers), "layers")
+    method = "to nearest"
+    if calibration:
+        method = f"{wish.method.upper()} on {sum(len(p.ids) for p in calibration):,} tokens"
+    _round(rounded, scheme, wish, [piece.ids for piece in calibration], _dtype(checkpoint), quiet)
     figures = _cost(full, rounded, measured_on, scheme, wish, tokenizer, quiet) if measured_on else {}
     digest = _write(rounded, checkpoint, Path(out), scheme, method, figures, wish)
     before: dict[str, Any] = {"bytes": size_of(path)}
@@ -88,6 +86,27 @@ def quantize(source: str | Path, out: str | Path, wish: Wish, quiet: bool = True
         after["token_perplexity"] = figures.pop("token_perplexity_after")
     told = {"out": str(out), "digest": digest, "scheme": scheme.label, "method": method}
     return told | {"before": before, "after": after} | figures
+
+
+def _round(
+    model: Llama, scheme: Scheme, wish: Wish, windows: Sequence[Sequence[int]], dtype: torch.dtype, quiet: bool
+) -> None:
+    """Round the layers of a model, whose parameters others may hold: they are replaced."""
+    how = (scheme.bits, scheme.group, scheme.symmetric)
+    layers, scales = len(model.layers), bool(windows) and wish.method.startswith("awq")
+    with progress("quantize", layers * (1 + scales), quiet) as advance:
+        if scales:
+            scale_for_rounding(model, windows, *how, dtype, advance)
+        if windows and wish.method.endswith("gptq"):
+            quantize_by_gptq(model, windows, *how, lambda done, note: advance(done + layers * scales, note))
+        else:
+            quantize_layers(model, *how)
+            advance(layers * (1 + scales), "layers")
+
+
+def _dtype(checkpoint: Checkpoint) -> torch.dtype:
+    """The file's own."""
+    return checkpoint.tensors()["embed_tokens.weight"].dtype
 
 
 def cost_of(source: str | Path, made: str | Path, data: str, tokens: int = 65536, quiet: bool = True) -> dict[str, Any]:
@@ -169,8 +188,7 @@ def _write(
     rounded: Llama, checkpoint: Checkpoint, out: Path, scheme: Scheme, method: str, figures: dict[str, Any], wish: Wish
 ) -> str:
     """What was not rounded goes in the file's dtype."""
-    source, whole = checkpoint.path, dict(rounded.named_parameters())
-    dtype = checkpoint.tensors()["embed_tokens.weight"].dtype
+    source, whole, dtype = checkpoint.path, dict(rounded.named_parameters()), _dtype(checkpoint)
     tensors = {name: t.to(dtype) if name in whole else t for name, t in named_tensors(rounded)[0].items()}
     generation = {"eos_token_id": list(stop_ids(source))}
     with new_folder(out) as folder:

@@ -141,12 +141,22 @@ class Page:
         self.parts.append(_svg(curves, x))
 
     def write(self, path: Path) -> None:
+        write_atomic(path, self.html())
+
+    def html(self) -> str:
+        """The whole page."""
         head = (
             f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(self.title)}'
         )
         page = f"<!doctype html><html lang=en><head>{head}</title><style>{STYLE}</style></head><body>"
         script = f"<script>{ZOOM}</script>" if any("data-x=" in part for part in self.parts) else ""
-        write_atomic(path, page + "\n".join(self.parts) + script + "</body></html>\n")
+        return page + "\n".join(self.parts) + script + "</body></html>\n"
+
+    def _repr_html_(self) -> str:
+        """In a notebook: a frame of its own, so that neither's style reaches the other; as high as what is in it."""
+        fit = "this.style.height=this.contentWindow.document.documentElement.scrollHeight+'px'"
+        whole = html.escape(self.html(), quote=True)
+        return f'<iframe srcdoc="{whole}" style="width:100%;border:0" onload="{fit}"></iframe>'
 
 
 def _shown(cell: object) -> str:

@@ -160,7 +160,7 @@ def write_page(path: Path, tokenizer: Tokenizer, facts: Mapping[str, Any], texts
     for text in texts:
         shown = text[:PAGE_CHARACTERS]
         spans = [(start, end, f"{i}: {tokenizer.token(i)}") for i, start, end in tokenizer.offsets(shown)]
-        page.spans(shown, _joined(spans))
+        page.spans(shown, joined(spans))
     page.heading("Vocabulary")
     unused = facts["unused"]
     page.text(
@@ -171,7 +171,7 @@ def write_page(path: Path, tokenizer: Tokenizer, facts: Mapping[str, Any], texts
     page.write(path)
 
 
-def _joined(spans: Sequence[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
+def joined(spans: Sequence[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
     """Tokens that share a character shown as one stretch."""
     out: list[tuple[int, int, str]] = []
     for start, end, label in spans:

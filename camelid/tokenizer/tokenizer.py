@@ -49,6 +49,16 @@ class Tokenizer:
         self._lock = Lock()  # whether control tokens are parsed is a state of the backend
         self._special = {i: t.content for i, t in backend.get_added_tokens_decoder().items() if t.special}
 
+    def __repr__(self) -> str:
+        kind = "byte-level" if self._is_byte_level else "SentencePiece"
+        ends = ", ".join(
+            f"{name} {self.token(i)!r}"
+            for name, i in (("bos", self.bos_token_id), ("eos", self.eos_token_id))
+            if i is not None
+        )
+        template = "with" if self.chat_template else "without"
+        return f"Tokenizer({len(self):,} tokens, {kind}, {ends or 'no bos, no eos'}, {template} a chat template)"
+
     def __len__(self) -> int:
         return self.backend.get_vocab_size(with_added_tokens=True)
 
