@@ -9,25 +9,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from camelid.model.llama import Llama
+from camelid.model.config import LlamaConfig
 
 
 @torch.no_grad()
 def initialize(
-    model: Llama, generator: torch.Generator | None = None, put: Callable[[Tensor, Tensor], object] = Tensor.copy_
+    model: nn.Module,
+    config: LlamaConfig,
+    generator: torch.Generator | None = None,
+    put: Callable[[Tensor, Tensor], object] = Tensor.copy_,
 ) -> None:
-    """Draw every weight of `model`; a no-op on the meta device. `put(parameter, whole tensor)` stores what was drawn,
-    one tensor at a time: how a model that is spread over processes gets the weights of one that is not."""
-    if model.device.type == "meta":
+    """Draw every weight of a Llama of that shape; a no-op on the meta device. `put(parameter, whole tensor)` stores
+    what was drawn, one tensor at a time: how a model that is spread over processes gets the weights of one that is
+    not."""
+    if next(model.parameters()).is_meta:
         return
-    std = model.config.initializer_range
-    residual_std = std / math.sqrt(2 * model.config.num_hidden_layers)
+    std = config.initializer_range
+    residual_std = std / math.sqrt(2 * config.num_hidden_layers)
     for name, parameter in model.named_parameters():
         drawn = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
         if name.endswith("norm.weight"):

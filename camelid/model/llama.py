@@ -65,7 +65,7 @@ class Llama(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.tie()
-        initialize(self)
+        initialize(self, config)
 
     def tie(self) -> None:
         """Make the output projection the embedding again; needed after its tensor was replaced."""

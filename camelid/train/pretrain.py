@@ -63,7 +63,7 @@ def pretraining(recipe: Recipe, folders: Sequence[Path], who: Ranks, quiet: bool
         model.to_empty(device=who.device)
         model.tie()
         torch.manual_seed(recipe.train.seed)
-        initialize(model, put=lambda parameter, whole: parameter.copy_(spread(whole, parameter)))
+        initialize(model, model.config, put=lambda parameter, whole: parameter.copy_(spread(whole, parameter)))
     return Job(model, tokenizer, source, recipe, list(folders), quiet=quiet)
 
 

@@ -60,7 +60,7 @@ def main() -> None:
         model.to_empty(device="cpu")
         model.tie()
         torch.manual_seed(0)
-        initialize(model, put=lambda parameter, whole: parameter.copy_(spread(whole, parameter)))
+        initialize(model, model.config, put=lambda parameter, whole: parameter.copy_(spread(whole, parameter)))
         optimizer = optimizer_for(model, recipe.train)
         state = LoopState()
         if len(sys.argv) > 5:
