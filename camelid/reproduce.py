@@ -15,6 +15,7 @@ from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
+from camelid import child
 from camelid.artifact import MANIFEST, lineage, read_manifest, versions
 from camelid.errors import CamelidError, InputError
 from camelid.recipe import Recipe
@@ -75,7 +76,9 @@ def _made(manifest: Mapping[str, Any], folder: Path, out: Path) -> Path:
         raise InputError(f"{folder} was made from standard input, which is gone")
     words = _elsewhere(words, out)
     print(f"in {place}: camelid {' '.join(words)}", file=sys.stderr)
-    done = subprocess.run([sys.executable, "-m", "camelid", *words], cwd=place, stdout=subprocess.DEVNULL)
+    done = subprocess.run(
+        child.python("from camelid.cli import main; main()", *words), cwd=place, stdout=subprocess.DEVNULL
+    )
     if done.returncode:
         raise CamelidError(f"`camelid {' '.join(words)}` ended with {done.returncode}: see above")
     return out

@@ -14,7 +14,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "camelid"
 FLOORS = [
-    {"errors", "disk", "artifact", "report"},
+    {"errors", "disk", "child", "artifact", "report"},
     {"recipe"},
     {"kernels"},
     {"model"},

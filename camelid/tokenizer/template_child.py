@@ -15,11 +15,14 @@ from collections.abc import Sequence
 from threading import Lock
 from typing import Any
 
+from camelid import child
 from camelid.errors import FormatError
 from camelid.tokenizer.template import Message, render
 
 SECONDS = 5.0
 MEMORY = 512 * 2**20
+ENVIRONMENT = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
+START = f"from {__name__} import main; main(float(sys.argv[1]), int(sys.argv[2]))"
 
 
 def can_be_limited() -> bool:
@@ -72,16 +75,19 @@ class TemplateChild:
         return answer
 
     def _started(self) -> subprocess.Popen[bytes]:
-        words = [sys.executable, "-m", __name__, str(self._seconds), str(self._memory)]
+        words = child.python(START, str(self._seconds), str(self._memory))
+        known = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}  # no key, no token
         # Off the terminal's group: Ctrl-C is for the server, which then closes this one.
-        return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+        return subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=known, start_new_session=True
+        )  # fmt: skip
 
     def _end(self) -> None:
-        child, self._child = self._child, None
-        if child is not None:
-            child.kill()
-            child.wait()
-            for pipe in (child.stdin, child.stdout):
+        ended, self._child = self._child, None
+        if ended is not None:
+            ended.kill()
+            ended.wait()
+            for pipe in (ended.stdin, ended.stdout):
                 if pipe is not None:
                     pipe.close()
 
@@ -110,7 +116,3 @@ def main(seconds: float, memory: int) -> None:
         out.write(json.dumps(answer).encode() + b"\n")
         out.flush()
         signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-if __name__ == "__main__":
-    main(float(sys.argv[1]), int(sys.argv[2]))

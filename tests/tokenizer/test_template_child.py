@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -89,3 +91,18 @@ def test_it_opens_no_file_and_many_threads_may_ask(child: TemplateChild) -> None
     with ThreadPoolExecutor(8) as pool:
         texts = list(pool.map(lambda n: child("{{ messages[0]['content'] * 9 }}", [{"content": str(n)}]), range(200)))
     assert texts == [str(n) * 9 for n in range(200)]
+
+
+def test_nothing_is_taken_from_the_folder_it_is_started_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server may be started in a download that has a json.py; nor does the child know the server's key."""
+    for name in ("json", "jinja2", "camelid"):
+        (tmp_path / f"{name}.py").write_text("open('owned', 'w').close()\nraise SystemExit", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CAMELID_API_KEY", "secret-of-the-server")
+    child = TemplateChild()
+    assert child("{{ 1 + 1 }}", USER) == "2"
+    assert not (tmp_path / "owned").exists()
+    assert child._child is not None
+    if sys.platform == "linux":
+        assert b"secret" not in Path(f"/proc/{child._child.pid}/environ").read_bytes()
+    child.close()
