@@ -3,10 +3,8 @@ run's curve. A notebook shows each, and `.write(path)` keeps it."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
-from itertools import pairwise
 from pathlib import Path
 
 from camelid.errors import InputError
@@ -15,7 +13,7 @@ from camelid.model.llama import Llama
 from camelid.report.page import Curve, Page
 from camelid.tokenizer.inspect import joined
 from camelid.tokenizer.tokenizer import Tokenizer
-from camelid.train.log import METRICS
+from camelid.train.log import METRICS, earlier
 
 BITS_OF_FULL_RED = 8.0
 
@@ -28,13 +26,17 @@ def show_model(model: Llama) -> Page:
         "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads",
         "head_dim", "vocab_size", "max_position_embeddings", "rope_theta", "tie_word_embeddings",
     )  # fmt: skip
-    page.table(["field", "value"], [(name, f"{getattr(config, name):,}") for name in names])
+    page.table(["field", "value"], [(name, _shown(getattr(config, name))) for name in names])
     parts: Counter[str] = Counter()
     for name, weight in model.named_parameters():
         stem = name.split(".")
         parts["norms" if "norm" in name else stem[2] if stem[0] == "layers" else stem[0]] += weight.numel()
     page.bars("Weights", parts.most_common())
     return page
+
+
+def _shown(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 
 def show_tokens(tokenizer: Tokenizer, text: str) -> Page:
@@ -52,16 +54,24 @@ def show_probabilities(tokenizer: Tokenizer, result: Result) -> Page:
     """
     if result.logprobs is None:
         raise InputError("the result has no log-probabilities: ask with SamplingParams(logprobs=5)")
-    shown = [tokenizer.decode(result.ids[:n], skip_special_tokens=True) for n in range(len(result.ids) + 1)]
-    spans = []
-    for (before, after), found in zip(pairwise(shown), result.logprobs, strict=True):
+    text, spans, at = tokenizer.decode(result.ids, skip_special_tokens=True), list[tuple[int, int, float, str]](), 0
+    for number, found in enumerate(result.logprobs, 1):
+        # A character whose last bytes are still to come is not there yet: it belongs to the token that ends it.
+        end = _alike(tokenizer.decode(result.ids[:number], skip_special_tokens=True), text)
         others = ", ".join(f"{tokenizer.decode([i])!r} {math.exp(log):.1%}" for i, log in found.top)
         label = f"{math.exp(found.logprob):.1%}; {others}"
-        spans.append((min(len(before), len(after)), len(after), -found.logprob / math.log(2) / BITS_OF_FULL_RED, label))
+        if end > at:
+            spans.append((at, end, -found.logprob / math.log(2) / BITS_OF_FULL_RED, label))
+        at = max(at, end)
     mean = sum(found.logprob for found in result.logprobs) / max(1, len(result.logprobs))
     page = Page(f"{len(result.ids)} tokens, perplexity {math.exp(-mean):.2f}")
-    page.heat(shown[-1], [span for span in spans if span[1] > span[0]])
+    page.heat(text, spans)
     return page
+
+
+def _alike(a: str, b: str) -> int:
+    """How many letters two texts begin with alike."""
+    return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def show_run(run: str | Path) -> Page:
@@ -69,9 +79,8 @@ def show_run(run: str | Path) -> Page:
     path = Path(run) / METRICS
     if not path.is_file():
         raise InputError(f"{path} is missing: {run} is not a run of pretrain or finetune")
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     points: dict[str, list[tuple[float, float]]] = {}
-    for record in records:
+    for record in earlier(path):
         held_out = {f"held-out {name}": value for name, value in record.get("held_out", {}).items()}
         told = {"loss": record.get("loss"), **held_out}
         for name, value in told.items():

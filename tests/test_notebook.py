@@ -14,6 +14,7 @@ from camelid.generate.engine import Engine, Result
 from camelid.generate.sampling import SamplingParams, TokenLogprob
 from camelid.notebook import show_model, show_probabilities, show_run, show_tokens
 from camelid.report.page import Page
+from camelid.tokenizer.load import from_folder
 from camelid.tokenizer.tokenizer import Tokenizer
 
 from .conftest import tiny_model
@@ -71,3 +72,13 @@ def test_a_page_in_a_frame_is_the_page() -> None:
     assert found
     assert html.unescape(found[1]) == page.html()
     assert "<script>alert" not in page.html()
+
+
+def test_letters_of_several_tokens_are_shown_once(tokenizers: dict[str, Path]) -> None:
+    """SentencePiece spells an unknown letter in bytes: the letter belongs to the token that ends it."""
+    words = from_folder(tokenizers["sentencepiece"])
+    ids = words.encode("The 骆驼 x", add_special_tokens=False)
+    logs = [TokenLogprob(i, -1.0, ((i, -1.0),)) for i in ids]
+    inside = re.search(r"<pre>(.*)</pre>", show_probabilities(words, Result(ids, "", "eos", 1, logs)).parts[-1], re.S)
+    assert inside
+    assert html.unescape(re.sub(r"<[^>]+>", "", inside[1])) == words.decode(ids)

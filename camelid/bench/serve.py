@@ -127,7 +127,8 @@ def measured(server: Server, words: Tokenizer, threads: int) -> list[dict[str, A
     words_of = [str(port) if word == "PORT" else word for word in server.command]
     first = [str(python)] if words_of[0] == "-m" else [str(python.parent / words_of.pop(0))]
     if not Path(first[0]).exists():
-        return [row | {"task": "serve", "error": f"no command {first[0]}: name it in CAMELID_VLLM"}]
+        hint = ": name it in CAMELID_VLLM" if server.name.startswith("vllm") else ""
+        return [row | {"task": "serve", "error": f"no command {first[0]}{hint}"}]
     limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)) | dict(server.variables)
     environment = os.environ | limits | {"HF_HUB_OFFLINE": "1", "CAMELID_API_KEY": ""}
     with open(os.devnull, "wb") as nowhere:

@@ -20,19 +20,23 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--shards", type=int, default=1, help="files of Meta's format: as many as its code starts processes"
     )
     parser.add_argument("--out", required=True)
-    parser.add_argument("--data", help="measure what it cost, on a text, corpus or tokens folder")
+    parser.add_argument(
+        "--data",
+        help="measure what it cost, on a text, corpus or tokens folder: both models are then opened in float32",
+    )
     parser.add_argument("--tokens", type=int, default=65536, help="at most so many of it")
     settings.example(parser, "camelid convert model.gguf --to hf --out models/full")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     from camelid.formats.convert import convert
+    from camelid.quantize.job import cost_of, measured_windows
 
+    if options.data:
+        measured_windows(options.model, options.data, options.tokens)  # a typing error is told before the work
     found = convert(options.model, options.out, options.to, options.shards, options.type.upper(), options.json)
     print(f"{found['before']['bytes']:,} -> {found['after']['bytes']:,} bytes in {found['out']}", file=sys.stderr)
     if options.data:
-        from camelid.quantize.job import cost_of
-
         cost = cost_of(options.model, options.out, options.data, options.tokens, options.json)
         told = f"perplexity {cost['token_perplexity_before']:.4f} -> {cost['token_perplexity_after']:.4f}"
         told += f", KL {cost['kl']:.5f} nats (99.9 % below {cost['kl_p999']:.4f})"

@@ -21,8 +21,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--asymmetric", action="store_true", help="a zero of its own for every group")
     parser.add_argument("--calibration", metavar="DATA", help="a text, corpus or tokens folder: round by --method")
     parser.add_argument(
-        "--method", choices=("gptq", "awq", "awq+gptq"), default="gptq",
-        help="errors made up for by other columns, columns scaled by their inputs' size, or both",
+        "--method", choices=("gptq", "awq", "awq+gptq"),
+        help="of --calibration: errors made up for by other columns (default), columns scaled by their inputs, or both",
     )  # fmt: skip
     parser.add_argument("--data", help="what the cost is measured on: a text, corpus or tokens folder")
     parser.add_argument("--tokens", type=int, default=65536, help="at most so many of each")

@@ -35,8 +35,6 @@ class Stored:
     def dense(self) -> Tensor:
         """The weight, in `dtype`."""
         found = self.read()
-        if tuple(found.shape) != tuple(self.shape):
-            raise FormatError(f"a tensor of {list(self.shape)} was declared, the file has {list(found.shape)}")
         return found.dense(self.dtype) if isinstance(found, Integers) else found.to(self.dtype)
 
 
@@ -49,8 +47,8 @@ def dense(tensor: Tensor | Stored) -> Tensor:
 class Checkpoint:
     """A model on disk, opened but not read.
 
-    `tensors()` has each once, in the order of the files and in their dtype (quantised GGUF: float32; quantised layers
-    of a Hugging Face folder: as integers). `generation` is `generation_config.json` or its equivalent. `quantized`
+    `tensors()` has each once, in the files' dtype (quantised GGUF: float32; quantised layers of a Hugging Face folder,
+    which come last: as integers). `generation` is `generation_config.json` or its equivalent. `quantized`
     names the type of weights that were rounded, if any.
     """
 
@@ -64,7 +62,7 @@ class Checkpoint:
 
 def named_weights(checkpoint: Checkpoint) -> dict[str, Stored]:
     """Every weight of a model under its own names and in its own order, in one dtype: the embedding's, or float32 where
-    weights were rounded. A tied lm_head is there once, as the embedding. Nothing is read.
+    weights were rounded. A tied lm_head is there once, as the embedding. No weight is read.
 
     Raises FormatError naming the tensor that is missing, is none of this model's, or has another shape.
     """
@@ -83,7 +81,17 @@ def named_weights(checkpoint: Checkpoint) -> dict[str, Stored]:
     if found:
         raise strange(checkpoint.path, min(found))
     dtype = torch.float32 if checkpoint.quantized else weights["embed_tokens.weight"].dtype
-    return {name: replace(weight, dtype=dtype) for name, weight in weights.items()}
+    return {
+        name: replace(weight, dtype=dtype, read=partial(_as_declared, checkpoint.path, name, weight))
+        for name, weight in weights.items()
+    }
+
+
+def _as_declared(path: Path, name: str, weight: Stored) -> Tensor | Integers:
+    """What is read has the shape that the file's header said: a writer has already written that down."""
+    found = weight.read()
+    check_shape(path, name, found.shape, weight.shape)
+    return found
 
 
 def strange(path: Path, name: str) -> FormatError:
@@ -125,6 +133,8 @@ def put_together(
         missing = next((p for p in needed if p not in found), None)
         if missing is not None:
             raise FormatError(f"{path}: tensor {layer}.{missing} is missing")
+        if f"{layer}.weight" in together:
+            raise FormatError(f"{path}: {layer} is there twice, as integers and as weights: which is meant?")
         together[f"{layer}.weight"] = Stored(shape_of(found, what), torch.float32, partial(_made, found, make, what))
     return together
 

@@ -53,8 +53,7 @@ def convert(
         raise InputError(f"--shards {shards} is for --to meta")
     checkpoint = open_model(path)
     config, weights = checkpoint.config, named_weights(checkpoint)
-    times = shards if to == "meta" else 1  # each of Meta's files has a part of every matrix
-    with progress("convert", times * sum(w.nbytes for w in weights.values()), quiet) as advance:
+    with progress("convert", _read_bytes(config, weights, to, shards), quiet) as advance:
         followed = _followed(weights, advance)
         if to == "gguf":
             digest = gguf_write.write(config, followed, load_tokenizer(path), Path(out), kind, stop_ids(path))
@@ -68,6 +67,14 @@ def convert(
         "after": {"bytes": size_of(Path(out))},
         "digest": digest,
     }
+
+
+def _read_bytes(config: LlamaConfig, weights: Mapping[str, Stored], to: str, shards: int) -> int:
+    """What is read in all: each of Meta's files has a part of every matrix, and a tied one under both names."""
+    once = sum(weight.nbytes for weight in weights.values())
+    if to != "meta":
+        return once
+    return shards * (once + (weights["embed_tokens.weight"].nbytes if config.tie_word_embeddings else 0))
 
 
 def _followed(weights: Mapping[str, Stored], advance: Advance) -> dict[str, Stored]:

@@ -103,6 +103,7 @@ def read_model(
             fingerprint.add(name, tensor.packed)
             _assign_integers(model, name, tensor, checkpoint, device)
         else:
+            check_kind(checkpoint.path, name, tensor.dtype)
             fingerprint.add(name, tensor)
             _assign(model, name, tensor.to(device=device, dtype=dtype or tensor.dtype), checkpoint)
         missing.discard(name)
@@ -128,7 +129,6 @@ def _assign(model: Llama, name: str, tensor: torch.Tensor, checkpoint: Checkpoin
     except AttributeError:
         raise strange(checkpoint.path, name) from None
     check_shape(checkpoint.path, name, tensor.shape, expected)
-    check_kind(checkpoint.path, name, tensor.dtype)
     setattr(owner, leaf, torch.nn.Parameter(tensor))
 
 

@@ -17,10 +17,10 @@ from camelid.model.block import Block
 from camelid.model.llama import Llama
 from camelid.model.quantized import round_to_nearest
 from camelid.model.rope import rotation
-from camelid.quantize.gptq import Gram, linear_named
+from camelid.quantize.gptq import Gram, check_inputs, linear_named
 
 STEPS = 20  # exponents tried, from 0 (no scaling) on: the authors'
-ROWS = 512  # of each weight, evenly taken, that an exponent is judged by
+ROWS = 512  # of each weight, or up to twice that, evenly taken, that an exponent is judged by
 
 
 @torch.inference_mode()
@@ -43,7 +43,9 @@ def scale_for_rounding(
                 gram.finish()
         for names, giver in sets:
             linears = [linear_named(layer, name) for name in names]
-            scale = best_scale([x.weight for x in linears], grams[names[0]].total, bits, group, symmetric)
+            total = grams[names[0]].total
+            check_inputs(total)
+            scale = best_scale([x.weight for x in linears], total, bits, group, symmetric)
             fold(linears, giver, scale, dtype)
         advance(number + 1, "layers scaled")
 

@@ -50,13 +50,18 @@ def round_by_gptq(weight: Tensor, gram: Tensor, bits: int, group: int, symmetric
     return Integers.of(back, nearest.scale, nearest.zero, bits)
 
 
+def check_inputs(gram: Tensor) -> None:
+    """Raises CamelidError for inputs that are not numbers."""
+    if not gram.isfinite().all():
+        raise CamelidError("a layer's inputs are not finite on the calibration text: its weights are damaged")
+
+
 def _inverse_factor(gram: Tensor) -> Tensor:
     """The upper Cholesky factor of (gram + damping)^-1, float32."""
+    check_inputs(gram)
     wide = gram.double()
     mean = wide.diagonal().mean()
     damped = wide + torch.eye(len(wide), dtype=torch.float64) * (DAMP * mean if mean > 0 else 1.0)
-    if not damped.isfinite().all():
-        raise CamelidError("GPTQ: a layer's inputs are not finite on the calibration text: its weights are damaged")
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
     return factor.float()

@@ -36,14 +36,15 @@ from camelid.tokenizer.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Wish:
-    """`group` None: one scale a row. `calibration`: a text, corpus or tokens folder, for `method`; without it weights
-    are rounded to nearest. `data`: what the cost is measured on. `tokens`: at most so many of each."""
+    """`group` None: one scale a row. `calibration`: a text, corpus or tokens folder, for `method` (GPTQ by default);
+    without it weights are rounded to nearest. `data`: what the cost is measured on. `tokens`: at most so many of
+    each."""
 
     format: str
     group: int | None = BLOCK
     symmetric: bool = True
     calibration: str | None = None
-    method: Literal["gptq", "awq", "awq+gptq"] = "gptq"
+    method: Literal["gptq", "awq", "awq+gptq"] | None = None
     data: str | None = None
     tokens: int = 65536
     by_layer: bool = False
@@ -61,6 +62,8 @@ def quantize(source: str | Path, out: str | Path, wish: Wish, quiet: bool = True
         raise InputError(f"{path} is an adapter: put it into its base first (camelid merge)")
     if target == path.resolve() or target in path.resolve().parents or path.resolve() in target.parents:
         raise InputError(f"--out {out} would take the place of the model itself, {path}: choose another folder")
+    if wish.method and not wish.calibration:
+        raise InputError(f"--method {wish.method} needs --calibration, a text")
     if wish.tokens < 2:
         raise InputError(f"--tokens {wish.tokens}: at least 2 are read")
     scheme = Scheme(BITS[wish.format], wish.group, wish.symmetric)
@@ -75,7 +78,7 @@ def quantize(source: str | Path, out: str | Path, wish: Wish, quiet: bool = True
     rounded = shared_copy(full)
     method = "to nearest"
     if calibration:
-        method = f"{wish.method.upper()} on {sum(len(p.ids) for p in calibration):,} tokens"
+        method = f"{(wish.method or 'gptq').upper()} on {sum(len(p.ids) for p in calibration):,} tokens"
     _round(rounded, scheme, wish, [piece.ids for piece in calibration], _dtype(checkpoint), quiet)
     figures = _cost(full, rounded, measured_on, scheme, wish, tokenizer, quiet) if measured_on else {}
     digest = _write(rounded, checkpoint, Path(out), scheme, method, figures, wish)
@@ -93,11 +96,12 @@ def _round(
 ) -> None:
     """Round the layers of a model, whose parameters others may hold: they are replaced."""
     how = (scheme.bits, scheme.group, scheme.symmetric)
-    layers, scales = len(model.layers), bool(windows) and wish.method.startswith("awq")
+    method = (wish.method or "gptq") if windows else ""
+    layers, scales = len(model.layers), method.startswith("awq")
     with progress("quantize", layers * (1 + scales), quiet) as advance:
         if scales:
             scale_for_rounding(model, windows, *how, dtype, advance)
-        if windows and wish.method.endswith("gptq"):
+        if method.endswith("gptq"):
             quantize_by_gptq(model, windows, *how, lambda done, note: advance(done + layers * scales, note))
         else:
             quantize_layers(model, *how)
@@ -112,14 +116,22 @@ def _dtype(checkpoint: Checkpoint) -> torch.dtype:
 def cost_of(source: str | Path, made: str | Path, data: str, tokens: int = 65536, quiet: bool = True) -> dict[str, Any]:
     """What a copy in another format costs beside its source, both in float32: token_perplexity_before and _after, kl,
     kl_p999, top1_agreement, tokens and protocol. Raises InputError for a text without two tokens."""
+    tokenizer, measured_on = measured_windows(source, data, tokens)
     full: Llama = load(source, dtype=torch.float32)
-    tokenizer, kind = load_tokenizer(source), open_model(made).quantized or "full"
-    measured_on = _windows(data, tokenizer, full.config.max_position_embeddings, tokens)
+    kind = open_model(made).quantized or "full"
     copied: Llama = load(made, dtype=torch.float32)
     with _measuring(2 * len(measured_on), quiet) as tell:
         found = compare(full, states_of(full, measured_on, tell), copied, measured_on, tell)
     found["protocol"] = _protocol(found, data, full, f"{kind} weights as they are meant", tokenizer)
     return found
+
+
+def measured_windows(source: str | Path, data: str, tokens: int) -> tuple[Tokenizer, list[Piece]]:
+    """MODEL's tokenizer, and the windows of a text by it. Raises InputError for a text without two tokens."""
+    if tokens < 2:
+        raise InputError(f"--tokens {tokens}: at least 2 are read")
+    tokenizer = load_tokenizer(source)
+    return tokenizer, _windows(data, tokenizer, open_model(source).config.max_position_embeddings, tokens)
 
 
 @contextmanager

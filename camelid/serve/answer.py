@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from camelid.errors import CamelidError, InputError
@@ -34,6 +36,7 @@ class Call:
     metrics: Metrics
     names: dict[str, str | None]  # a model's name -> the adapter that it is
     longest_token: int  # characters
+    templates: Executor | None = None  # where chat templates run: a slow one is waited for there, and nowhere else
     caller: str = ""
     request_id: str = ""
     told: dict[str, Any] = field(default_factory=dict)  # for the log
@@ -229,6 +232,11 @@ def check_size(call: Call, texts: Iterable[str], field: str) -> None:
     if size > most:
         told = f"the prompt has {size:,} characters; a context of {call.engine.context_length:,} tokens holds fewer"
         raise Fault(400, told, field, "context_length_exceeded")
+
+
+async def by_template(call: Call, function: Callable[..., list[int]], *arguments: Any) -> list[int]:
+    """What needs the chat template, in the threads that are kept for it."""
+    return await asyncio.get_running_loop().run_in_executor(call.templates, partial(function, *arguments))
 
 
 def rendered(call: Call, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None) -> list[int]:

@@ -7,6 +7,7 @@ import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib import resources
 from typing import Any
@@ -61,6 +62,7 @@ class Service:
         words = engine.tokenizer
         self.longest_token = max((len(words.token(i)) for i in range(len(words))), default=1) if words else 1
         self._templates: TemplateChild | None = None
+        self._threads: ThreadPoolExecutor | None = None
         self.draining = False
         self.started = int(time.time())
 
@@ -69,7 +71,14 @@ class Service:
         words = self.engine.tokenizer
         if words is not None and words.chat_template is not None and can_be_limited():
             self._templates = words.renderer = TemplateChild(self.limits.template_time)
+            self._threads = ThreadPoolExecutor(2, "template")
         self.worker.start()
+
+    def end_all(self) -> None:
+        """End every text, and every conversation that is still being put into the template."""
+        self.worker.end_all()
+        if self._templates is not None:
+            self._templates.close()
 
     def stop(self) -> None:
         """End what `start` started."""
@@ -79,12 +88,15 @@ class Service:
             words.renderer = render
         if self._templates is not None:
             self._templates.close()
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+            self._threads = None
 
     def call(self, scope: Scope) -> Call:
         state = scope["state"]
         return Call(
-            self.engine, self.worker, self.limits, self.metrics, self.names, self.longest_token, state["caller"],
-            state["request_id"], state["told"],
+            self.engine, self.worker, self.limits, self.metrics, self.names, self.longest_token, self._threads,
+            state["caller"], state["request_id"], state["told"],
         )  # fmt: skip
 
 

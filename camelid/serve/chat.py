@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 import uuid
@@ -15,6 +14,7 @@ from camelid.serve import tools
 from camelid.serve.answer import (
     Answers,
     Call,
+    by_template,
     checked,
     finish_reason,
     rendered,
@@ -32,7 +32,7 @@ async def chat(call: Call, body: dict[str, Any]) -> dict[str, Any] | Events:
     request = read(ChatRequest, body)
     call.adapter(request.model)  # an unknown model is told before anything else
     offered = tools.offered(request)
-    prompt = await asyncio.to_thread(_prompt, call, request, offered)
+    prompt = await by_template(call, _prompt, call, request, offered)
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
     if request.top_logprobs is not None and not request.logprobs:
         raise Fault(400, "top_logprobs needs logprobs to be true", "top_logprobs", "invalid_value")

@@ -15,7 +15,7 @@ import torch
 from camelid.errors import CamelidError, InputError
 from camelid.generate.constrain import Form
 from camelid.generate.sampling import SamplingParams
-from camelid.serve.answer import Answers, Call, check_size, held, rendered
+from camelid.serve.answer import Answers, Call, by_template, check_size, held, rendered
 from camelid.serve.completions import prompt_ids
 from camelid.serve.endpoint import Events
 from camelid.serve.faults import Fault
@@ -63,7 +63,7 @@ async def tokenize(call: Call, body: dict[str, Any]) -> dict[str, Any]:
         raise Fault(400, "give text or messages, one of them", "text", "invalid_value")
     if request.messages is not None:
         told = [{"role": m.role, "content": m.text()} for m in request.messages]
-        ids = await asyncio.to_thread(rendered, call, told, None)
+        ids = await by_template(call, rendered, call, told, None)
     else:
         check_size(call, [request.text or ""], "text")
         ids = await asyncio.to_thread(call.tokenizer.encode, request.text or "")
@@ -93,7 +93,7 @@ async def respond(call: Call, body: dict[str, Any]) -> dict[str, Any] | Events:
         form = _form(request.text.format if request.text else None)
     except InputError as error:
         raise Fault(400, str(error), "text", "invalid_value") from None
-    prompt = await asyncio.to_thread(rendered, call, messages, None)
+    prompt = await by_template(call, rendered, call, messages, None)
     params = SamplingParams(
         max_new_tokens=request.max_output_tokens or call.engine.context_length,
         temperature=1.0 if request.temperature is None else request.temperature,

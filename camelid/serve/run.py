@@ -66,7 +66,7 @@ class _Server(uvicorn.Server):
 
     def _stop(self) -> None:
         if self._stopping:
-            self._service.worker.end_all()
+            self._service.end_all()
             return
         self._stopping = self._service.draining = True
         self._draining = asyncio.ensure_future(self._drain())
@@ -76,7 +76,7 @@ class _Server(uvicorn.Server):
         deadline = loop.time() + self._service.limits.grace_time
         while worker.pending and loop.time() < deadline:
             await asyncio.sleep(0.02)
-        worker.end_all()
+        self._service.end_all()
         self.should_exit = True
 
     def _reload(self) -> None:

@@ -77,12 +77,13 @@ def _compiled(template: str) -> Any:
         raise TemplateError(message)
 
     class Environment(ImmutableSandboxedEnvironment):
-        """Also against a text made long, or a number made large, by one operation."""
+        """Also against one `*`, `**` or `%` that makes a text long or a number large. What is left (`ljust`, a loop
+        that doubles a text) only a process of its own can limit: see template_child.py."""
 
         intercepted_binops = frozenset(("*", "**", "%"))
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            if operator == "**" or not _is_cheap(operator, left, right):
+            if not _is_cheap(operator, left, right):
                 raise TemplateError(f"{operator!r} would make it long")
             return super().call_binop(context, operator, left, right)
 
@@ -95,7 +96,9 @@ def _compiled(template: str) -> Any:
 def _is_cheap(operator: str, left: Any, right: Any) -> bool:
     """Whether a product, or a text filled in, cannot become longer than what may be rendered."""
     if operator == "%":
-        return not (isinstance(left, str) and re.search(r"%[^a-zA-Z%]*(\d{4}|\*)", left))
+        return not (isinstance(left, str) and re.search(r"%(\([^)]*\))?[^a-zA-Z%]*(\d{4}|\*)", left))
+    if operator == "**":
+        return isinstance(left, float) or isinstance(right, float) or (abs(left) < 2**64 and right <= 64)
     sizes = [len(x) for x in (left, right) if isinstance(x, str | list | tuple)]
     times = [abs(x) for x in (left, right) if isinstance(x, int)]
     if sizes:

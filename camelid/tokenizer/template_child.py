@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from threading import Lock
 from typing import Any
 
@@ -44,6 +45,8 @@ class TemplateChild:
         line = json.dumps(wish, allow_nan=True).encode() + b"\n"
         with self._lock:
             answer = self._asked(line)
+        if self._closed:
+            raise FormatError("no chat template is applied any more: the server ends")
         if not answer:
             raise FormatError(
                 f"the chat template was stopped: it has {self._seconds:g} s and {self._memory >> 20} MiB for a text"
@@ -92,9 +95,11 @@ class TemplateChild:
                     pipe.close()
 
     def close(self) -> None:
-        """End the child; nothing is rendered afterwards."""
+        """End the child at once, whatever it is at; nothing is rendered afterwards."""
+        self._closed = True
+        if (running := self._child) is not None:
+            running.kill()
         with self._lock:
-            self._closed = True
             self._end()
 
 
@@ -102,17 +107,18 @@ def main(seconds: float, memory: int) -> None:
     """Answer until the pipe is closed. The alarm's usual effect is wanted: it ends the process, whatever it is at."""
     import resource
 
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    with suppress(ValueError, OSError):  # macOS does not limit what is mapped; the alarm remains
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # answers only go where answers are read
     for line in sys.stdin.buffer:
         signal.setitimer(signal.ITIMER_REAL, seconds)
-        wish = json.loads(line)
         try:
-            answer = {"text": render(wish["template"], wish["messages"], **wish["variables"])}
-        except FormatError as error:
-            answer = {"fault": str(error)}
-        out.write(json.dumps(answer).encode() + b"\n")
+            wish = json.loads(line)
+            answer = json.dumps({"text": render(wish["template"], wish["messages"], **wish["variables"])})
+        except (FormatError, MemoryError) as error:
+            answer = json.dumps({"fault": str(error) or "the chat template needs too much memory"})
+        out.write(answer.encode() + b"\n")
         out.flush()
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -66,7 +66,7 @@ class Log:
         self.stopped: str | None = None
         preferring = recipe.finetune is not None and recipe.finetune.preference
         self.unit = "mean over pairs or verdicts" if preferring else "nats per token"
-        self.records = _earlier(out / METRICS, state.step)
+        self.records = earlier(out / METRICS, state.step)
         self.started, self.first_tokens, self.first_step = time.monotonic(), state.tokens, state.step
         self._flops = flops_per_token(model.config, recipe.train.sequence_length, frozen=bool(model.adapters))
         self._steps = state.steps
@@ -176,10 +176,10 @@ class Log:
 
 def applied(out: Path) -> list[dict[str, Any]]:
     """The records of a run's steps that have a loss, in order; what a return to a checkpoint undid is left out."""
-    return [record for record in _earlier(out / METRICS) if record.get("loss") is not None]
+    return [record for record in earlier(out / METRICS) if record.get("loss") is not None]
 
 
-def _earlier(path: Path, step: int | None = None) -> list[dict[str, Any]]:
+def earlier(path: Path, step: int | None = None) -> list[dict[str, Any]]:
     """Records of an earlier part of the run, up to the step it goes on from; half a line at the end is no record."""
     found: list[dict[str, Any]] = []
     if step == 0 or not path.exists():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -105,3 +107,44 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
             convert(model, tmp_path / "out", to)
         assert not list(tmp_path.glob("*out*"))
     assert open_model(model).config == config
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32])
+def test_weights_that_are_no_floating_point_numbers(
+    tokenizer: Tokenizer, tmp_path: Path, dtype: torch.dtype | None
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    config = LlamaConfig(
+        vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4
+    )
+    hf.save(Llama(config), tmp_path / "model")
+    tokenizer.save(tmp_path / "model")
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.weight"] = torch.ones(128, 64, dtype=torch.int8)
+    save_file(tensors, tmp_path / "model" / "model.safetensors")
+    with pytest.raises(FormatError, match=r"up_proj\.weight' holds int8"):
+        load(tmp_path / "model", dtype=dtype)
+    with pytest.raises(FormatError, match=r"up_proj\.weight' holds int8"):
+        convert(tmp_path / "model", tmp_path / "out")
+
+
+def test_progress_ends_at_its_end(tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = LlamaConfig(
+        vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4,
+        tie_word_embeddings=True, rope_theta=500000.0,
+    )  # fmt: skip
+    hf.save(Llama(config), tmp_path / "model")
+    tokenizer.save(tmp_path / "model")
+    told: list[float] = []
+    totals: list[float] = []
+
+    @contextmanager
+    def progress(label: str, total: float, quiet: bool) -> Iterator[Callable[..., None]]:
+        totals.append(total)
+        yield lambda done, note="": told.append(done)
+
+    monkeypatch.setattr("camelid.formats.convert.progress", progress)
+    for to, shards in (("hf", 1), ("gguf", 1), ("meta", 1), ("meta", 2)):
+        convert(tmp_path / "model", tmp_path / f"{to}{shards}.gguf", to, shards)
+        assert told[-1] == totals[-1]

@@ -319,4 +319,40 @@ def test_what_a_gguf_copy_costs(tmp_path: Path, tokenizer: Tokenizer, capsys: py
     assert told["token_perplexity_after"] == pytest.approx(float((-q.gather(1, labels).mean()).exp()), rel=1e-4)
     assert told["kl"] == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-3)
     assert told["kl"] > 1e-6
-    assert "Q4_0 weights as they are meant" in told["protocol"]
+    assert "Q4_0, Q8_0 weights as they are meant" in told["protocol"]
+
+
+def test_a_method_without_a_text_and_a_text_that_is_not_there(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    full = source(tmp_path / "full", tokenizer)
+    with pytest.raises(InputError, match="--method awq needs --calibration"):
+        quantize(full, tmp_path / "out", Wish("int4", method="awq"))
+    words = ["convert", str(full), "--to", "gguf", "--out", str(tmp_path / "x.gguf"), "--data"]
+    assert run([*words, str(tmp_path / "typo.txt")]) == 2
+    assert not (tmp_path / "x.gguf").exists()  # told before the work
+
+
+def test_a_layer_that_is_there_twice(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    from safetensors.torch import load_file, save_file
+
+    quantize(source(tmp_path / "full", tokenizer), tmp_path / "small", Wish("int8"))
+    path = tmp_path / "small" / "model.safetensors"
+    tensors = load_file(path) | {"model.layers.0.mlp.up_proj.weight": torch.zeros(128, 64)}
+    save_file(tensors, path)
+    with pytest.raises(FormatError, match=r"up_proj is there twice"):
+        load(tmp_path / "small")
+
+
+@pytest.mark.parametrize("method", ["awq", "awq+gptq"])
+def test_a_scaled_model_opens_elsewhere(tmp_path: Path, tokenizer: Tokenizer, method: Any) -> None:
+    """What is left of scaling is a plain model: our engine and the torch model compute the same from its folder."""
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(TEXT), encoding="utf-8")
+    full = source(tmp_path / "full", tokenizer, torch.bfloat16)
+    wish = Wish("int4", calibration=str(text), method=method, data=str(text))
+    told = quantize(full, tmp_path / "small", wish)
+    assert method.upper() in told["method"]
+    opened: Llama = load(tmp_path / "small", dtype=torch.float32)
+    assert told["after"]["token_perplexity"] < 2 * told["before"]["token_perplexity"]
+    changed = opened.layers[0].input_layernorm.weight
+    kept: Llama = load(full, dtype=torch.float32)
+    assert not torch.equal(changed, kept.layers[0].input_layernorm.weight)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from camelid.errors import FormatError
 from camelid.tokenizer.template import render
 
 
@@ -9,3 +12,15 @@ def test_json_in_a_template_is_as_transformers_writes_it() -> None:
     text = render("{{ tools | tojson }}", [], tools=[{"z": "a<b & c's", "a": "é"}])
     assert text == '[{"z": "a<b & c\'s", "a": "é"}]'
     assert render("{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", []) == "01"
+
+
+def test_no_operation_makes_a_text_long() -> None:
+    large = (
+        "{{ 'x' * 10**8 }}", "{{ 10**8 * 'x' }}", "{{ [1] * 10**8 }}", "{{ 9 ** 99999999 }}", "{{ 10**60 * 10**60 }}",
+        "{{ '%99999d' % 1 }}", "{{ '%*d' % (10**8, 1) }}", "{{ '%(a)20000000s' % {'a': 1} }}",
+    )  # fmt: skip
+    for template in large:
+        with pytest.raises(FormatError, match="would make it long"):
+            render(template, [])
+    usual = "{{ 7 % 2 }} {{ '=' * 5 }} {{ 2**9 }} {{ '%.2f and %s' % (1.5, 'x') }} {{ '%-4s|' % 'y' }} {{ 2.5 * 2 }}"
+    assert render(usual, []) == "1 ===== 512 1.50 and x y   | 5.0"

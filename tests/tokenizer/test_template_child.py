@@ -83,7 +83,7 @@ def test_a_child_that_was_killed_is_replaced_and_a_closed_one_is_not(child: Temp
     other.close()
     assert last is not None
     assert last.poll() is not None
-    with pytest.raises(FormatError, match="stopped"):
+    with pytest.raises(FormatError, match="the server ends"):
         other("{{ 1 }}", USER)
 
 
@@ -106,3 +106,16 @@ def test_nothing_is_taken_from_the_folder_it_is_started_in(tmp_path: Path, monke
     if sys.platform == "linux":
         assert b"secret" not in Path(f"/proc/{child._child.pid}/environ").read_bytes()
     child.close()
+
+
+def test_the_end_does_not_wait_for_a_template_that_hangs() -> None:
+    child = TemplateChild(seconds=60)
+    with ThreadPoolExecutor(2) as pool:
+        hanging = [pool.submit(child, FOREVER, USER) for _ in range(2)]
+        time.sleep(0.5)
+        began = time.monotonic()
+        child.close()
+        for one in hanging:
+            with pytest.raises(FormatError, match="the server ends"):
+                one.result(timeout=10)
+        assert time.monotonic() - began < 10  # of 120
