@@ -134,7 +134,7 @@ def thing(path: str, value: Any) -> Iterator[str]:
             yield from thing(f"{path}.{name}", getattr(value, name))
         return
     yield f"### {path}"
-    yield f"```python\n{signature(path.rpartition('.')[2], value)}\n```"
+    yield f"```text\n{signature(path.rpartition('.')[2], value)}\n```"
     yield doc(value)
     if inspect.isclass(value):
         for name, member in vars(value).items():
