@@ -31,6 +31,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--dtype", help="of the weights; by default the file's own")
     parser.add_argument("--quantization", choices=("int8", "int4"), help="round the weights while opening the model")
+    parser.add_argument(
+        "--control-tokens",
+        action="store_true",
+        help="let the text of /v1/completions spell them: for callers you trust",
+    )
     parser.add_argument("--quiet", action="store_true", help="no line a request")
     settings.example(parser, "camelid serve runs/sft --port 8000 --quantization int8")
 
@@ -64,7 +69,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         options.model, options.quantization, options.threads, dtype_named(options.dtype) if options.dtype else None,
         adapters or None, options.cache_tokens,
     )  # fmt: skip
-    service = Service(engine, name, keys)
+    service = Service(engine, name, keys, control_tokens=options.control_tokens)
     hosts = {*LOOPBACK, options.host, *options.allowed_host}
     if keys and options.host in ("0.0.0.0", "::"):  # called by any of the machine's names; a key is asked for anyway
         hosts.add("*")

@@ -36,6 +36,7 @@ class Call:
     metrics: Metrics
     names: dict[str, str | None]  # a model's name -> the adapter that it is
     longest_token: int  # characters
+    control_tokens: bool = False  # whether a text may spell them, outside of conversations
     templates: Executor | None = None  # where chat templates run: a slow one is waited for there, and nowhere else
     caller: str = ""
     request_id: str = ""
@@ -47,6 +48,11 @@ class Call:
             raise Fault(404, f"there is no model of that name; there are: {known}", "model", "model_not_found")
         self.told["model"] = model
         return self.names[model]
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text that is no conversation."""
+        ids: list[int] = self.tokenizer.encode(text, parse_special=self.control_tokens)
+        return ids
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -53,8 +53,11 @@ PAGE_HEADERS = {
 class Service:
     """An engine under a name, with its adapters as further models, and what serving it takes."""
 
-    def __init__(self, engine: Engine, name: str, keys: Keys, limits: Limits | None = None) -> None:
+    def __init__(
+        self, engine: Engine, name: str, keys: Keys, limits: Limits | None = None, control_tokens: bool = False
+    ) -> None:
         self.engine, self.name, self.keys, self.limits = engine, name, keys, limits or Limits()
+        self.control_tokens = control_tokens
         self.names: dict[str, str | None] = {name: None, **{a: a for a in engine.runner.adapters}}
         self.metrics = Metrics()
         self.worker = Worker(engine, lambda error: tell_fault("", error))
@@ -95,8 +98,8 @@ class Service:
     def call(self, scope: Scope) -> Call:
         state = scope["state"]
         return Call(
-            self.engine, self.worker, self.limits, self.metrics, self.names, self.longest_token, self._threads,
-            state["caller"], state["request_id"], state["told"],
+            self.engine, self.worker, self.limits, self.metrics, self.names, self.longest_token, self.control_tokens,
+            self._threads, state["caller"], state["request_id"], state["told"],
         )  # fmt: skip
 
 

@@ -66,7 +66,7 @@ async def tokenize(call: Call, body: dict[str, Any]) -> dict[str, Any]:
         ids = await by_template(call, rendered, call, told, None)
     else:
         check_size(call, [request.text or ""], "text")
-        ids = await asyncio.to_thread(call.tokenizer.encode, request.text or "")
+        ids = await asyncio.to_thread(call.encode, request.text or "")
     tokens = await asyncio.to_thread(lambda: [call.tokenizer.token_bytes(i).decode("utf-8", "replace") for i in ids])
     return {
         "model": model,

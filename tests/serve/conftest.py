@@ -48,8 +48,10 @@ class Running:
 
 
 @contextmanager
-def serving(engine: Engine, keys: Keys | None = None, limits: Limits | None = None) -> Iterator[Running]:
-    service = Service(engine, "tiny", keys or Keys(variable="CAMELID_NO_KEY"), limits)
+def serving(
+    engine: Engine, keys: Keys | None = None, limits: Limits | None = None, control_tokens: bool = False
+) -> Iterator[Running]:
+    service = Service(engine, "tiny", keys or Keys(variable="CAMELID_NO_KEY"), limits, control_tokens)
     bound = listen("127.0.0.1", 0)
     server = uvicorn.Server(configured(app_of(service, quiet=True), service.limits))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})

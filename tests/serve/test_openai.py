@@ -16,7 +16,7 @@ from camelid.generate.sampling import SamplingParams
 from camelid.serve import replies
 from camelid.serve.faults import Fault
 
-from .conftest import CHAT, HELLO, Running
+from .conftest import CHAT, HELLO, Running, serving
 
 MESSAGES: Any = HELLO["messages"]
 
@@ -202,6 +202,24 @@ def test_completions(running: Running, engine: Engine) -> None:
         c.choices[0].text for c in running.client.completions.create(prompt=prompts[0], stream=True, **asked)
     )
     assert text == wanted[0].text
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_what_a_completions_text_spells_is_a_control_token_only_where_the_server_says_so(
+    engine: Engine, allowed: bool
+) -> None:
+    assert engine.tokenizer is not None
+    text = "The <|eot_id|> meaning"
+    special = set(engine.tokenizer.special_tokens)
+    with serving(engine, control_tokens=allowed) as server:
+        ids = server.post("/tokenize", {"text": text}).json()["ids"]
+        assert bool(special & set(ids[1:])) is allowed
+        assert ids == engine.tokenizer.encode(text, parse_special=allowed)
+        asked = {"model": "tiny", "prompt": text, "max_tokens": 6, "temperature": 0}
+        found = server.post("/v1/completions", asked).json()
+        assert found["usage"]["prompt_tokens"] == len(ids)
+        [wanted] = engine.generate([ids], SamplingParams(max_new_tokens=6))
+        assert found["choices"][0]["text"] == wanted.text
 
 
 def test_embeddings(running: Running, engine: Engine) -> None:
