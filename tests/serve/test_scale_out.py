@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ import httpx
 import pytest
 import torch
 
+from camelid.bench.serve import free_port
 from camelid.formats.adapter import write_adapter
 from camelid.formats.load import load
 from camelid.generate.engine import Engine, Result
@@ -107,13 +107,6 @@ def started(words: Sequence[str], port: int, ready: str, env: dict[str, str], lo
             run.wait(60)
         with suppress(ProcessLookupError):
             os.killpg(run.pid, signal.SIGKILL)
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 def asked(port: int, model: str, ids: list[int], key: str, **more: Any) -> dict[str, Any]:
