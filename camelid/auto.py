@@ -12,8 +12,9 @@ from torch import Tensor
 from camelid.errors import InputError
 from camelid.formats.hf import dtype_named, save
 from camelid.formats.load import load, load_tokenizer, stop_ids
+from camelid.generate.beam import BeamParams
 from camelid.generate.engine import Engine, Result
-from camelid.generate.sampling import SamplingParams
+from camelid.generate.sampling import SamplingParams, nth
 from camelid.model.llama import Llama
 from camelid.tokenizer.tokenizer import Tokenizer
 
@@ -41,13 +42,18 @@ class CausalLM(Llama):
         seed: int | None = None,
         eos_token_id: int | Sequence[int] | None = _UNSET,
         pad_token_id: int | None = None,
+        num_return_sequences: int = 1,
+        num_beams: int = 1,
+        length_penalty: float = 1.0,
+        early_stopping: bool = False,
     ) -> Tensor:
-        """Complete each row of input_ids [batch, seq]; returns prompt + new ids, int64 [batch, longest].
+        """Complete each row of input_ids [batch, seq]; returns prompt + new ids, int64 [batch * num_return_sequences,
+        longest].
 
-        Greedy unless do_sample. `max_length` counts prompt and new tokens, `max_new_tokens` new ones only;
-        without either, 20 new tokens. `attention_mask` marks padding (0), on either side. `eos_token_id=None` never
-        stops early. Shorter rows are filled with pad_token_id (default: the first end token, else 0).
-        `finish_reasons` holds, per row, what ended it.
+        Greedy unless do_sample, or a beam search (generate/beam.py) with num_beams above 1. `max_length` counts prompt
+        and new tokens, `max_new_tokens` new ones only; without either, 20 new tokens. `attention_mask` marks padding
+        (0), on either side. `eos_token_id=None` never stops early. Shorter rows are filled with pad_token_id (default:
+        the first end token, else 0). `finish_reasons` holds, per row, what ended it.
         """
         rows = torch.as_tensor(input_ids)
         if rows.dim() != 2:
@@ -56,12 +62,29 @@ class CausalLM(Llama):
         ends = self._ends(eos_token_id)
         if max_length is None and max_new_tokens is None:
             max_new_tokens = 20
+        if num_return_sequences < 1:
+            raise InputError(f"num_return_sequences must be at least 1, not {num_return_sequences}")
+        if num_beams > 1 and do_sample:
+            raise InputError("num_beams with do_sample: a beam search does not draw; leave one of them out")
+        if num_beams == 1 and num_return_sequences > 1 and not do_sample:
+            raise InputError(f"num_return_sequences={num_return_sequences} needs do_sample or num_beams: there is one")
         params = SamplingParams(
             max_length=max_length, max_new_tokens=max_new_tokens, temperature=temperature if do_sample else 0.0,
             top_k=top_k, top_p=top_p, min_p=min_p, seed=seed,
         )  # fmt: skip
         prompts = [row[mask.bool()].tolist() for row, mask in zip(rows, keep, strict=True)]
-        results = Engine(self, None, ends).generate(prompts, params)
+        engine = Engine(self, None, ends)
+        if num_beams > 1:
+            search = BeamParams(
+                num_beams, num_return_sequences, max_new_tokens, max_length, length_penalty, early_stopping
+            )
+            results = [found for prompt in prompts for found in engine.beam_search(prompt, search)]
+        else:
+            count = range(num_return_sequences)
+            results = engine.generate(
+                [p for p in prompts for _ in count], [nth(params, i) for _ in prompts for i in count]
+            )
+        rows = rows.repeat_interleave(num_return_sequences, 0)
         self.finish_reasons = [r.finish_reason for r in results]
         pad = pad_token_id if pad_token_id is not None else (ends[0] if ends else 0)
         return _stack(rows, results, pad)

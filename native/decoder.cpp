@@ -161,14 +161,14 @@ struct Task {
 };
 
 // A step's texts: tokens starts[i] … starts[i + 1] - 1 belong to text i and stand at positions[i] and after; its pages
-// are tables[i * table_row …]. A page's values lie page_bytes / 2 after its keys.
+// are tables[i * table_row …]. A page's values lie page_bytes / 2 after its keys; what bytes are worth lies after the bytes.
 struct Step {
     std::int64_t texts, tokens, table_row, wanted_count;
     const std::int32_t *starts, *positions, *tables, *wanted;
     const float *cos, *sin;
     std::uint8_t* cache;
     std::int64_t pages, page_bytes;
-    int bfloat;
+    Number kind;
     std::vector<std::int64_t> text_of{};  // of each token
     std::vector<Task> tasks{};
 
@@ -182,13 +182,15 @@ struct Step {
     }
 
     // Each text's pages in one layer, as far as they are used.
-    std::vector<std::vector<Pages>> pages_of(std::int64_t layer) const {
+    std::vector<std::vector<Pages>> pages_of(std::int64_t layer, std::int64_t kv_width) const {
         std::vector<std::vector<Pages>> found(static_cast<std::size_t>(texts));
         for (std::int64_t i = 0; i < texts; ++i) {
             const std::int64_t end = positions[i] + starts[i + 1] - starts[i];
             for (std::int64_t p = 0; p * PAGE < end; ++p) {
                 std::uint8_t* at = cache + (layer * pages + tables[i * table_row + p]) * page_bytes;
-                found[static_cast<std::size_t>(i)].push_back({at, at + page_bytes / 2, bfloat != 0});
+                std::uint8_t* scales = at + kv_width * PAGE;  // of INT8; else they are not looked at
+                found[static_cast<std::size_t>(i)].push_back({at, at + page_bytes / 2, reinterpret_cast<float*>(scales),
+                                                              reinterpret_cast<float*>(scales + page_bytes / 2), kind});
             }
         }
         return found;
@@ -223,7 +225,7 @@ void attention(Decoder& d, const Step& s, const Layer& layer, std::int64_t numbe
         d.level->rms_norm(x + t * d.hidden, layer.attention_norm, d.hidden, d.eps, normed + t * d.hidden);
         return normed + t * d.hidden;
     });
-    const auto pages = s.pages_of(number);
+    const auto pages = s.pages_of(number, kv_row);
     keep_all(d, s, pages, q, k, v);
     float* mixed = d.mixed.reserve(s.tokens * q_row);
     d.pool.run(static_cast<std::int64_t>(s.tasks.size()), [&](std::int64_t n) {
@@ -316,7 +318,7 @@ void camelid_decoder_step(void* handle, const std::int64_t* numbers, const float
                           const float* cos, const float* sin, std::uint8_t* cache, float* logits) {
     Decoder& d = *static_cast<Decoder*>(handle);
     Step s = {numbers[0], numbers[1], numbers[2], numbers[3], starts, positions, tables, wanted, cos, sin, cache,
-                    numbers[4], numbers[5], static_cast<int>(numbers[6])};
+                    numbers[4], numbers[5], static_cast<Number>(numbers[6])};
     s.lay_out(d.kv_heads);
     float* x = d.residual.reserve(s.tokens * d.hidden);
     std::memcpy(x, embedded, static_cast<std::size_t>(s.tokens * d.hidden) * sizeof(float));

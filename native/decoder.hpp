@@ -46,11 +46,14 @@ struct Activations {
     std::int64_t columns;
 };
 
-// Keys and values of one layer's page: [kv_heads][head_dim][PAGE] and [kv_heads][PAGE][head_dim].
+// Keys and values of one layer's page: [kv_heads][head_dim][PAGE] and [kv_heads][PAGE][head_dim], as FLOAT32, BFLOAT16 or
+// INT8. Of INT8, what a byte is worth: [kv_heads][PAGE] each.
 struct Pages {
     void* keys;
     void* values;
-    bool bfloat;
+    float* key_scales;
+    float* value_scales;
+    Number kind;
 };
 
 // The queries [tokens][heads][head_dim] of one text, from position `start` on; its pages in order.

@@ -1,6 +1,12 @@
 // softmax(Q K^T / sqrt(d_k)) V over pages, from the first to each query's own, with running maxima (arXiv:2205.14135).
 
 template <typename T>
+INLINE void load_lanes(const T* from, Values* out) {
+    Lanes<16>::load(from, out);
+}
+INLINE void load_lanes(const std::int8_t* from, Values* out) { load_bytes(from, out); }
+
+template <typename T>
 INLINE T* head_of(void* base, std::int64_t kv_head, std::int64_t head_dim) {
     return static_cast<T*>(base) + kv_head * head_dim * PAGE;
 }
@@ -14,15 +20,48 @@ INLINE void keep_as(const float* key, const float* value, const Pages& page, std
     for (std::int64_t i = 0; i < head_dim; ++i) narrow(value[i], values + i);
 }
 
+constexpr int MOST_DIM = 256;  // of a head
+
+// As bytes, a head's key and its value each by their own greatest.
+template <>
+INLINE void keep_as<std::int8_t>(const float* key, const float* value, const Pages& page, std::int64_t kv_head,
+                                 std::int64_t slot, std::int64_t head_dim) {
+    std::int8_t bytes[MOST_DIM];
+    std::int8_t* keys = head_of<std::int8_t>(page.keys, kv_head, head_dim);
+    const std::int64_t at = kv_head * PAGE + slot;
+    std::int32_t sum;
+    page.key_scales[at] = as_bytes(key, head_dim, bytes, &sum);
+    for (std::int64_t i = 0; i < head_dim; ++i) keys[i * PAGE + slot] = bytes[i];
+    page.value_scales[at] = as_bytes(value, head_dim, head_of<std::int8_t>(page.values, kv_head, head_dim) + slot * head_dim, &sum);
+}
+
 void keep(const float* key, const float* value, const Pages& page, std::int64_t kv_head, std::int64_t slot,
           std::int64_t head_dim) {
-    if (page.bfloat)
+    if (page.kind == INT8)
+        keep_as<std::int8_t>(key, value, page, kv_head, slot, head_dim);
+    else if (page.kind == BFLOAT16)
         keep_as<std::uint16_t>(key, value, page, kv_head, slot, head_dim);
     else
         keep_as<float>(key, value, page, kv_head, slot, head_dim);
 }
 
-constexpr int MOST_DIM = 256;  // of a head
+// sums[r][i …] += shares[r] times W registers of each of `used` values; additions wait for one another, so several at once.
+template <typename T, int R, int W>
+INLINE void mix(const T* values, const T* next, std::int64_t size, std::int64_t used, const float (*shares)[PAGE],
+                float (*sums)[MOST_DIM], std::int64_t i) {
+    Values sum[R][W];
+    for (int r = 0; r < R; ++r)
+        for (int w = 0; w < W; ++w) Lanes<16>::load(sums[r] + i + 16 * w, &sum[r][w]);
+    for (std::int64_t j = 0; j < used; ++j)
+        for (int w = 0; w < W; ++w) {
+            __builtin_prefetch(next + 16 * (j * W + w));
+            Values v;
+            load_lanes(values + j * size + 16 * w, &v);
+            for (int r = 0; r < R; ++r) sum[r][w] += v * shares[r][j];
+        }
+    for (int r = 0; r < R; ++r)
+        for (int w = 0; w < W; ++w) Lanes<16>::store(&sum[r][w], sums[r] + i + 16 * w);
+}
 
 // R queries of one key-value head; row r sees the first sees[r] tokens. `out` and `queries` by row.
 template <typename T, int R>
@@ -41,20 +80,21 @@ INLINE void attend_rows(const Attention& text, std::int64_t kv_head, const float
     for (std::int64_t begin = 0, p = 0; begin < most; begin += PAGE, ++p) {
         const T* keys = head_of<const T>(text.pages[p].keys, kv_head, size);
         const T* values = head_of<const T>(text.pages[p].values, kv_head, size);
-        if (begin + PAGE < most) {  // pages lie anywhere: the CPU cannot guess where the next one is
-            const char* next[] = {reinterpret_cast<const char*>(head_of<const T>(text.pages[p + 1].keys, kv_head, size)),
-                                  reinterpret_cast<const char*>(head_of<const T>(text.pages[p + 1].values, kv_head, size))};
-            for (const char* at : next)
-                for (std::int64_t i = 0; i < size * PAGE * static_cast<std::int64_t>(sizeof(T)); i += 64)
-                    __builtin_prefetch(at + i);
-        }
+        // Pages lie anywhere: the CPU cannot guess where the next one is.
+        const Pages& next = text.pages[begin + PAGE < most ? p + 1 : p];
+        const T* next_keys = head_of<const T>(next.keys, kv_head, size);
+        const T* next_values = head_of<const T>(next.values, kv_head, size);
         Values scores[R][2] = {};
         for (std::int64_t i = 0; i < size; ++i)
             for (int h = 0; h < 2; ++h) {
+                __builtin_prefetch(next_keys + i * PAGE + 16 * h);
                 Values k;
-                Lanes<16>::load(keys + i * PAGE + 16 * h, &k);
+                load_lanes(keys + i * PAGE + 16 * h, &k);
                 for (int r = 0; r < R; ++r) scores[r][h] += k * queries[r][i];
             }
+        Values worth[2] = {};
+        if constexpr (sizeof(T) == 1)
+            for (int h = 0; h < 2; ++h) Lanes<16>::load(text.pages[p].key_scales + kv_head * PAGE + 16 * h, &worth[h]);
         for (int r = 0; r < R; ++r) {
             const std::int64_t seen = sees[r] - begin;
             if (seen <= 0) {
@@ -63,10 +103,13 @@ INLINE void attend_rows(const Attention& text, std::int64_t kv_head, const float
             }
             for (int h = 0; h < 2; ++h) {
                 scores[r][h] *= scale;
-                Lanes<16>::store(&scores[r][h], shares[r] + 16 * h);
+                if constexpr (sizeof(T) == 1) scores[r][h] *= worth[h];
             }
-            for (std::int64_t j = seen; j < PAGE; ++j) shares[r][j] = -1e38f;
-            for (int h = 0; h < 2; ++h) Lanes<16>::load(shares[r] + 16 * h, &scores[r][h]);
+            if (seen < PAGE) {
+                for (int h = 0; h < 2; ++h) Lanes<16>::store(&scores[r][h], shares[r] + 16 * h);
+                for (std::int64_t j = seen; j < PAGE; ++j) shares[r][j] = -1e38f;
+                for (int h = 0; h < 2; ++h) Lanes<16>::load(shares[r] + 16 * h, &scores[r][h]);
+            }
             const float most = greatest(scores[r][0] > scores[r][1] ? scores[r][0] : scores[r][1]);
             const float top = most > tops[r] ? most : tops[r];
             for (int h = 0; h < 2; ++h) {
@@ -82,16 +125,14 @@ INLINE void attend_rows(const Attention& text, std::int64_t kv_head, const float
                 for (std::int64_t i = 0; i < size; ++i) sums[r][i] *= fade;
         }
         const std::int64_t used = most - begin < PAGE ? most - begin : PAGE;
-        for (std::int64_t i = 0; i < size; i += 16) {
-            Values sum[R];
-            for (int r = 0; r < R; ++r) Lanes<16>::load(sums[r] + i, &sum[r]);
-            for (std::int64_t j = 0; j < used; ++j) {
-                Values v;
-                Lanes<16>::load(values + j * size + i, &v);
-                for (int r = 0; r < R; ++r) sum[r] += v * shares[r][j];
-            }
-            for (int r = 0; r < R; ++r) Lanes<16>::store(&sum[r], sums[r] + i);
+        if constexpr (sizeof(T) == 1) {
+            const float* each = text.pages[p].value_scales + kv_head * PAGE;
+            for (int r = 0; r < R; ++r)
+                for (std::int64_t j = 0; j < used; ++j) shares[r][j] *= each[j];
         }
+        std::int64_t i = 0;
+        for (; i + 32 <= size; i += 32) mix<T, R, 2>(values + i, next_values + i * PAGE, size, used, shares, sums, i);
+        for (; i < size; i += 16) mix<T, R, 1>(values + i, next_values + i * PAGE, size, used, shares, sums, i);
     }
     for (int r = 0; r < R; ++r)
         for (std::int64_t i = 0; i < size; ++i) out[r][i] = sums[r][i] / totals[r];
@@ -126,7 +167,9 @@ INLINE void attend_as(const Attention& text, std::int64_t from, std::int64_t to,
 }
 
 void attend(const Attention& text, std::int64_t from, std::int64_t to, std::int64_t kv_head) {
-    if (text.pages[0].bfloat)
+    if (text.pages[0].kind == INT8)
+        attend_as<std::int8_t>(text, from, to, kv_head);
+    else if (text.pages[0].kind == BFLOAT16)
         attend_as<std::uint16_t>(text, from, to, kv_head);
     else
         attend_as<float>(text, from, to, kv_head);

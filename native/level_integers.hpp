@@ -47,6 +47,10 @@ INLINE void load_halves(const std::uint8_t* halves, Values* out) {
     *out = reinterpret_cast<Values>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves))));
 }
 
+INLINE void load_bytes(const std::int8_t* from, Values* out) {
+    const __m512i whole = _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+    *out = reinterpret_cast<Values>(_mm512_cvtepi32_ps(whole));
+}
 INLINE void store_bytes(const Lanes<16>::Whole& whole, std::int8_t* to) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(whole)));
 }
@@ -165,6 +169,17 @@ INLINE void load_halves(const std::uint8_t* from, Values* out) {
 #endif
 
 #if !defined(HAS_VNNI)
+INLINE void load_bytes(const std::int8_t* from, Values* out) {
+#if defined(HAS_AVX2)
+    for (int h = 0; h < 2; ++h) {
+        const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from + 8 * h));
+        const __m256 half = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+        std::memcpy(reinterpret_cast<float*>(out) + 8 * h, &half, 32);
+    }
+#else
+    for (int i = 0; i < 16; ++i) (*out)[i] = from[i];
+#endif
+}
 INLINE void store_bytes(const Lanes<16>::Whole& whole, std::int8_t* to) {
     for (int i = 0; i < 16; ++i) to[i] = static_cast<std::int8_t>(whole[i]);
 }

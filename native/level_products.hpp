@@ -2,6 +2,35 @@
 
 constexpr float LEAST = 1e-30f;  // as camelid/kernels/packed.py says
 
+// rint(x * 127 / max |x|) of each of `count` values, a multiple of 16, and their sum; returns what one is worth.
+INLINE float as_bytes(const float* from, std::int64_t count, std::int8_t* to, std::int32_t* sum) {
+    Values top = {}, poison = {};
+    for (std::int64_t i = 0; i < count; i += 16) {
+        Values x;
+        Lanes<16>::load(from + i, &x);
+        const Values size = x < 0.0f ? -x : x;
+        top = size > top ? size : top;
+        poison += x * 0.0f;  // nothing, but for what is no number or infinite: the comparison would miss it
+    }
+    float most = greatest(top);
+    most = most < LEAST ? 0.0f : most;
+    most += sum_of(poison);
+    const float inverse = most > 0 ? 127.0f / most : 0.0f;
+    Lanes<16>::Whole sums = {};
+    for (std::int64_t i = 0; i < count; i += 16) {
+        Values x;
+        Lanes<16>::load(from + i, &x);
+        const Values scaled = x * inverse + WHOLE_FLOAT;  // rounds to a whole number
+        Lanes<16>::Whole whole;
+        std::memcpy(&whole, &scaled, sizeof whole);
+        whole -= WHOLE;
+        sums += whole;
+        store_bytes(whole, to + i);
+    }
+    *sum = sum_of(sums);
+    return most / 127.0f;
+}
+
 // One row of floats in the form that `kind` is multiplied by, as row `at`. A block's bytes are rint(x * 127 / max |x|).
 void prepare(Number kind, const float* row, const Activations& to, std::int64_t at) {
     const std::int64_t columns = to.columns;
@@ -21,28 +50,8 @@ void prepare(Number kind, const float* row, const Activations& to, std::int64_t 
     std::int8_t* out = static_cast<std::int8_t*>(to.values) + at * columns;
     const std::int64_t blocks = columns / BLOCK;
     for (std::int64_t b = 0; b < blocks; ++b) {
-        Values x[2], top = {}, poison = {};
-        for (int h = 0; h < 2; ++h) {
-            Lanes<16>::load(row + b * BLOCK + 16 * h, &x[h]);
-            const Values size = x[h] < 0.0f ? -x[h] : x[h];
-            top = size > top ? size : top;
-            poison += x[h] * 0.0f;  // nothing, but for what is no number or infinite: the comparison would miss it
-        }
-        float most = greatest(top);
-        most = most < LEAST ? 0.0f : most;
-        most += sum_of(poison);
-        const float inverse = most > 0 ? 127.0f / most : 0.0f;
-        Lanes<16>::Whole sums = {};
-        for (int h = 0; h < 2; ++h) {
-            const Values scaled = x[h] * inverse + WHOLE_FLOAT;  // rounds to a whole number
-            Lanes<16>::Whole whole;
-            std::memcpy(&whole, &scaled, sizeof whole);
-            whole -= WHOLE;
-            sums += whole;
-            store_bytes(whole, out + b * BLOCK + 16 * h);
-        }
-        const std::int32_t sum = sum_of(sums);
-        to.scales[at * blocks + b] = most / 127.0f;
+        std::int32_t sum;
+        to.scales[at * blocks + b] = as_bytes(row + b * BLOCK, BLOCK, out + b * BLOCK, &sum);
         to.sums[(at * blocks + b) * 2] = WHOLE - 128 * sum;
         to.sums[(at * blocks + b) * 2 + 1] = WHOLE - 8 * sum;
     }

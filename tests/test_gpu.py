@@ -12,6 +12,7 @@ from torch import Tensor
 
 from camelid.formats import save
 from camelid.generate.engine import Engine
+from camelid.generate.runner import TorchRunner
 from camelid.generate.sampling import SamplingParams
 from camelid.kernels.attention import Documents, Stretches, attention, packed
 from camelid.kernels.cross_entropy import linear_cross_entropy
@@ -175,7 +176,8 @@ def test_greedy_text_is_the_cpus(small: Llama, tokenizer: Tokenizer, tmp_path: P
     assert (tmp_path / "out" / "model.safetensors").exists()
 
 
-def test_recorded_steps_are_the_cpus(small: Llama) -> None:
+@pytest.mark.parametrize("integers", [False, True])
+def test_recorded_steps_are_the_cpus(small: Llama, integers: bool) -> None:
     """Texts that come and go, so that numbers of texts and of pages pass the sizes that were recorded, and two adapters
     in one step."""
     small.double()
@@ -192,8 +194,8 @@ def test_recorded_steps_are_the_cpus(small: Llama) -> None:
         SamplingParams(max_new_tokens=30 + 50 * (n % 3), ignore_eos=True, adapter=("one", "two")[n % 2], logprobs=2)
         for n in range(6)
     ]
-    cpu = Engine(model).generate(prompts, params)
-    gpu = Engine(model.to(GPU)).generate(prompts, params)
+    cpu = Engine(TorchRunner(model, integers)).generate(prompts, params)
+    gpu = Engine(TorchRunner(model.to(GPU), integers)).generate(prompts, params)
     assert len({tuple(r.ids) for r in cpu}) == 6
     for wanted, found in zip(cpu, gpu, strict=True):
         assert wanted.logprobs

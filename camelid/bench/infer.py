@@ -21,6 +21,8 @@ from camelid.bench.race import TRANSFORMERS, Contestant, race, ratios
 LLAMA = ("llama-cpp-python==0.3.36", "numpy")
 CTRANSLATE2 = ("ctranslate2==4.8.5", *TRANSFORMERS)
 OPENVINO = ("optimum-intel[openvino]", "torch==2.13.0")
+OWN = "own_infer.py"
+Settings = tuple[tuple[str, str], ...]
 # Who is raced at which number of bits: name, script, packages, and which of its forms.
 PEERS: dict[str, list[tuple[str, str, tuple[str, ...], str]]] = {
     "bf16": [
@@ -43,21 +45,33 @@ PEERS: dict[str, list[tuple[str, str, tuple[str, ...], str]]] = {
 
 def run(
     model: str | None, kinds: Sequence[str] = tuple(PEERS), rounds: int = 3, threads: Sequence[int] = (1, 2),
-    peers: bool = True, quiet: bool = False,
+    peers: bool = True, quiet: bool = False, context: int = 512, kv_cache: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Race on MODEL, or on random weights of TinyLlama's shape. Returns rows, one a figure, ratios and limits."""
+    """Race on MODEL, or on random weights of TinyLlama's shape, one text being `context` tokens long before it is gone
+    on with; with `kv_cache` camelid also runs with keys and values in int8. Returns rows, one a figure, ratios and
+    limits."""
     rows: list[dict[str, Any]] = []
     with TemporaryDirectory() as scratch:
         prepare(Path(scratch), model)
         contestants = [
-            Contestant(name, script, kind, packages, count, (("FORM", form),))
+            Contestant(name, script, kind, packages, count, settings)
             for kind in kinds
             for count in threads
-            for name, script, packages, form in [("camelid", "own_infer.py", (), kind), *(PEERS[kind] if peers else [])]
+            for name, script, packages, settings in _sides(kind, peers, context, kv_cache)
         ]
         found = race(contestants, Path(scratch), rounds, quiet)
     rows = [cell for row in found for cell in cells_of(row)]
     return {"rows": rows, "ratios": ratios(rows), "limits": limits(rows, threads)}
+
+
+def _sides(kind: str, peers: bool, context: int, kv_cache: bool) -> list[tuple[str, str, tuple[str, ...], Settings]]:
+    """Name, script, packages and settings of each that is raced."""
+    length = ("CONTEXT", str(context))
+    own: list[tuple[str, str, tuple[str, ...], Settings]] = [("camelid", OWN, (), (("FORM", kind), length))]
+    if kv_cache:
+        own.append(("camelid, int8 cache", OWN, (), (("FORM", kind), ("CACHE", "int8"), length)))
+    others = PEERS[kind] if peers else []
+    return own + [(name, script, packages, (("FORM", form), length)) for name, script, packages, form in others]
 
 
 def cells_of(row: dict[str, Any]) -> list[dict[str, Any]]:
@@ -135,7 +149,7 @@ def limits(rows: Sequence[dict[str, Any]], threads: Sequence[int]) -> dict[str, 
         flops = 2 * 2048**3 / min(_seconds(partial(torch.mm, square, square)) for _ in range(7)) / 1e9
         found[f"{count} threads, torch.mm bfloat16"] = f"{flops:.0f} GFLOP/s"
         for row in rows:
-            if row.get("weight_bytes") and row["threads"] == count and row["task"].endswith("decode"):
+            if row.get("weight_bytes") and row["threads"] == count and "decode" in row["task"]:
                 share = row["value"] * row["weight_bytes"] / 1e9 / speed
                 found[f"{row['task']}, {count} threads"] = f"{share:.0%} of the memory's speed"
     torch.set_num_threads(usual)

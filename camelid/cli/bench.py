@@ -51,6 +51,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     infer.add_argument("--rounds", type=int, default=3)
     infer.add_argument("--threads", type=_numbers, default=[1, 2], metavar="N,N")
     infer.add_argument("--alone", action="store_true", help="without peers")
+    infer.add_argument("--context", type=int, default=512, help="tokens of the text that is read and gone on with")
+    infer.add_argument("--kv-cache", choices=("int8",), help="also with keys and values kept so")
     settings.example(infer, "camelid bench infer model/ --kind int8 --threads 1")
     infer.set_defaults(action="infer")
 
@@ -82,7 +84,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         from camelid.bench import infer
 
         kinds = options.kind or list(infer.PEERS)
-        result = infer.run(options.model, kinds, options.rounds, options.threads, not options.alone, options.json)
+        result = infer.run(
+            options.model, kinds, options.rounds, options.threads, not options.alone, options.json, options.context,
+            options.kv_cache is not None,
+        )  # fmt: skip
     elif options.action == "serve":
         from camelid.bench import serve
 

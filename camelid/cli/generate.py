@@ -31,6 +31,11 @@ def sampling_arguments(parser: argparse.ArgumentParser, temperature: float, min_
     parser.add_argument("--threads", type=int)
     parser.add_argument("--dtype", help="of the weights; by default the file's own")
     parser.add_argument("--quantization", choices=("int8", "int4"), help="round the weights while opening the model")
+    kv_cache_argument(parser)
+
+
+def kv_cache_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--kv-cache", choices=("int8",), help="keep keys and values so, in half the memory")
 
 
 def sampling(options: argparse.Namespace, form: Any = None) -> Any:
@@ -61,13 +66,18 @@ def open_engine(options: argparse.Namespace) -> Any:
     from camelid.generate.engine import Engine
 
     dtype = dtype_named(options.dtype) if options.dtype else None
-    return Engine.from_pretrained(options.model, options.quantization, threads=options.threads, dtype=dtype)
+    return Engine.from_pretrained(
+        options.model, options.quantization, threads=options.threads, dtype=dtype, kv_cache=options.kv_cache
+    )
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model")
     parser.add_argument("prompt", help="the text to complete; - reads stdin")
     sampling_arguments(parser, temperature=0.0)
+    parser.add_argument("--num-beams", type=int, metavar="N", help="search N texts at a time for the likeliest one")
+    parser.add_argument("--length-penalty", type=float, default=1.0, help="of --num-beams: above 0 favours long texts")
+    parser.add_argument("--best-of", type=int, metavar="N", help="draw N texts and show the one likeliest a token")
     parser.add_argument("--json-schema", metavar="FILE", help="the text must be JSON of this schema")
     parser.add_argument("--regex", help="the text must match all of this regular expression")
     settings.example(parser, 'camelid generate runs/small "The meaning of life is" --max-new-tokens 40')
@@ -88,8 +98,12 @@ def _form(options: argparse.Namespace) -> Any:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     params = sampling(options, _form(options))
+    beams = _beams(options)
     engine = open_engine(options)
     prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
+    if beams is not None or options.best_of is not None:
+        found = engine.beam_search(prompt, beams) if beams else engine.several(prompt, params, 1, options.best_of)
+        return _told(found[0], options.json, shown=False)
     stream = engine.stream(prompt, params)
     while True:
         try:
@@ -99,13 +113,36 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             break
         if not options.json:
             print(piece, end="", flush=True)
-    if not options.json:
-        print()
-        print(f"[{len(result.ids)} tokens, ended by {result.finish_reason}]", file=sys.stderr)
+    return _told(result, options.json, shown=True)
+
+
+def _beams(options: argparse.Namespace) -> Any:
+    from camelid.errors import InputError
+    from camelid.generate.beam import BeamParams
+
+    if options.best_of is not None and options.temperature == 0:
+        raise InputError("--best-of draws texts: give --temperature, at 0 all are the same")
+    if options.num_beams is None:
+        return None
+    drawing = {"--best-of": options.best_of, "--temperature": options.temperature, "--lookup": options.lookup,
+               "--stop": options.stop, "--json-schema": options.json_schema, "--regex": options.regex}  # fmt: skip
+    given = next((name for name, value in drawing.items() if value), None)
+    if given:
+        raise InputError(f"--num-beams with {given}: a beam search takes the likeliest texts as they are")
+    return BeamParams(
+        options.num_beams, 1, options.max_new_tokens, options.max_length, length_penalty=options.length_penalty
+    )
+
+
+def _told(result: Any, quiet: bool, shown: bool) -> dict[str, Any]:
+    if not quiet:
+        print("" if shown else result.text)
+        score = "" if result.score is None else f", log-probability {result.score:.3f} a token"
+        print(f"[{len(result.ids)} tokens, ended by {result.finish_reason}{score}]", file=sys.stderr)
     return {
         "text": result.text,
         "ids": result.ids,
         "finish_reason": result.finish_reason,
         "prompt_tokens": result.prompt_tokens,
         "completion_tokens": len(result.ids),
-    }
+    } | ({} if result.score is None else {"score": result.score})

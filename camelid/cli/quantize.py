@@ -27,6 +27,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", help="what the cost is measured on: a text, corpus or tokens folder")
     parser.add_argument("--tokens", type=int, default=65536, help="at most so many of each")
     parser.add_argument("--by-layer", action="store_true", help="also the cost of each layer alone")
+    parser.add_argument("--kv-cache", choices=("int8",), help="measure with keys and values kept so too")
     settings.example(
         parser, "camelid quantize runs/small --format int4 --calibration train.txt --data valid.txt --out small-int4"
     )
@@ -41,6 +42,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     wish = Wish(
         options.format, None if options.group == "row" else int(options.group), not options.asymmetric,
         options.calibration, options.method, options.data, options.tokens, options.by_layer,
+        options.kv_cache is not None,
     )  # fmt: skip
     result = quantize(options.model, options.out, wish, quiet=options.json)
     if not options.json:

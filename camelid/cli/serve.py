@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from camelid.cli import settings
+from camelid.cli.generate import kv_cache_argument
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +32,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--dtype", help="of the weights; by default the file's own")
     parser.add_argument("--quantization", choices=("int8", "int4"), help="round the weights while opening the model")
+    kv_cache_argument(parser)
     parser.add_argument(
         "--control-tokens",
         action="store_true",
@@ -67,7 +69,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     address = bound.getsockname()
     engine = Engine.from_pretrained(
         options.model, options.quantization, options.threads, dtype_named(options.dtype) if options.dtype else None,
-        adapters or None, options.cache_tokens,
+        adapters or None, options.cache_tokens, options.kv_cache,
     )  # fmt: skip
     service = Service(engine, name, keys, control_tokens=options.control_tokens)
     hosts = {*LOOPBACK, options.host, *options.allowed_host}

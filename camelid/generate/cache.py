@@ -7,37 +7,95 @@ generated in a batch is the text generated alone, up to the order in which a pro
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from camelid.kernels.decoder import PAGE
+from camelid.kernels.packed import as_bytes
 from camelid.model.config import LlamaConfig
 
 
+@dataclass(frozen=True)
+class Kept:
+    """Keys or values in pages [pages, PAGE, kv_heads, head_dim]; as bytes with what one is `worth`, float32 [pages,
+    PAGE, kv_heads, 1]."""
+
+    data: Tensor
+    worth: Tensor | None = None
+
+    @classmethod
+    def room(cls, pages: int, heads: int, size: int, like: Tensor, integers: bool) -> Kept:
+        """Zeros on the device of `like` and in its dtype, or in int8."""
+        if not integers:
+            return cls(like.new_zeros(pages, PAGE, heads, size))
+        bytes_ = like.new_zeros(pages, PAGE, heads, size, dtype=torch.int8)
+        return cls(bytes_, like.new_zeros(pages, PAGE, heads, 1, dtype=torch.float32))
+
+    def grown(self, pages: int) -> Kept:
+        """The same with more pages."""
+        _, _, heads, size = self.data.shape
+        more = Kept.room(pages, heads, size, self.data, self.worth is not None)
+        more.data[: len(self.data)] = self.data
+        if more.worth is not None and self.worth is not None:
+            more.worth[: len(self.data)] = self.worth
+        return more
+
+    def store(self, new: Tensor, pages: Tensor, slots: Tensor, tables: Tensor) -> Tensor:
+        """Write keys or values [texts, kv_heads, new, head_dim] where `places` says; return all that the texts' pages
+        hold, [texts, kv_heads, most * PAGE, head_dim], in the dtype of `new`."""
+        new = new.transpose(1, 2)
+        if self.worth is None:
+            self.data[pages, slots] = new
+            found = self.data[tables]
+        else:
+            self.data[pages, slots], self.worth[pages, slots] = as_bytes(new)
+            found = (self.data[tables] * self.worth[tables]).to(new.dtype)
+        return found.flatten(1, 2).transpose(1, 2)
+
+
 class LayerKV:
-    """One layer's pages [pages, PAGE, kv_heads, head_dim], seen through the texts its cache has selected."""
+    """One layer's pages, seen through the texts its cache has selected."""
 
     def __init__(self, owner: KVCache) -> None:
         self.owner = owner
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
+        self.keys: Kept | None = None
+        self.values: Kept | None = None
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store [texts, kv_heads, new, head_dim] at each text's end; return all keys and values up to the longest."""
         owner = self.owner
-        if self.keys is None or len(self.keys) < owner.pages:
-            self.keys, self.values = (_grown(old, owner.pages, keys) for old in (self.keys, self.values))
-        assert self.keys is not None
-        assert self.values is not None
+        if self.keys is None:
+            self.make(owner.pages, keys)
+        kept_keys, kept_values = self._grown()
         where = owner.positions(keys.shape[2], keys.device)
         where = where[None] if where.dim() == 1 else where
         tables = owner.tables(keys.device)
         end = max(owner.starts) + keys.shape[2]
         pages, slots = places(where, tables)
-        all_keys = store(self.keys, keys, pages, slots, tables)
-        all_values = store(self.values, values, pages, slots, tables)
+        all_keys = kept_keys.store(keys, pages, slots, tables)
+        all_values = kept_values.store(values, pages, slots, tables)
         return all_keys[:, :, :end], all_values[:, :, :end]
+
+    def copy(self, source: list[int], target: list[int]) -> None:
+        for kept in self._grown():
+            kept.data[target] = kept.data[source]
+            if kept.worth is not None:
+                kept.worth[target] = kept.worth[source]
+
+    def _grown(self) -> tuple[Kept, Kept]:
+        """Keys and values, with as many pages as the cache has."""
+        assert self.keys is not None
+        assert self.values is not None
+        if len(self.keys.data) < self.owner.pages:
+            self.keys, self.values = self.keys.grown(self.owner.pages), self.values.grown(self.owner.pages)
+        return self.keys, self.values
+
+    def make(self, pages: int, like: Tensor) -> None:
+        """Empty pages, in the dtype and on the device of `like`."""
+        config, integers = self.owner.config, self.owner.integers
+        self.keys, self.values = (Kept.room(pages, config.kv_heads, config.head_size, like, integers) for _ in range(2))
 
 
 def places(where: Tensor, tables: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,25 +104,12 @@ def places(where: Tensor, tables: Tensor) -> tuple[Tensor, Tensor]:
     return tables.gather(1, where // PAGE), where % PAGE
 
 
-def store(kept: Tensor, new: Tensor, pages: Tensor, slots: Tensor, tables: Tensor) -> Tensor:
-    """Write keys or values [texts, kv_heads, new, head_dim] into `kept` [pages, PAGE, kv_heads, head_dim]; return all
-    that the texts' pages hold, [texts, kv_heads, most * PAGE, head_dim]."""
-    kept[pages, slots] = new.transpose(1, 2)
-    return kept[tables].flatten(1, 2).transpose(1, 2)
-
-
-def _grown(old: Tensor | None, pages: int, like: Tensor) -> Tensor:
-    fresh = like.new_zeros(pages, PAGE, like.shape[1], like.shape[3])
-    if old is not None:
-        fresh[: len(old)] = old
-    return fresh
-
-
 class KVCache:
-    """The cache of all layers. `select` says which texts the next forward pass is about."""
+    """The cache of all layers, in the dtype of what is kept or, with `integers`, in int8. `select` says which texts the
+    next forward pass is about."""
 
-    def __init__(self, config: LlamaConfig) -> None:
-        self.config, self.pages = config, 0
+    def __init__(self, config: LlamaConfig, integers: bool = False) -> None:
+        self.config, self.integers, self.pages = config, integers, 0
         self.starts: list[int] = []
         self._tables: list[list[int]] = []
         self._layers = [LayerKV(self) for _ in range(config.num_hidden_layers)]
@@ -72,16 +117,21 @@ class KVCache:
     def reserve(self, pages: int, like: Tensor) -> None:
         """Make all pages now, in the dtype and on the device of `like`, and never others."""
         self.pages = pages
-        c = self.config
         for layer in self._layers:
-            shape = (pages, PAGE, c.kv_heads, c.head_size)
-            layer.keys, layer.values = like.new_zeros(shape), like.new_zeros(shape)
+            layer.make(pages, like)
 
     def select(self, starts: Sequence[int], tables: Sequence[Sequence[int]]) -> None:
         """Texts by how many tokens they have so far and which pages, with room for what comes next."""
         self.starts, self._tables = list(starts), [list(table) for table in tables]
         most = max(page for table in tables for page in table) + 1
         self.pages = self.pages if most <= self.pages else max(most, 2 * self.pages)
+
+    def copy(self, pages: Sequence[tuple[int, int]]) -> None:
+        """What each first page holds, into each second one."""
+        source, target = map(list, zip(*pages, strict=True))
+        self.pages = max(self.pages, max(target) + 1)
+        for layer in self._layers:
+            layer.copy(source, target)
 
     def layers(self) -> list[LayerKV]:
         return self._layers

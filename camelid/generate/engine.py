@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import os
 from collections import abc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from camelid.errors import CamelidError, InputError
+from camelid.generate.beam import BeamParams, Hypothesis, beam_search
 from camelid.generate.constrain import Matcher
 from camelid.generate.runner import NativeRunner, Runner, TorchRunner, depends_on_length, native_refusal
-from camelid.generate.sampling import SamplingParams, TokenLogprob, generator_for
+from camelid.generate.sampling import SamplingParams, TokenLogprob, generator_for, mean_logprob, nth
 from camelid.generate.scheduler import Scheduler, run_to_end
 from camelid.generate.sequence import FinishReason, Sequence
 from camelid.kernels.decoder import PAGE
@@ -36,7 +38,7 @@ class Result:
     """One finished text. `ids` are the new tokens (the end token included), `text` their text without it.
 
     `finish_reason`: "eos", "stop" (a stop string), "max_new_tokens", "max_length", "cancelled", or "error" with
-    `error`. `logprobs`: one for each id when they were asked for.
+    `error`. `logprobs`: one for each id when they were asked for. `score`: what several texts are ordered by.
     """
 
     ids: list[int]
@@ -45,6 +47,7 @@ class Result:
     prompt_tokens: int
     logprobs: list[TokenLogprob] | None = None
     error: str | None = None
+    score: float | None = None
 
 
 class PromptTooLong(InputError):
@@ -63,8 +66,8 @@ class Engine:
         self, model: Llama | Runner, tokenizer: Tokenizer | None = None, stop_ids: abc.Sequence[int] | None = None,
         cache_tokens: int | None = None,
     ) -> None:  # fmt: skip
-        self._model = model if isinstance(model, Llama) else None
-        self.runner: Runner = model if not isinstance(model, Llama) else TorchRunner(model)
+        self.runner: Runner = TorchRunner(model) if isinstance(model, Llama) else model
+        self._model = self.runner.model if isinstance(self.runner, TorchRunner) else None
         self.config, self.tokenizer = self.runner.config, tokenizer
         self.adapter_stop_ids: dict[str, frozenset[int]] = {}
         self.stop_ids = frozenset(self.config.stop_ids if stop_ids is None else stop_ids)
@@ -83,16 +86,21 @@ class Engine:
         dtype: torch.dtype | None = None,
         adapters: abc.Mapping[str, str | Path] | None = None,
         cache_tokens: int | None = None,
+        kv_cache: Literal["int8"] | None = None,
     ) -> Engine:
         """Open MODEL with its tokenizer, and more adapters of it by name, for `SamplingParams.adapter`.
 
         `quantization` "int8" or "int4" rounds the weights of a full-precision model to groups of 32, to nearest.
-        `threads` is what the native decoder uses, and torch for the process. Raises InputError naming what is wrong.
+        `threads` is what the native decoder uses, and torch for the process. `kv_cache` "int8" keeps keys and values as
+        bytes, each head's of a token by its greatest: half the memory of bfloat16. Raises InputError naming what is
+        wrong.
         """
         from camelid.formats.load import load, load_adapters, load_tokenizer, stop_ids
 
         if quantization is not None and quantization not in BITS:
             raise InputError(f"quantization is {quantization!r}; it can be {', '.join(BITS)} or None")
+        if kv_cache not in (None, "int8"):
+            raise InputError(f"kv_cache is {kv_cache!r}; it can be int8 or None")
         if threads is not None:
             if threads < 1:
                 raise InputError(f"threads must be at least 1, not {threads}")
@@ -104,8 +112,7 @@ class Engine:
                 f"{path}: the tokenizer has {len(tokenizer)} tokens but the embedding only "
                 f"{model.config.vocab_size} rows (vocab_size in config.json): they do not belong together"
             )
-        runner = runner_for(model, quantization, threads)
-        engine = cls(model if isinstance(runner, TorchRunner) else runner, tokenizer, stop_ids(path), cache_tokens)
+        engine = cls(runner_for(model, quantization, threads, kv_cache), tokenizer, stop_ids(path), cache_tokens)
         # An adapter may have learned to end its answers by a token of its own.
         engine.adapter_stop_ids = {name: frozenset(stop_ids(folder)) for name, folder in (adapters or {}).items()}
         return engine
@@ -144,6 +151,23 @@ class Engine:
         if strict:
             _check(texts)
         return [result_of(text) for text in texts]
+
+    def several(
+        self, prompt: Prompt, params: SamplingParams, n: int, best_of: int | None = None, strict: bool = True
+    ) -> list[Result]:
+        """n texts that go on from one prompt, which is read once; the seed goes up by one from text to text. With
+        `best_of` so many are drawn, and the n of the greatest mean log-probability come back, the best first, each with
+        its score."""
+        drawn = n if best_of is None else best_of
+        if not 1 <= n <= drawn:
+            raise InputError(f"n is {n} and best_of {best_of}: 1 to best_of texts can be returned")
+        if best_of is None:
+            return self.generate([prompt] * n, [nth(params, number) for number in range(n)], strict)
+        kept = replace(params, logprobs=params.logprobs or 0)
+        found = self.generate([prompt] * drawn, [nth(kept, number) for number in range(drawn)], strict)
+        scored = [replace(r, score=mean_logprob(r.logprobs or [])) for r in found]
+        best = sorted(scored, key=lambda r: (r.error is not None, -(r.score or 0.0)))[:n]
+        return best if params.logprobs is not None else [replace(r, logprobs=None) for r in best]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> abc.Generator[str, None, Result]:
         """Yield the text of one completion as it appears; the generator's return value is the Result.
@@ -198,6 +222,21 @@ class Engine:
             matcher = Matcher(params.form, self.tokenizer, self.config.vocab_size, sorted(ends))
         return Sequence(ids, params, budget, limit, ends, generator_for(params), decoder, matcher, salt)
 
+    def beam_search(self, prompt: Prompt, params: BeamParams | None = None) -> list[Result]:
+        """The `n` best of the texts that end in a search over `num_beams`, the best first, each with its score."""
+        params = params or BeamParams()
+        budget = SamplingParams(params.max_new_tokens, params.max_length, adapter=params.adapter)
+        text = self.prepare(prompt, budget)  # its checks and limits
+        found = beam_search(self.scheduler, text.prompt, text.stop_ids, text.budget, params)
+        return [self._result(text, one) for one in found[: params.n]]
+
+    def _result(self, text: Sequence, found: Hypothesis) -> Result:
+        decoder, shown = StreamDecoder(self.tokenizer, text.prompt[-8:]) if self.tokenizer else None, ""
+        if decoder is not None:
+            shown = "".join(map(decoder.push, found.ids[:-1] if found.ended else found.ids)) + decoder.finish()
+        reason: FinishReason = "eos" if found.ended else text.limit
+        return Result(found.ids, shown, reason, len(text.prompt), score=found.score)
+
     def embed(self, texts: abc.Sequence[Prompt], adapter: str | None = None) -> torch.Tensor:
         """The mean of each text's last states, scaled to length 1: float32 [texts, hidden]. A model that was not
         trained for it places texts only roughly by their meaning."""
@@ -233,20 +272,22 @@ def _check(texts: abc.Sequence[Sequence]) -> None:
         raise CamelidError(f"generation failed: {failed.error}")
 
 
-def runner_for(model: Llama, quantization: str | None = None, threads: int | None = None) -> Runner:
-    """The native decoder where it takes the model, else the torch model, its layers rounded in place. Raises InputError
-    when a model is to be rounded that is rounded already."""
+def runner_for(
+    model: Llama, quantization: str | None = None, threads: int | None = None, kv_cache: Literal["int8"] | None = None
+) -> Runner:
+    """The native decoder where it takes the model, else the torch model, its layers rounded in place; `kv_cache` as in
+    `Engine.from_pretrained`. Raises InputError when a model is to be rounded that is rounded already."""
     bits = BITS[quantization] if quantization else None
     already = any(isinstance(module, QuantizedLinear) for module in model.modules())
     if already and bits is not None:
         raise InputError(f"quantization={quantization!r}: the model is quantised already; open it without")
     if native_refusal(model) is None:
-        return NativeRunner(model, bits, threads)
+        return NativeRunner(model, bits, threads, cache=torch.int8 if kv_cache else None)
     if bits is not None:
         quantize_layers(model, bits)
     if already or bits is not None:
         quantize_head(model)
-    return TorchRunner(model)
+    return TorchRunner(model, integers=kv_cache is not None)
 
 
 def result_of(text: Sequence) -> Result:

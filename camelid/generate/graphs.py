@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from camelid.generate.cache import KVCache, LayerKV, places, store
+from camelid.generate.cache import KVCache, LayerKV, places
 from camelid.kernels.decoder import PAGE
 from camelid.model.attention import LayerCache
 from camelid.model.llama import Llama
@@ -113,7 +113,7 @@ class _Layer:
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         where = self._texts.pages, self._texts.slots, self._texts.tables
-        return store(self._keys, keys, *where), store(self._values, values, *where)
+        return self._keys.store(keys, *where), self._values.store(values, *where)
 
 
 def _rounded_up(number: int, least: int) -> int:

@@ -57,6 +57,10 @@ class Runner(Protocol):
         """Make room for pages 0 … pages - 1. Told before the first step."""
         ...
 
+    def copy(self, pages: Sequence[tuple[int, int]]) -> None:
+        """What each first page holds, into each second one."""
+        ...
+
     def run(self, chunks: Sequence[Chunk]) -> list[Tensor]:
         """The wanted logits of each chunk, float32 or the model's dtype, [wanted, vocab]."""
         ...
@@ -69,12 +73,12 @@ class Runner(Protocol):
 class TorchRunner:
     """Runs the torch model: chunks of several tokens one by one, single tokens of one adapter together. Under dynamic
     RoPE scaling every text is run by itself and every prompt in one piece, for what a token gets depends on the
-    length."""
+    length. Keys and values are kept in the model's dtype or, with `integers`, in int8."""
 
-    def __init__(self, model: Llama) -> None:
+    def __init__(self, model: Llama, integers: bool = False) -> None:
         self.model, self.config = model, model.config
         self.default = model.active_adapter  # of requests that name none
-        self._cache = KVCache(model.config)
+        self._cache = KVCache(model.config, integers)
         self._graphs: Graphs | None = None
 
     @property
@@ -89,7 +93,8 @@ class TorchRunner:
 
     def page_bytes(self) -> int:
         c = self.config
-        return 2 * PAGE * c.num_hidden_layers * c.kv_heads * c.head_size * self.model.dtype.itemsize
+        head = c.head_size + 4 if self._cache.integers else c.head_size * self.model.dtype.itemsize
+        return 2 * PAGE * c.num_hidden_layers * c.kv_heads * head
 
     def reserve(self, pages: int) -> None:
         """On a GPU all pages, for recorded steps know them by their place in memory; else they are made when they are
@@ -98,6 +103,10 @@ class TorchRunner:
             with torch.inference_mode():
                 self._cache.reserve(pages + 1, self.model.embed_tokens.weight)
                 self._graphs = Graphs(self.model, self._cache, scrap=pages)
+
+    @torch.inference_mode()
+    def copy(self, pages: Sequence[tuple[int, int]]) -> None:
+        self._cache.copy(pages)
 
     def run(self, chunks: Sequence[Chunk]) -> list[Tensor]:
         found: dict[int, Tensor] = {}
@@ -143,8 +152,8 @@ class TorchRunner:
 
 class NativeRunner:
     """Runs the native decoder. `bits` rounds the layers' weights first, by groups of `group`; the output projection of
-    a quantised model is in int8. Keys and values are kept in `cache`, float32 or bfloat16: by default bfloat16, but for
-    a float32 model whose weights were not rounded."""
+    a quantised model is in int8. Keys and values are kept in `cache`: float32, bfloat16 or int8; by default bfloat16,
+    but for a float32 model whose weights were not rounded."""
 
     at_once = 512
     adapters: Sequence[str] = ()
@@ -163,7 +172,7 @@ class NativeRunner:
         self._embeddings = model.embed_tokens.weight.detach().clone()
         self._decoder = Decoder(shape_of(model.config), layers, _norm(model.norm.weight), head, threads, level)
         whole = torch.float32 if kind == "float32" and not integers else torch.bfloat16
-        self._bfloat = (cache or whole) == torch.bfloat16
+        self._kind = cache or whole
         self._cache = torch.empty(0, 0, 0, dtype=torch.uint8, device="cpu")
         self._turns = torch.empty(2, 0, model.config.head_size // 2, device="cpu")
 
@@ -173,14 +182,18 @@ class NativeRunner:
         return self._decoder.weight_bytes
 
     def page_bytes(self) -> int:
-        return self.config.num_hidden_layers * self._decoder.page_bytes(self._bfloat)
+        return self.config.num_hidden_layers * self._decoder.page_bytes(self._kind)
 
     def reserve(self, pages: int) -> None:
-        each = self._decoder.page_bytes(self._bfloat)
+        each = self._decoder.page_bytes(self._kind)
         # Zeros from the system, which cost nothing until they are written. They begin at a page, so at a cache line.
         size = self.config.num_hidden_layers * pages * each
         memory = mmap.mmap(-1, size)
         self._cache = torch.frombuffer(memory, dtype=torch.uint8).view(self.config.num_hidden_layers, pages, each)
+
+    def copy(self, pages: Sequence[tuple[int, int]]) -> None:
+        source, target = map(list, zip(*pages, strict=True))
+        self._cache[:, target] = self._cache[:, source]
 
     @torch.inference_mode()
     def run(self, chunks: Sequence[Chunk]) -> list[Tensor]:
@@ -193,7 +206,7 @@ class NativeRunner:
         texts = [Text(len(c.ids), c.position, c.pages) for c in chunks]
         cos, sin = self._turned(max(c.position + len(c.ids) for c in chunks))
         embedded = torch.nn.functional.embedding(ids, self._embeddings).float()
-        logits = self._decoder.step(embedded, texts, wanted, cos, sin, self._cache, self._bfloat)
+        logits = self._decoder.step(embedded, texts, wanted, cos, sin, self._cache, self._kind)
         return _by_chunk(logits, chunks)
 
     def states(self, chunk: Chunk) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -92,6 +92,11 @@ def _within(name: str, value: float, low: float, high: float) -> None:
         raise InputError(f"{name} must be between {low} and {high}, not {value!r}")
 
 
+def nth(params: SamplingParams, number: int) -> SamplingParams:
+    """What the text of this number, from 0, is drawn by where several are asked for: the seed goes up by one."""
+    return params if params.seed is None or number == 0 else replace(params, seed=(params.seed + number) % 2**63)
+
+
 def adjusted(logits: Tensor, params: SamplingParams, prompt: Sequence[int], text: Sequence[int]) -> Tensor:
     """logits [vocab] after penalties for what the prompt and the text so far hold, and biases; the same tensor when
     there are none."""
@@ -167,6 +172,11 @@ def logprob(logits: Tensor, token: int, top: int) -> TokenLogprob:
     best = logs.topk(min(top, len(logs)))
     pairs = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
     return TokenLogprob(token, float(logs[token]), pairs)
+
+
+def mean_logprob(found: Sequence[TokenLogprob]) -> float:
+    """By which texts of one prompt are compared, whatever their length."""
+    return math.fsum(one.logprob for one in found) / max(1, len(found))
 
 
 def generator_for(params: SamplingParams) -> torch.Generator | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import abc, deque
+from contextlib import contextmanager
 
 from torch import Tensor
 
@@ -50,22 +51,38 @@ class Scheduler:
     def mean_state(self, ids: abc.Sequence[int], adapter: str | None = None) -> Tensor:
         """The mean of a text's last states, float32 [hidden]. Its pages come from those that are free, and go back.
         Raises CamelidError when there are not enough."""
+        with self._lock, self.pages_for(-(-len(ids) // PAGE)) as pages:
+            total: Tensor | None = None
+            for start in range(0, len(ids), self.runner.at_once):
+                part = ids[start : start + self.runner.at_once]
+                sums = self.runner.states(Chunk(part, start, pages, 0, adapter)).double().sum(0)
+                total = sums if total is None else total + sums
+            assert total is not None
+            return (total / len(ids)).float()
+
+    @contextmanager
+    def pages_for(self, wanted: int) -> abc.Iterator[list[int]]:
+        """So many pages of the free ones, for `run`. Raises CamelidError when there are not enough."""
         with self._lock:
-            wanted = -(-len(ids) // PAGE)
             if wanted > self.pages.free:
                 raise CamelidError(f"{wanted} pages of the cache are needed, {self.pages.free} are free")
             pages = [self.pages.take() for _ in range(wanted)]
-            total: Tensor | None = None
-            try:
-                for start in range(0, len(ids), self.runner.at_once):
-                    part = ids[start : start + self.runner.at_once]
-                    sums = self.runner.states(Chunk(part, start, pages, 0, adapter)).double().sum(0)
-                    total = sums if total is None else total + sums
-            finally:
+        try:
+            yield pages
+        finally:
+            with self._lock:
                 for page in pages:
                     self.pages.release(page)
-            assert total is not None
-            return (total / len(ids)).float()
+
+    def run(self, chunks: abc.Sequence[Chunk]) -> list[Tensor]:
+        """Logits of chunks in pages that `pages_for` gave, between two steps."""
+        with self._lock:
+            return self.runner.run(chunks)
+
+    def copy(self, pages: abc.Sequence[tuple[int, int]]) -> None:
+        """What each first one holds, into each second one."""
+        with self._lock:
+            self.runner.copy(pages)
 
     def step(self) -> list[Sequence]:
         """Compute one step; returns the texts that took tokens. Empty when there is nothing to do."""
@@ -137,18 +154,26 @@ class Scheduler:
             sequence.proposed = propose(sequence.prompt + sequence.ids, most)
 
     def _enter(self, sequence: Sequence) -> bool:
-        """Give a waiting text the known pages of its beginning. False when there is no room for the rest of it."""
+        """Give a waiting text the known pages of its beginning. False when there is no room for the rest of it, or when
+        another text is just reading how it goes on."""
         if self.reuse:
             # The last token is always fed: its logits are wanted.
-            full = page_names(sequence.tokens(0, sequence.length - 1), self._salt(sequence))
+            full = page_names(sequence.tokens(0, sequence.length - 1), self._salt(sequence), sequence.expected)
+            sequence.expected = full
             sequence.pages = self.pages.find(full)
             sequence.names = full[: len(sequence.pages)]
+            if len(sequence.pages) < len(full) and self._being_read(full[len(sequence.pages)]):
+                self._drop(sequence)
+                return False
         needed = -(-sequence.length // PAGE) - len(sequence.pages)
         if self.running and needed + 1 > self.pages.free:  # it would be sent back soon
             self._drop(sequence)
             return False
         sequence.fed = len(sequence.pages) * PAGE
         return True
+
+    def _being_read(self, name: bytes) -> bool:
+        return any(name in text.expected[len(text.names) :] for text in self.running)
 
     def _extend(self, sequence: Sequence, count: int) -> bool:
         """Pages for `count` more tokens. May send others back; False when it had to go itself."""

@@ -19,8 +19,8 @@ FinishReason = Literal["eos", "stop", "max_new_tokens", "max_length", "cancelled
 @dataclass(eq=False)
 class Sequence:
     """`prompt` and then `ids`; the keys and values of the first `fed` tokens lie in `pages`, whose names are `names` as
-    far as they are full. `proposed` are guesses at the next tokens, to be checked in one step. Texts share pages with
-    those of the same `salt` only."""
+    far as they are full; `expected` are those of all tokens that are to be fed. `proposed` are guesses at the next
+    tokens, to be checked in one step. Texts share pages with those of the same `salt` only."""
 
     prompt: list[int]
     params: SamplingParams
@@ -39,6 +39,7 @@ class Sequence:
     fed: int = 0
     pages: list[int] = field(default_factory=list)
     names: list[bytes] = field(default_factory=list)
+    expected: list[bytes] = field(default_factory=list)
     proposed: list[int] = field(default_factory=list)
 
     @property

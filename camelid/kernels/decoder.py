@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from camelid.kernels.library import library
-from camelid.kernels.packed import BLOCK, Packed
+from camelid.kernels.packed import BLOCK, KINDS, Packed
 
 PAGE = 32  # tokens of a page of the cache
 MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -103,19 +103,21 @@ class Decoder:
         if hasattr(self, "_handle"):
             self._free(self._handle)
 
-    def page_bytes(self, bfloat: bool) -> int:
-        """Of one layer's keys and values of PAGE tokens."""
-        return 2 * PAGE * self.shape.num_key_value_heads * self.shape.head_dim * (2 if bfloat else 4)
+    def page_bytes(self, kind: torch.dtype) -> int:
+        """Of one layer's keys and values of PAGE tokens: float32, bfloat16, or int8 with a float32 for each head's key
+        and each head's value."""
+        head = self.shape.head_dim * kind.itemsize + (4 if kind == torch.int8 else 0)
+        return 2 * PAGE * self.shape.num_key_value_heads * head
 
     def step(
         self, embedded: Tensor, texts: Sequence[Text], wanted: Sequence[int], cos: Tensor, sin: Tensor, cache: Tensor,
-        bfloat: bool,
+        kind: torch.dtype,
     ) -> Tensor:  # fmt: skip
         """Feed the texts' tokens, end to end: embedded float32 [tokens, hidden]. Returns logits float32 [wanted, vocab]
         of the tokens numbered in `wanted`.
 
-        cos and sin: float32 [positions, head_dim / 2]. cache: uint8 [layers, pages, page_bytes], bfloat16 or float32,
-        read and extended.
+        cos and sin: float32 [positions, head_dim / 2]. cache: uint8 [layers, pages, page_bytes] of `kind`, read and
+        extended.
         """
         starts, at = [0], 0
         for text in texts:
@@ -123,7 +125,7 @@ class Decoder:
             starts.append(at)
         longest = max(len(text.pages) for text in texts)
         tables = [list(text.pages) + [0] * (longest - len(text.pages)) for text in texts]
-        numbers = [len(texts), at, longest, len(wanted), cache.shape[1], cache.shape[2], int(bfloat)]
+        numbers = [len(texts), at, longest, len(wanted), cache.shape[1], cache.shape[2], KINDS.index(_name(kind))]
         logits = torch.empty(len(wanted), self.shape.vocab_size, dtype=torch.float32, device="cpu")
         self._native.camelid_decoder_step(
             self._handle, (ctypes.c_int64 * len(numbers))(*numbers), _pointer(embedded), _int32(starts),
@@ -171,6 +173,10 @@ def level(wanted: str | None = None) -> str:
 
 def _number(level: str | None) -> ctypes.c_int:
     return ctypes.c_int(-1 if level is None else LEVELS.index(level))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _pointer(tensor: Tensor) -> ctypes.c_void_p:

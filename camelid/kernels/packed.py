@@ -97,12 +97,22 @@ def round_symmetric(weight: Tensor, bits: int, group: int) -> tuple[Tensor, Tens
 def rounded(x: Tensor) -> Tensor:
     """x [..., columns] as int8 products see it: rint(x * 127 / max |x|) of each block of 32 values, times max |x| /
     127; zero where all are below 1e-30. float32 in between; x's dtype comes back."""
-    blocks = x.float().view(*x.shape[:-1], -1, BLOCK)
+    q, worth = _whole(x.float().view(*x.shape[:-1], -1, BLOCK))
+    back: Tensor = q.mul_(worth).flatten(-2).to(x.dtype)
+    return back
+
+
+def as_bytes(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x [..., n] as int8 [..., n] and what one is worth, float32 [..., 1], no number where x has one that is none: the
+    rounding of `rounded` with all of the last dimension as one block."""
+    q, worth = _whole(x.float())
+    return q.nan_to_num_(0).to(torch.int8), worth
+
+
+def _whole(blocks: Tensor) -> tuple[Tensor, Tensor]:
     most = blocks.abs().amax(-1, keepdim=True)
     most = torch.where(most < LEAST, 0.0, most)
-    q = (blocks * torch.where(most > 0, 127.0 / most, 0.0)).round_()
-    back: Tensor = q.mul_(most / 127.0).flatten(-2).to(x.dtype)
-    return back
+    return (blocks * torch.where(most > 0, 127.0 / most, 0.0)).round_(), most / 127.0
 
 
 def _room(kind: str, rows: int, columns: int, group: int, zeros: bool) -> Packed:

@@ -38,7 +38,7 @@ from camelid.tokenizer.tokenizer import Tokenizer
 class Wish:
     """`group` None: one scale a row. `calibration`: a text, corpus or tokens folder, for `method` (GPTQ by default);
     without it weights are rounded to nearest. `data`: what the cost is measured on. `tokens`: at most so many of
-    each."""
+    each. With `kv_cache` keys and values are in int8 too where the cost is measured."""
 
     format: str
     group: int | None = BLOCK
@@ -48,6 +48,7 @@ class Wish:
     data: str | None = None
     tokens: int = 65536
     by_layer: bool = False
+    kv_cache: bool = False
 
 
 def quantize(source: str | Path, out: str | Path, wish: Wish, quiet: bool = True) -> dict[str, Any]:
@@ -64,6 +65,8 @@ def quantize(source: str | Path, out: str | Path, wish: Wish, quiet: bool = True
         raise InputError(f"--out {out} would take the place of the model itself, {path}: choose another folder")
     if wish.method and not wish.calibration:
         raise InputError(f"--method {wish.method} needs --calibration, a text")
+    if wish.kv_cache and not wish.data:
+        raise InputError("--kv-cache is measured, not written into the folder: it needs --data, a text")
     if wish.tokens < 2:
         raise InputError(f"--tokens {wish.tokens}: at least 2 are read")
     scheme = Scheme(BITS[wish.format], wish.group, wish.symmetric)
@@ -188,10 +191,11 @@ def _cost(
     quantize_head(run)  # as the engine runs it
     with _measuring(2 * len(measured_on), quiet) as tell:
         before = states_of(full, measured_on, tell)
-        found = compare(full, before, run, measured_on, tell)
+        found = compare(full, before, run, measured_on, tell, wish.kv_cache)
     if wish.by_layer:
         found["layers"] = sensitivity(full, before, measured_on, scheme.bits, scheme.group, scheme.symmetric)
     how = f"weights {scheme.label}, inputs and output projection int8 in groups of 32"
+    how += ", keys and values int8" if wish.kv_cache else ""
     found["protocol"] = _protocol(found, wish.data, full, how, tokenizer)
     return found
 

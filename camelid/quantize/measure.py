@@ -13,6 +13,9 @@ from torch import Tensor
 
 from camelid.evaluate.opened import check_finite
 from camelid.evaluate.perplexity import Piece
+from camelid.generate.cache import KVCache
+from camelid.kernels.decoder import PAGE
+from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
 from camelid.model.quantized import QuantizedLinear, quantized
 
@@ -24,26 +27,37 @@ def _nobody() -> None:
 
 
 @torch.inference_mode()
-def states_of(model: Llama, pieces: Sequence[Piece], tell: Callable[[], None] = _nobody) -> list[Tensor]:
-    """The last states of every scored token of every piece, [tokens, hidden]. `tell` is called after each piece."""
+def states_of(
+    model: Llama, pieces: Sequence[Piece], tell: Callable[[], None] = _nobody, kv_cache: bool = False
+) -> list[Tensor]:
+    """The last states of every scored token of every piece, [tokens, hidden]. `tell` is called after each piece. With
+    `kv_cache` keys and values are rounded to int8, as the engine keeps them if asked to."""
     found = []
     for piece in pieces:
-        hidden = model.hidden(torch.tensor([piece.ids[:-1]]))[0]
+        ids = torch.tensor([piece.ids[:-1]])
+        hidden = model.hidden(ids, cache=_rounding(model.config, ids.shape[1]) if kv_cache else None)[0]
         found.append(hidden[piece.first - 1 :].clone())
         tell()
     return found
 
 
+def _rounding(config: LlamaConfig, tokens: int) -> KVCache:
+    cache = KVCache(config, integers=True)
+    cache.select([0], [range(-(-tokens // PAGE))])
+    return cache
+
+
 @torch.inference_mode()
 def compare(
-    full: Llama, before: Sequence[Tensor], rounded: Llama, pieces: Sequence[Piece], tell: Callable[[], None] = _nobody
-) -> dict[str, Any]:
+    full: Llama, before: Sequence[Tensor], rounded: Llama, pieces: Sequence[Piece],
+    tell: Callable[[], None] = _nobody, kv_cache: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """`before` are `states_of(full, pieces)`. Returns token_perplexity of both, kl (mean, nats, from full to rounded),
     kl_p999 (what 99.9 % of tokens stay below), top1_agreement and tokens. Raises CamelidError when there is no
-    number."""
+    number. `kv_cache` is of `rounded`, as in `states_of`."""
     nats: dict[str, float] = {"before": 0.0, "after": 0.0}
     kls, same = [], 0
-    after = states_of(rounded, pieces, tell)
+    after = states_of(rounded, pieces, tell, kv_cache)
     for piece, old, new in zip(pieces, before, after, strict=True):
         labels = torch.tensor(piece.ids[piece.first :])
         for at in range(0, len(labels), ROWS):

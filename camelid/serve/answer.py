@@ -7,14 +7,14 @@ import math
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from camelid.errors import CamelidError, InputError
 from camelid.generate.constrain import Form
 from camelid.generate.engine import Engine, PromptTooLong
-from camelid.generate.sampling import SamplingParams, TokenLogprob
+from camelid.generate.sampling import SamplingParams, TokenLogprob, nth
 from camelid.serve.faults import Fault
 from camelid.serve.limits import Limits
 from camelid.serve.metrics import Metrics
@@ -129,7 +129,7 @@ class Answers:
         for prompt in self.prompts:
             for number in range(self.n):
                 try:
-                    made.append(self.call.engine.prepare(prompt, _seeded(self.params, number), self.call.caller))
+                    made.append(self.call.engine.prepare(prompt, nth(self.params, number), self.call.caller))
                 except PromptTooLong as error:
                     raise Fault(400, str(error), "prompt", "context_length_exceeded") from None
                 except InputError as error:
@@ -186,10 +186,6 @@ def held(call: Call, texts: int) -> Iterator[None]:
         yield
     finally:
         call.worker.reserved -= texts
-
-
-def _seeded(params: SamplingParams, number: int) -> SamplingParams:
-    return params if params.seed is None or number == 0 else replace(params, seed=(params.seed + number) % 2**63)
 
 
 def checked(progress: Progress) -> Progress:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from camelid.errors import InputError
+from camelid.generate.sampling import mean_logprob
 from camelid.serve.answer import Answers, Call, check_size, finish_reason, finite, sampling_of, shown_tokens
 from camelid.serve.endpoint import Events
 from camelid.serve.faults import Fault
@@ -25,11 +26,19 @@ async def complete(call: Call, body: dict[str, Any]) -> dict[str, Any] | Events:
         raise Fault(400, "echo with logprobs is not supported", "echo", "invalid_value")
     prompts = await asyncio.to_thread(prompt_ids, call, request.prompt, "prompt")
     echoes = await asyncio.to_thread(_echoes, call, prompts) if request.echo else [""] * len(prompts)
+    n = request.n or 1
+    drawn = request.best_of or n
+    if drawn < n:
+        raise Fault(400, f"best_of is {drawn}, but n asks for {n} texts", "best_of", "invalid_value")
+    if request.stream and drawn > n:
+        raise Fault(400, "best_of with stream: which text is best is known at the end", "best_of", "invalid_value")
     try:
-        params = sampling_of(request, call, request.max_tokens or DEFAULT_TOKENS, request.logprobs)
+        compared = 0 if drawn > n else None
+        logprobs = compared if request.logprobs is None else request.logprobs
+        params = sampling_of(request, call, request.max_tokens or DEFAULT_TOKENS, logprobs)
     except InputError as error:
         raise Fault(400, str(error), code="invalid_value") from None
-    answers = Answers(call, prompts, params, request.n or 1)
+    answers = Answers(call, prompts, params, drawn)
     head = {
         "id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time()),
         "model": request.model,
@@ -39,8 +48,9 @@ async def complete(call: Call, body: dict[str, Any]) -> dict[str, Any] | Events:
     async with answers:
         done = await answers.whole()
         choices = [
-            _choice(answers, request, number, echoes[number // answers.n] + now.text, Progress(), now)
-            for number, now in enumerate(done)
+            _choice(answers, request, ticket, echoes[ticket // drawn] + done[ticket].text, Progress(), done[ticket])
+            | {"index": number}
+            for number, ticket in enumerate(_best(answers, n))
         ]
         return {**head, "choices": choices, "usage": answers.usage()}
 
@@ -63,6 +73,16 @@ def _echoes(call: Call, prompts: Sequence[list[int]]) -> list[str]:
             400, f"token id {bad} is outside the vocabulary of {len(call.tokenizer)}", "prompt", "invalid_value"
         )
     return [call.tokenizer.decode(ids, skip_special_tokens=True) for ids in prompts]
+
+
+def _best(answers: Answers, n: int) -> list[int]:
+    """The numbers of each prompt's n best texts; of as many as there are, all in order."""
+    found: list[int] = []
+    for first in range(0, len(answers.tickets), answers.n):
+        numbers = range(first, first + answers.n)
+        scores = {i: mean_logprob(answers.tickets[i].sequence.logprobs) for i in numbers}
+        found += sorted(numbers, key=lambda i: -scores[i])[:n] if n < answers.n else numbers
+    return found
 
 
 async def _chunks(answers: Answers, request: CompletionRequest, echoes: Sequence[str], head: dict[str, Any]) -> Events:

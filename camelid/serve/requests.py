@@ -136,7 +136,7 @@ class CompletionRequest(Sampling):
     stream_options: StreamOptions | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool | None = None
-    best_of: Annotated[int, Field(ge=1, le=1)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=16)] | None = None
     suffix: Literal[""] | None = None
 
 

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -42,20 +43,22 @@ def long_text(subject: Subject) -> str:
 
 
 @torch.inference_mode()
-def rounded(form: str, subject: Subject) -> str:
-    """The scores of the rounded model against the full one's."""
-    if subject.checkpoint.quantized:
+def rounded(form: str | None, kv_cache: Literal["int8"] | None, subject: Subject) -> str:
+    """The scores of the model with rounded weights, or keys and values, against the full one's."""
+    if form and subject.checkpoint.quantized:
         raise NotApplicable("the model is rounded already")
     ids = _ids(subject)[0].tolist()
     full = subject.weights(torch.tensor([ids])).logits[0].log_softmax(-1)
     # A copy: where the torch model runs, it is rounded in place.
-    runner = Engine(runner_for(copy.deepcopy(subject.weights), form), cache_tokens=len(ids)).runner
+    runner = Engine(runner_for(copy.deepcopy(subject.weights), form, None, kv_cache), cache_tokens=len(ids)).runner
     [found] = runner.run([Chunk(ids, 0, list(range(-(-len(ids) // PAGE))), len(ids))])
     less = found.log_softmax(-1)
     kl = float((full.exp() * (full - less)).sum(-1).mean())
     agree = float((full.argmax(-1) == less.argmax(-1)).float().mean())
-    if not kl <= KL[form]:
-        raise Failed(f"KL {kl:.3f} nats a token to the full model, at most {KL[form]} is usual: {form} breaks it")
+    most = KL[form or "int8"]
+    if not kl <= most:
+        what = form or "an int8 cache"
+        raise Failed(f"KL {kl:.3f} nats a token to the full model, at most {most} is usual: {what} breaks it")
     return f"KL {kl:.4f} nats a token, {agree:.0%} of the likeliest tokens are the same"
 
 
@@ -84,7 +87,8 @@ def against_transformers(python: str, subject: Subject) -> str:
 
 CHECKS = [
     Check("long text", "drift over a long text", long_text),
-    Check("int8", "weights that int8 breaks", partial(rounded, "int8")),
-    Check("int4", "weights that int4 breaks", partial(rounded, "int4")),
+    Check("int8", "weights that int8 breaks", partial(rounded, "int8", None)),
+    Check("int4", "weights that int4 breaks", partial(rounded, "int4", None)),
+    Check("int8 cache", "keys and values that int8 breaks", partial(rounded, None, "int8")),
 ]
 TRANSFORMERS = Check("transformers", "any difference from the reference", partial(against_transformers, sys.executable))

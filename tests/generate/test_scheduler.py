@@ -74,14 +74,19 @@ class Noise:
         return [torch.rand(c.wanted, 300) for c in chunks]
 
 
-@pytest.fixture(params=["torch", pytest.param("native", marks=native)])
+@pytest.fixture(
+    params=["torch", "torch int8", *(pytest.param(kind, marks=native) for kind in ("native", "native int8"))]
+)
 def runner(request: pytest.FixtureRequest) -> Runner:
     torch.manual_seed(0)
     model = Llama(CONFIG).eval()
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(3) if weight.dim() > 1 else None
-    return TorchRunner(model.double()) if request.param == "torch" else NativeRunner(model)
+    integers = request.param.endswith("int8")
+    if request.param.startswith("torch"):
+        return TorchRunner(model.double(), integers)
+    return NativeRunner(model, cache=torch.int8 if integers else None)
 
 
 def engine(runner: Runner, cache_tokens: int = 4096) -> Engine:
@@ -115,6 +120,51 @@ def test_a_known_beginning_is_not_computed_again(runner: Runner) -> None:
     assert again[0].ids == first.ids
     assert again[1].ids == engine(runner).generate([[*beginning, 8, 9]], params)[0].ids
     assert counted.fed < before + len(beginning)
+
+
+def test_a_beginning_that_another_text_is_reading_is_waited_for(runner: Runner) -> None:
+    beginning = prompts(1, seed=3)[0] * 9
+    asked = [[*beginning, n] for n in range(6)]
+    counted = Counted(runner)
+    found = engine(counted).generate(asked, SamplingParams(max_new_tokens=8))
+    assert counted.fed <= len(beginning) + 6 * (PAGE + 8)
+    alone = [engine(runner).generate([one], SamplingParams(max_new_tokens=8))[0].ids for one in asked]
+    assert [r.ids for r in found] == alone
+
+
+def test_who_waits_for_a_text_that_is_cancelled_reads_it_alone(runner: Runner) -> None:
+    busy = engine(runner)
+    params = SamplingParams(max_new_tokens=8)
+    first, second = (busy.prepare([*range(250), n], params) for n in (1, 2))
+    busy.scheduler.runner = Counted(runner)  # 96 tokens a step: the first is read in three
+    busy.scheduler.add(first)
+    busy.scheduler.add(second)
+    busy.scheduler.step()
+    assert second in busy.scheduler.waiting
+    busy.scheduler.cancel(first)
+    run_to_end(busy.scheduler, [second])
+    assert second.ids == engine(runner).generate([[*range(250), 2]], params)[0].ids
+    assert busy.scheduler.pages.taken == 0
+
+
+def test_several_texts_of_one_prompt(runner: Runner) -> None:
+    params = SamplingParams(max_new_tokens=12, temperature=1.0, seed=5)
+    [prompt] = prompts(1, seed=4)
+    four = engine(runner).several(prompt, params, 4)
+    each = [dataclasses.replace(params, seed=5 + n) for n in range(4)]
+    assert [r.ids for r in four] == [engine(runner).generate([prompt], one)[0].ids for one in each]
+    assert len({tuple(r.ids) for r in four}) == 4
+    scored = [
+        (sum(one.logprob for one in r.logprobs or []) / 12, r.ids)
+        for r in engine(runner).generate([prompt] * 4, [dataclasses.replace(one, logprobs=0) for one in each])
+    ]
+    best = engine(runner).several(prompt, params, 2, best_of=4)
+    wanted = sorted(scored, key=lambda pair: -pair[0])[:2]
+    assert [r.ids for r in best] == [ids for _, ids in wanted]
+    assert [r.score for r in best] == pytest.approx([score for score, _ in wanted])
+    assert best[0].logprobs is None
+    with pytest.raises(InputError, match="n is 3 and best_of 2"):
+        engine(runner).several(prompt, params, 3, best_of=2)
 
 
 def test_an_adapters_pages_are_its_own() -> None:

@@ -150,11 +150,14 @@ def test_halves_are_near_float32(dtype: torch.dtype) -> None:
     assert (found - expected).abs().max() <= bound * expected.abs().max()
 
 
+@pytest.mark.parametrize("cache", [None, torch.int8])
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8", "int4"])
 @pytest.mark.parametrize("name", HERE)
-def test_the_same_bits_in_any_batch_chunk_and_number_of_threads(kind: str, name: str) -> None:
+def test_the_same_bits_in_any_batch_chunk_and_number_of_threads(
+    kind: str, name: str, cache: torch.dtype | None
+) -> None:
     model = llama(torch.bfloat16 if kind == "bfloat16" else torch.float32)
-    options = {"bits": int(kind[3:])} if kind.startswith("int") else {}
+    options: dict[str, Any] = {"cache": cache} | ({"bits": int(kind[3:])} if kind.startswith("int") else {})
     ids, other = tokens(70), tokens(33, seed=1)
     [whole] = runner(model, threads=1, level=name, **options).run([Chunk(ids, 0, [5, 2, 7], 70)])
     native = runner(model, threads=2, level=name, **options)

@@ -152,6 +152,15 @@ def test_gptq_and_the_cost_of_each_layer(tmp_path: Path, tokenizer: Tokenizer, t
     assert "<svg" in (tmp_path / "a" / "report.html").read_text()
 
 
+def test_keys_and_values_in_bytes_are_measured_too(tmp_path: Path, tokenizer: Tokenizer, text: Path) -> None:
+    full = source(tmp_path / "full", tokenizer)
+    plain = quantize(full, tmp_path / "a", Wish("int8", data=str(text)))
+    both = quantize(full, tmp_path / "b", Wish("int8", data=str(text), kv_cache=True))
+    assert plain["kl"] < both["kl"] < 4 * plain["kl"]
+    assert "keys and values int8" in both["protocol"]
+    assert "keys and values" not in plain["protocol"]
+
+
 def test_dtypes_and_sizes(tmp_path: Path, tokenizer: Tokenizer) -> None:
     full = source(tmp_path / "full", tokenizer, torch.bfloat16)
     told = quantize(full, tmp_path / "small", Wish("int4"))
@@ -186,6 +195,7 @@ def test_the_command(tmp_path: Path, tokenizer: Tokenizer, text: Path, capsys: p
     for wrong, why in (
         (["--group", "96"], "whole groups"), (["--group", "many"], "--group many"),
         (["--group", "16"], "multiple of 32"), (["--group", "0"], "multiple of 32"), (["--tokens", "0"], "--tokens 0"),
+        (["--kv-cache", "int8"], "needs --data"),
         (["--out", str(full)], "the model itself"), (["--out", str(full / "inside")], "the model itself"),
     ):  # fmt: skip
         assert run(["quantize", str(full), "--format", "int8", "--out", str(tmp_path / "s"), *wrong]) == 2

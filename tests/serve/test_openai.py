@@ -204,6 +204,27 @@ def test_completions(running: Running, engine: Engine) -> None:
     assert text == wanted[0].text
 
 
+def test_the_best_of_several(running: Running, engine: Engine) -> None:
+    asked: Any = {"model": "tiny", "temperature": 1.5, "max_tokens": 12, "seed": 3}
+    params = SamplingParams(max_new_tokens=12, temperature=1.5, seed=3)
+    answer = running.client.completions.create(prompt=["The meaning", "def area("], n=2, best_of=5, **asked)
+    wanted = [r for p in ("The meaning", "def area(") for r in engine.several(p, params, 2, best_of=5)]
+    assert [choice.text for choice in answer.choices] == [one.text for one in wanted]
+    assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+    assert answer.choices[0].logprobs is None
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens > sum(len(one.ids) for one in wanted)  # all that were drawn
+    with_logprobs = running.client.completions.create(prompt="The meaning", best_of=5, logprobs=0, **asked)
+    assert with_logprobs.choices[0].text == wanted[0].text
+    found = with_logprobs.choices[0].logprobs
+    assert found is not None
+    assert len(found.token_logprobs or []) == len(wanted[0].ids) - (wanted[0].finish_reason == "eos")
+    for wrong in ({"n": 3, "best_of": 2}, {"best_of": 2, "stream": True}):
+        with pytest.raises(openai.BadRequestError) as caught:
+            running.client.completions.create(prompt="The meaning", **(asked | wrong))
+        assert caught.value.param == "best_of"
+
+
 @pytest.mark.parametrize("allowed", [False, True])
 def test_what_a_completions_text_spells_is_a_control_token_only_where_the_server_says_so(
     engine: Engine, allowed: bool

@@ -2,7 +2,7 @@
 prompts (token ids) together by `new` tokens each, greedily, never stopping early.
 
   prefill 512   512 tokens read and one written
-  decode        64 tokens after 512, one text
+  decode        64 tokens after 512, one text; "decode after N" where BENCH_CONTEXT names another length, as of prefill
   batch 8, 32   32 tokens each after 64, so many texts together
 
 A time to read alone is taken off where tokens written are counted. Prompts are random ids and never the same twice, so
@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import median
 
 REPEATS = 3
+USUAL = 512  # tokens of the longest prompt
 Generate = Callable[[list[list[int]], int], None]
 
 
@@ -33,10 +34,12 @@ def race(generate: Generate, vocab_size: int, version: str, load_seconds: float,
         generate(prompts, new)
         return time.perf_counter() - started
 
-    first = seconds(1, 512, 1)
-    read = median(seconds(1, 512, 1) for _ in range(REPEATS))
-    cells = {"prefill 512": 512 / read}
-    cells["decode"] = 64 / (median(seconds(1, 512, 65) for _ in range(REPEATS)) - read)
+    length = prompt_length()
+    first = seconds(1, length, 1)
+    read = median(seconds(1, length, 1) for _ in range(REPEATS))
+    cells = {f"prefill {length}": length / read}
+    decode = "decode" if length == USUAL else f"decode after {length}"
+    cells[decode] = 64 / (median(seconds(1, length, 65) for _ in range(REPEATS)) - read)
     peak = peak_bytes()
     for rows in (8, 32):
         seconds(rows, 64, 2)
@@ -51,6 +54,11 @@ def peak_bytes() -> int:
         line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM")
     ]
     return int(line.split()[1]) * 1024
+
+
+def prompt_length() -> int:
+    """Tokens of the one text that is read and gone on with."""
+    return int(os.environ.get("BENCH_CONTEXT", USUAL))
 
 
 def threads() -> int:

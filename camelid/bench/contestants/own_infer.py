@@ -1,4 +1,5 @@
-"""camelid's side of the generation race: own_infer.py KIND FOLDER."""
+"""camelid's side of the generation race: own_infer.py KIND FOLDER. BENCH_FORM says in which bits the weights are,
+BENCH_CACHE whether keys and values are in int8."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Literal
 
 import torch
 from infer_protocol import race, threads
@@ -22,7 +24,8 @@ def main() -> None:
     kind, started = os.environ["BENCH_FORM"], time.perf_counter()
     torch.set_num_threads(threads())
     model: Llama = load(Path(sys.argv[2]) / "model", dtype=torch.bfloat16)
-    runner = runner_for(model, None if kind == "bf16" else kind, threads())
+    cache: Literal["int8"] | None = "int8" if os.environ.get("BENCH_CACHE") == "int8" else None
+    runner = runner_for(model, None if kind == "bf16" else kind, threads(), cache)
     del model
     engine = Engine(runner, None, stop_ids=())
     loaded = time.perf_counter() - started

@@ -30,7 +30,7 @@ def quantized(folder: Path, kind: str) -> Path:
 
 def main() -> None:
     import llama_cpp
-    from infer_protocol import race, threads
+    from infer_protocol import prompt_length, race, threads
 
     kept = os.dup(2)  # what it says while loading is not an error
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
@@ -39,7 +39,7 @@ def main() -> None:
     llama_cpp.llama_backend_init()
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
     params = llama_cpp.llama_context_default_params()
-    params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = 4096, 2048, 512, 32
+    params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = max(4096, prompt_length() + 128), 2048, 512, 32
     params.n_threads = params.n_threads_batch = threads()
     params.kv_unified = True
     context = llama_cpp.llama_init_from_model(model, params)

@@ -1,0 +1,125 @@
+"""Beam search against transformers': the same texts in the same order, with the same scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from camelid.auto import CausalLM
+from camelid.errors import CamelidError, InputError
+from camelid.generate.beam import BeamParams
+from camelid.generate.engine import Engine
+from camelid.generate.runner import NativeRunner, TorchRunner
+from camelid.kernels.decoder import PAGE
+from camelid.kernels.library import library
+from camelid.model.llama import Llama
+from tests.oracles.test_transformers import BASE, pair
+
+transformers = pytest.importorskip("transformers")
+FIELDS: dict[str, Any] = BASE | {
+    "hidden_size": 64, "intermediate_size": 96, "num_key_value_heads": 2, "max_position_embeddings": 512,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def models() -> tuple[Llama, Any]:
+    return pair(FIELDS, torch.float32)
+
+
+def prompt(length: int) -> list[int]:
+    found: list[int] = torch.randint(0, 97, (length,), generator=torch.Generator().manual_seed(length)).tolist()
+    return found
+
+
+def theirs(model: Any, ids: list[int], stops: list[int], params: BeamParams) -> tuple[list[list[int]], list[float]]:
+    found = model.generate(
+        torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.int64), do_sample=False,
+        num_beams=params.num_beams, num_return_sequences=params.n, length_penalty=params.length_penalty,
+        early_stopping=params.early_stopping, max_new_tokens=params.max_new_tokens, eos_token_id=stops,
+        pad_token_id=96, output_scores=True, return_dict_in_generate=True,
+    )  # fmt: skip
+    texts = []
+    for row in found.sequences[:, len(ids) :].tolist():
+        end = next((n + 1 for n, token in enumerate(row) if token in stops), len(row))
+        texts.append(row[:end])
+    return texts, found.sequences_scores.tolist()
+
+
+WISHES = [
+    BeamParams(num_beams, n, new, length_penalty=penalty, early_stopping=early)
+    for num_beams, n, new in ((2, 1, 20), (4, 4, 45), (5, 3, 70))
+    for penalty in (0.0, 1.0, 2.0, -0.5)
+    for early in (False, True)
+]
+
+
+@pytest.mark.parametrize("stops", [[7], [3, 50, 71]])
+@pytest.mark.parametrize("kind", ["torch", "native"])
+def test_texts_and_scores(models: tuple[Llama, Any], kind: str, stops: list[int]) -> None:
+    if kind == "native" and library() is None:
+        pytest.skip("the native library is not built")
+    ours, reference = models
+    runner = TorchRunner(ours) if kind == "torch" else NativeRunner(ours)
+    engine = Engine(runner, None, stops, cache_tokens=64 * PAGE)
+    ended = set()
+    for number, params in enumerate(WISHES):
+        ids = prompt(5 + 9 * number)  # also just before, at and after a page's end
+        found = engine.beam_search(ids, params)
+        texts, scores = theirs(reference, ids, stops, params)
+        assert [r.ids for r in found] == texts, params
+        assert [r.score for r in found] == pytest.approx(scores, rel=1e-4, abs=1e-4)
+        ended |= {r.finish_reason for r in found}
+    assert ended == {"eos", "max_new_tokens"}
+    assert engine.scheduler.pages.taken == 0
+
+
+def test_generate_takes_the_same_words(models: tuple[Llama, Any]) -> None:
+    ours, reference = models
+    model = CausalLM(ours.config).eval()
+    model.load_state_dict(ours.state_dict())
+    ids = torch.tensor([prompt(9), prompt(9)[::-1]])
+    asked: Any = {"num_beams": 4, "num_return_sequences": 2, "max_new_tokens": 15, "eos_token_id": [7, 16],
+                  "pad_token_id": 96, "length_penalty": 0.5, "early_stopping": True, "do_sample": False}  # fmt: skip
+    expected = reference.generate(ids, attention_mask=torch.ones_like(ids), **asked)
+    assert torch.equal(model.generate(ids, **asked), expected)
+    drawn = model.generate(ids, do_sample=True, num_return_sequences=3, seed=1, max_new_tokens=8, eos_token_id=None)
+    assert drawn.shape == (6, 17)
+    assert torch.equal(drawn[:, :9], ids.repeat_interleave(3, 0))
+    assert len({tuple(row) for row in drawn.tolist()}) == 6
+    for wrong, why in (
+        ({"num_beams": 2, "do_sample": True}, "does not draw"), ({"num_return_sequences": 2}, "there is one"),
+        ({"num_return_sequences": 0}, "at least 1"), ({"num_beams": 2, "num_return_sequences": 3}, "3 texts"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=why):
+            model.generate(ids, **wrong)
+
+
+def test_one_beam_is_greedy(models: tuple[Llama, Any]) -> None:
+    engine = Engine(models[0], stop_ids=())
+    params = BeamParams(1, max_new_tokens=40)
+    greedy = engine.generate([prompt(31)], params=None)[0].ids[:40]
+    assert engine.beam_search(prompt(31), params)[0].ids == greedy
+
+
+def test_more_beams_find_what_is_no_less_likely(models: tuple[Llama, Any]) -> None:
+    engine = Engine(models[0], stop_ids=())
+    scores = [engine.beam_search(prompt(20), BeamParams(width, max_new_tokens=12))[0].score for width in (1, 8, 64)]
+    assert scores[0] is not None
+    assert scores[2] is not None
+    assert scores[2] > scores[0]
+
+
+def test_what_cannot_be_searched(models: tuple[Llama, Any]) -> None:
+    for wrong, why in (
+        ({"num_beams": 0}, "num_beams"), ({"n": 5}, "5 texts"), ({"length_penalty": 11.0}, "length_penalty"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=why):
+            BeamParams(**wrong)  # type: ignore[arg-type]
+    small = Engine(models[0], stop_ids=(), cache_tokens=4 * PAGE)
+    with pytest.raises(CamelidError, match="pages of the cache"):
+        small.beam_search(prompt(40), BeamParams(8, max_new_tokens=60))
+    assert small.scheduler.pages.taken == 0
+    with pytest.raises(InputError, match="token id 97"):
+        small.beam_search([97], BeamParams())
