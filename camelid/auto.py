@@ -12,9 +12,10 @@ from torch import Tensor
 from camelid.errors import InputError
 from camelid.formats.hf import dtype_named, save
 from camelid.formats.load import load, load_tokenizer, stop_ids
-from camelid.generate.beam import BeamParams
-from camelid.generate.engine import Engine, Result
-from camelid.generate.sampling import SamplingParams, nth
+from camelid.generate.beam import BeamParams, pages_needed
+from camelid.generate.engine import MOST_TEXTS, Engine, Result
+from camelid.generate.sampling import SamplingParams, nth, whole
+from camelid.kernels.decoder import PAGE
 from camelid.model.llama import Llama
 from camelid.tokenizer.tokenizer import Tokenizer
 
@@ -62,10 +63,16 @@ class CausalLM(Llama):
         ends = self._ends(eos_token_id)
         if max_length is None and max_new_tokens is None:
             max_new_tokens = 20
-        if num_return_sequences < 1:
-            raise InputError(f"num_return_sequences must be at least 1, not {num_return_sequences}")
+        whole("num_return_sequences", num_return_sequences, 1, MOST_TEXTS)
+        search = BeamParams(
+            num_beams, min(num_return_sequences, num_beams), max_new_tokens, max_length, length_penalty, early_stopping
+        )
         if num_beams > 1 and do_sample:
             raise InputError("num_beams with do_sample: a beam search does not draw; leave one of them out")
+        if num_beams > 1 and num_return_sequences > num_beams:
+            raise InputError(
+                f"num_return_sequences={num_return_sequences}: num_beams={num_beams} has no more than that"
+            )
         if num_beams == 1 and num_return_sequences > 1 and not do_sample:
             raise InputError(f"num_return_sequences={num_return_sequences} needs do_sample or num_beams: there is one")
         params = SamplingParams(
@@ -73,11 +80,8 @@ class CausalLM(Llama):
             top_k=top_k, top_p=top_p, min_p=min_p, seed=seed,
         )  # fmt: skip
         prompts = [row[mask.bool()].tolist() for row, mask in zip(rows, keep, strict=True)]
-        engine = Engine(self, None, ends)
+        engine = Engine(self, None, ends, _cache_tokens(self, prompts, params, search) if num_beams > 1 else None)
         if num_beams > 1:
-            search = BeamParams(
-                num_beams, num_return_sequences, max_new_tokens, max_length, length_penalty, early_stopping
-            )
             results = [found for prompt in prompts for found in engine.beam_search(prompt, search)]
         else:
             count = range(num_return_sequences)
@@ -97,6 +101,13 @@ class CausalLM(Llama):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a Hugging Face folder."""
         save(self, folder)
+
+
+def _cache_tokens(model: Llama, prompts: Sequence[Sequence[int]], params: SamplingParams, search: BeamParams) -> int:
+    """What the widest of the searches needs."""
+    longest = max(map(len, prompts))
+    budget = min(params.budget(longest)[0], model.config.max_position_embeddings)
+    return PAGE * (pages_needed(longest, max(1, budget), search.num_beams) + 1)
 
 
 def _stack(rows: Tensor, results: Sequence[Result], pad: int) -> Tensor:

@@ -8,6 +8,12 @@ from typing import Any
 
 from camelid.cli import settings
 
+# What says how tokens are drawn, of which a beam search draws none.
+DRAWING = (
+    "best_of", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "presence_penalty",
+    "frequency_penalty", "lookup", "seed", "stop", "json_schema", "regex",
+)  # fmt: skip
+
 
 def sampling_arguments(parser: argparse.ArgumentParser, temperature: float, min_p: float = 0.0) -> None:
     """The options that `generate` and `chat` share."""
@@ -35,7 +41,7 @@ def sampling_arguments(parser: argparse.ArgumentParser, temperature: float, min_
 
 
 def kv_cache_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--kv-cache", choices=("int8",), help="keep keys and values so, in half the memory")
+    parser.add_argument("--kv-cache", choices=("int8",), help="keep keys and values so: half of bfloat16's memory")
 
 
 def sampling(options: argparse.Namespace, form: Any = None) -> Any:
@@ -123,11 +129,14 @@ def _beams(options: argparse.Namespace) -> Any:
     if options.best_of is not None and options.temperature == 0:
         raise InputError("--best-of draws texts: give --temperature, at 0 all are the same")
     if options.num_beams is None:
+        if options.length_penalty != 1:
+            raise InputError("--length-penalty is a beam search's: give --num-beams too")
         return None
-    drawing = {"--best-of": options.best_of, "--temperature": options.temperature, "--lookup": options.lookup,
-               "--stop": options.stop, "--json-schema": options.json_schema, "--regex": options.regex}  # fmt: skip
-    given = next((name for name, value in drawing.items() if value), None)
+    usual = argparse.ArgumentParser()
+    arguments(usual)
+    given = next((name for name in DRAWING if getattr(options, name) != usual.get_default(name)), None)
     if given:
+        given = "--" + given.replace("_", "-")
         raise InputError(f"--num-beams with {given}: a beam search takes the likeliest texts as they are")
     return BeamParams(
         options.num_beams, 1, options.max_new_tokens, options.max_length, length_penalty=options.length_penalty
@@ -137,7 +146,7 @@ def _beams(options: argparse.Namespace) -> Any:
 def _told(result: Any, quiet: bool, shown: bool) -> dict[str, Any]:
     if not quiet:
         print("" if shown else result.text)
-        score = "" if result.score is None else f", log-probability {result.score:.3f} a token"
+        score = "" if result.score is None else f", score {result.score:.3f}"
         print(f"[{len(result.ids)} tokens, ended by {result.finish_reason}{score}]", file=sys.stderr)
     return {
         "text": result.text,

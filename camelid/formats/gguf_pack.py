@@ -149,7 +149,8 @@ def _packed_six_bits(scales: Bytes, offsets: Bytes) -> Bytes:
 def _k_with_offset(x: Floats, levels: int, least: float, step: float, tries: int) -> tuple[Bytes, NDArray[np.uint8]]:
     """The head (two scales and 12 bytes) and the whole numbers [count, 256] of Q4_K and Q5_K."""
     groups = torch.from_numpy(x).view(-1, 32)
-    scale, offset = (t.view(-1, 8) for t in _scale_and_offset(groups, levels, least, step, tries))
+    # In float64: candidates that are nearly as good are told apart by the last bits.
+    scale, offset = (t.float().view(-1, 8) for t in _scale_and_offset(groups.double(), levels, least, step, tries))
     scales, d, scale = _six_bits(scale)
     offsets, m, offset = _six_bits(offset)
     shifted = groups.view(-1, 8, 32) + offset[:, :, None]

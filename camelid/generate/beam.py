@@ -16,8 +16,11 @@ from torch import Tensor
 
 from camelid.errors import CamelidError, InputError
 from camelid.generate.runner import Chunk
+from camelid.generate.sampling import whole, within
 from camelid.generate.scheduler import Scheduler
 from camelid.kernels.decoder import PAGE
+
+MOST_BEAMS = 64
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,11 @@ class BeamParams:
     adapter: str | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_beams <= 64:
-            raise InputError(f"num_beams must be between 1 and 64, not {self.num_beams}")
-        if not 1 <= self.n <= self.num_beams:
-            raise InputError(f"{self.n} texts are asked for: a search over {self.num_beams} beams has 1 to that many")
-        if not -10 <= self.length_penalty <= 10:
-            raise InputError(f"length_penalty must be between -10 and 10, not {self.length_penalty}")
+        whole("num_beams", self.num_beams, 1, MOST_BEAMS)
+        whole("the number of texts of a search", self.n, 1, self.num_beams)
+        within("length_penalty", self.length_penalty, -10, 10)
+        if not isinstance(self.early_stopping, bool):
+            raise InputError(f"early_stopping must be True or False, not {self.early_stopping!r}")
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,8 @@ def beam_search(
     """At most num_beams texts of at most `budget` new tokens, the best first. Raises CamelidError when the cache has no
     room for the beams, or the scores are no numbers."""
     width = params.num_beams
-    own = -(-(len(prompt) + budget) // PAGE) - len(prompt) // PAGE
-    with scheduler.pages_for(len(prompt) // PAGE + width * own) as pages:
-        forks = _Forks(scheduler, pages, prompt)
+    with scheduler.pages_for(pages_needed(len(prompt), budget, width)) as pages:
+        forks = _Forks(scheduler, pages)
         logits = _read(scheduler, prompt, forks, params.adapter)
         beams = [_Beam(0.0, [], 0)]
         done: list[Hypothesis] = []
@@ -81,7 +82,7 @@ def beam_search(
                 ended = beam.ids[-1] in stop_ids
                 if not ended and length < budget:
                     running.append(beam)
-                elif rank < width and not (params.early_stopping and len(done) >= width):
+                elif rank < width:
                     done.append(Hypothesis(beam.total / length**params.length_penalty, beam.ids, ended))
             beams = running[:width]
             done = sorted(done, key=lambda found: -found.score)[:width]
@@ -94,7 +95,14 @@ def beam_search(
                 for beam, table in zip(beams, tables, strict=True)
             ]
             logits = torch.cat(scheduler.run(chunks))
-        return done
+    if len(done) < params.n:
+        raise CamelidError(f"{params.n} texts were asked for, but there are only {len(done)} so short")
+    return done
+
+
+def pages_needed(prompt: int, budget: int, beams: int) -> int:
+    """Of the cache, for a prompt of so many tokens and beams of `budget` tokens that have nothing in common."""
+    return prompt // PAGE + beams * (-(-(prompt + budget) // PAGE) - prompt // PAGE)
 
 
 def _over(done: Sequence[Hypothesis], beams: Sequence[_Beam], length: int, params: BeamParams) -> bool:
@@ -131,7 +139,7 @@ def _candidates(logits: Tensor, beams: Sequence[_Beam], most: int) -> list[_Beam
 class _Forks:
     """Which of some pages each beam reads. Full ones are shared by all that came from one beam."""
 
-    def __init__(self, scheduler: Scheduler, pages: Sequence[int], prompt: Sequence[int]) -> None:
+    def __init__(self, scheduler: Scheduler, pages: Sequence[int]) -> None:
         self._scheduler, self._free = scheduler, list(pages)
         self._tables: list[list[int]] = [[]]
         self._readers: Counter[int] = Counter()

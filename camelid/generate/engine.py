@@ -19,7 +19,7 @@ from camelid.errors import CamelidError, InputError
 from camelid.generate.beam import BeamParams, Hypothesis, beam_search
 from camelid.generate.constrain import Matcher
 from camelid.generate.runner import NativeRunner, Runner, TorchRunner, depends_on_length, native_refusal
-from camelid.generate.sampling import SamplingParams, TokenLogprob, generator_for, mean_logprob, nth
+from camelid.generate.sampling import SamplingParams, TokenLogprob, generator_for, mean_logprob, nth, whole
 from camelid.generate.scheduler import Scheduler, run_to_end
 from camelid.generate.sequence import FinishReason, Sequence
 from camelid.kernels.decoder import PAGE
@@ -29,6 +29,7 @@ from camelid.tokenizer.stream import StreamDecoder
 from camelid.tokenizer.tokenizer import Tokenizer
 
 Prompt = str | abc.Sequence[int]
+MOST_TEXTS = 1024  # of one prompt at a time
 SHARE_OF_MEMORY = 0.25  # that the cache may take unless told otherwise
 DEFAULT_CACHE = 1 << 15  # tokens, or one whole context if that is more
 
@@ -159,12 +160,15 @@ class Engine:
         `best_of` so many are drawn, and the n of the greatest mean log-probability come back, the best first, each with
         its score."""
         drawn = n if best_of is None else best_of
-        if not 1 <= n <= drawn:
-            raise InputError(f"n is {n} and best_of {best_of}: 1 to best_of texts can be returned")
+        whole("best_of", drawn, 1, MOST_TEXTS)
+        whole("n", n, 1, drawn)
+        if drawn > 1 and params.temperature == 0:
+            raise InputError(f"{drawn} texts are to be drawn at temperature 0, where all are the same")
+        ids = self._ids(prompt)
         if best_of is None:
-            return self.generate([prompt] * n, [nth(params, number) for number in range(n)], strict)
+            return self.generate([ids] * n, [nth(params, number) for number in range(n)], strict)
         kept = replace(params, logprobs=params.logprobs or 0)
-        found = self.generate([prompt] * drawn, [nth(kept, number) for number in range(drawn)], strict)
+        found = self.generate([ids] * drawn, [nth(kept, number) for number in range(drawn)], strict)
         scored = [replace(r, score=mean_logprob(r.logprobs or [])) for r in found]
         best = sorted(scored, key=lambda r: (r.error is not None, -(r.score or 0.0)))[:n]
         return best if params.logprobs is not None else [replace(r, logprobs=None) for r in best]

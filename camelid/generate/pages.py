@@ -62,13 +62,15 @@ class Pages:
         if name not in self._known and page not in self._names:
             self._known[name], self._names[page] = page, name
 
+    def known(self, names: Sequence[bytes]) -> int:
+        """How many pages of a beginning are known, in a row."""
+        return next((number for number, name in enumerate(names) if name not in self._known), len(names))
+
     def find(self, names: Sequence[bytes]) -> list[int]:
         """The known pages of a beginning, as many in a row as there are, each with one reader more."""
         found: list[int] = []
-        for name in names:
-            page = self._known.get(name)
-            if page is None:
-                break
+        for name in names[: self.known(names)]:
+            page = self._known[name]
             self._idle.pop(page, None)
             self._readers[page] += 1
             found.append(page)

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from camelid.errors import InputError
 from camelid.generate.cache import KVCache
 from camelid.generate.graphs import Graphs
 from camelid.kernels.decoder import MATRICES, PAGE, Decoder, LayerWeights, Shape, Text
@@ -173,6 +174,8 @@ class NativeRunner:
         self._decoder = Decoder(shape_of(model.config), layers, _norm(model.norm.weight), head, threads, level)
         whole = torch.float32 if kind == "float32" and not integers else torch.bfloat16
         self._kind = cache or whole
+        if self._kind not in (torch.float32, torch.bfloat16, torch.int8):
+            raise InputError(f"the cache can be float32, bfloat16 or int8, not {self._kind}")
         self._cache = torch.empty(0, 0, 0, dtype=torch.uint8, device="cpu")
         self._turns = torch.empty(2, 0, model.config.head_size // 2, device="cpu")
 

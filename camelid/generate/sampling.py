@@ -52,19 +52,18 @@ class SamplingParams:
     form: Form | None = None
 
     def __post_init__(self) -> None:
-        _within("temperature", self.temperature, 0, 100)
-        _within("top_p", self.top_p, 0, 1)
-        _within("min_p", self.min_p, 0, 1)
-        _within("typical_p", self.typical_p, 0, 1)
-        _within("repetition_penalty", self.repetition_penalty, 0.01, 100)
-        _within("presence_penalty", self.presence_penalty, -100, 100)
-        _within("frequency_penalty", self.frequency_penalty, -100, 100)
+        within("temperature", self.temperature, 0, 100)
+        within("top_p", self.top_p, 0, 1)
+        within("min_p", self.min_p, 0, 1)
+        within("typical_p", self.typical_p, 0, 1)
+        within("repetition_penalty", self.repetition_penalty, 0.01, 100)
+        within("presence_penalty", self.presence_penalty, -100, 100)
+        within("frequency_penalty", self.frequency_penalty, -100, 100)
         for token, bias in self.logit_bias.items():
-            _within(f"logit_bias of token {token}", bias, -1000, 1000)
+            within(f"logit_bias of token {token}", bias, -1000, 1000)
         for name in ("max_new_tokens", "max_length"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise InputError(f"{name} must be a whole number of at least 1, not {value!r}")
+            if getattr(self, name) is not None:
+                whole(name, getattr(self, name), 1)
         for name in ("top_k", "lookup", "logprobs"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
@@ -87,7 +86,8 @@ class SamplingParams:
         return min(limits, default=(default, "max_new_tokens"))
 
 
-def _within(name: str, value: float, low: float, high: float) -> None:
+def within(name: str, value: float, low: float, high: float) -> None:
+    """Raise InputError for what is no number between the two."""
     if not isinstance(value, int | float) or not math.isfinite(value) or not low <= value <= high:
         raise InputError(f"{name} must be between {low} and {high}, not {value!r}")
 
@@ -95,6 +95,13 @@ def _within(name: str, value: float, low: float, high: float) -> None:
 def nth(params: SamplingParams, number: int) -> SamplingParams:
     """What the text of this number, from 0, is drawn by where several are asked for: the seed goes up by one."""
     return params if params.seed is None or number == 0 else replace(params, seed=(params.seed + number) % 2**63)
+
+
+def whole(name: str, value: int, low: int, high: int | None = None) -> None:
+    """Raise InputError for what is no whole number from `low` to `high`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+        room = f"of at least {low}" if high is None else f"from {low} to {high}"
+        raise InputError(f"{name} must be a whole number {room}, not {value!r}")
 
 
 def adjusted(logits: Tensor, params: SamplingParams, prompt: Sequence[int], text: Sequence[int]) -> Tensor:

@@ -6,6 +6,7 @@ token sends the latest arrival back to the queue; its tokens are computed again 
 from __future__ import annotations
 
 import threading
+import time
 from collections import abc, deque
 from contextlib import contextmanager
 
@@ -65,7 +66,10 @@ class Scheduler:
         """So many pages of the free ones, for `run`. Raises CamelidError when there are not enough."""
         with self._lock:
             if wanted > self.pages.free:
-                raise CamelidError(f"{wanted} pages of the cache are needed, {self.pages.free} are free")
+                raise CamelidError(
+                    f"{wanted} pages of {PAGE} tokens of the cache are needed, {self.pages.free} are free: ask for "
+                    "less at once, or make the engine with more cache_tokens"
+                )
             pages = [self.pages.take() for _ in range(wanted)]
         try:
             yield pages
@@ -131,12 +135,19 @@ class Scheduler:
             if count > 0 and self._extend(sequence, count):
                 planned.append((sequence, count))
                 room -= count
-        while self.waiting and room > 0 and len(self.running) < self.most_texts:
-            sequence = self.waiting[0]
+        # What a running text is just reading is not read beside it: who begins so too waits for that, and others go on.
+        coming = {name for text in self.running for name in text.expected[len(text.names) :]}
+        for sequence in list(self.waiting):
+            if room <= 0 or len(self.running) >= self.most_texts:
+                break
+            self._expect(sequence)
+            if coming.intersection(sequence.expected[self.pages.known(sequence.expected) :][:1]):
+                continue
             if not self._enter(sequence):
                 break
-            self.waiting.popleft()
+            self.waiting.remove(sequence)
             self.running.append(sequence)
+            coming.update(sequence.expected[len(sequence.names) :])
             count = min(room, sequence.length - sequence.fed)
             if not self._extend(sequence, count):
                 break
@@ -153,27 +164,23 @@ class Scheduler:
             most = min(most, there, sequence.params.lookup, sequence.budget - len(sequence.ids) - 1)
             sequence.proposed = propose(sequence.prompt + sequence.ids, most)
 
+    def _expect(self, sequence: Sequence) -> None:
+        """Name the full pages of what a text is to read before its last token, which is always fed: its logits are
+        wanted."""
+        if self.reuse and len(sequence.expected) < (sequence.length - 1) // PAGE:
+            known = sequence.tokens(0, sequence.length - 1)
+            sequence.expected = page_names(known, self._salt(sequence), sequence.expected)
+
     def _enter(self, sequence: Sequence) -> bool:
-        """Give a waiting text the known pages of its beginning. False when there is no room for the rest of it, or when
-        another text is just reading how it goes on."""
-        if self.reuse:
-            # The last token is always fed: its logits are wanted.
-            full = page_names(sequence.tokens(0, sequence.length - 1), self._salt(sequence), sequence.expected)
-            sequence.expected = full
-            sequence.pages = self.pages.find(full)
-            sequence.names = full[: len(sequence.pages)]
-            if len(sequence.pages) < len(full) and self._being_read(full[len(sequence.pages)]):
-                self._drop(sequence)
-                return False
+        """Give a waiting text the known pages of its beginning. False when there is no room for the rest of it."""
+        sequence.pages = self.pages.find(sequence.expected)
+        sequence.names = sequence.expected[: len(sequence.pages)]
         needed = -(-sequence.length // PAGE) - len(sequence.pages)
-        if self.running and needed + 1 > self.pages.free:  # it would be sent back soon
+        if needed + bool(self.running) > self.pages.free:  # beside others it would be sent back soon
             self._drop(sequence)
             return False
         sequence.fed = len(sequence.pages) * PAGE
         return True
-
-    def _being_read(self, name: bytes) -> bool:
-        return any(name in text.expected[len(text.names) :] for text in self.running)
 
     def _extend(self, sequence: Sequence, count: int) -> bool:
         """Pages for `count` more tokens. May send others back; False when it had to go itself."""
@@ -220,4 +227,5 @@ class Scheduler:
 def run_to_end(scheduler: Scheduler, sequences: abc.Sequence[Sequence]) -> None:
     """Step until all of these have ended."""
     while any(s.finish is None for s in sequences):
-        scheduler.step()
+        if not scheduler.step() and not scheduler.running:
+            time.sleep(0.001)  # another thread's search has all pages

@@ -19,8 +19,8 @@ FinishReason = Literal["eos", "stop", "max_new_tokens", "max_length", "cancelled
 @dataclass(eq=False)
 class Sequence:
     """`prompt` and then `ids`; the keys and values of the first `fed` tokens lie in `pages`, whose names are `names` as
-    far as they are full; `expected` are those of all tokens that are to be fed. `proposed` are guesses at the next
-    tokens, to be checked in one step. Texts share pages with those of the same `salt` only."""
+    far as they are full; `expected` are those of what it had to read when it last waited. `proposed` are guesses at the
+    next tokens, to be checked in one step. Texts share pages with those of the same `salt` only."""
 
     prompt: list[int]
     params: SamplingParams

@@ -77,11 +77,13 @@ def _echoes(call: Call, prompts: Sequence[list[int]]) -> list[str]:
 
 def _best(answers: Answers, n: int) -> list[int]:
     """The numbers of each prompt's n best texts; of as many as there are, all in order."""
+    if n == answers.n:
+        return list(range(len(answers.tickets)))
     found: list[int] = []
     for first in range(0, len(answers.tickets), answers.n):
         numbers = range(first, first + answers.n)
         scores = {i: mean_logprob(answers.tickets[i].sequence.logprobs) for i in numbers}
-        found += sorted(numbers, key=lambda i: -scores[i])[:n] if n < answers.n else numbers
+        found += sorted(numbers, key=lambda i: -scores[i])[:n]
     return found
 
 

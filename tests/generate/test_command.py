@@ -39,15 +39,17 @@ def test_a_search_and_the_best_of_several(folder: Path, capsys: pytest.CaptureFi
     assert run([*asked, "--best-of", "6", "--temperature", "1", "--seed", "1"]) == 0
     shown = capsys.readouterr()
     assert shown.out == f"{best.text}\n"
-    assert f"log-probability {best.score:.3f} a token" in shown.err
+    assert f"score {best.score:.3f}" in shown.err
 
 
 @pytest.mark.parametrize(
     ("options", "why"),
-    [(["--num-beams", "2", "--temperature", "1"], "--num-beams with --temperature"),
+    [(["--num-beams", "2", "--repetition-penalty", "1.3"], "--repetition-penalty"),
+     (["--length-penalty", "2"], "give --num-beams"),
+     (["--num-beams", "2", "--temperature", "1"], "--num-beams with --temperature"),
      (["--num-beams", "2", "--best-of", "2", "--temperature", "1"], "--num-beams with --best-of"),
      (["--num-beams", "0"], "num_beams"), (["--best-of", "3"], "--best-of draws texts"),
-     (["--best-of", "0", "--temperature", "1"], "best_of 0")],
+     (["--best-of", "0", "--temperature", "1"], "best_of")],
 )  # fmt: skip
 def test_wishes_that_do_not_go_together(
     folder: Path, options: list[str], why: str, capsys: pytest.CaptureFixture[str]

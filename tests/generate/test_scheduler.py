@@ -132,6 +132,16 @@ def test_a_beginning_that_another_text_is_reading_is_waited_for(runner: Runner) 
     assert [r.ids for r in found] == alone
 
 
+def test_pairs_of_texts_hold_up_nobody(runner: Runner) -> None:
+    """Of each pair one waits; those behind it do not."""
+    counted = Counted(runner)
+    counted.at_once = 512
+    pairs = [[n] * 40 for n in range(8) for _ in range(2)]
+    engine(counted).generate(pairs, SamplingParams(max_new_tokens=4))
+    assert counted.steps <= 6
+    assert counted.fed <= 8 * (40 + 8) + 8 * (4 + 4)
+
+
 def test_who_waits_for_a_text_that_is_cancelled_reads_it_alone(runner: Runner) -> None:
     busy = engine(runner)
     params = SamplingParams(max_new_tokens=8)
@@ -163,8 +173,11 @@ def test_several_texts_of_one_prompt(runner: Runner) -> None:
     assert [r.ids for r in best] == [ids for _, ids in wanted]
     assert [r.score for r in best] == pytest.approx([score for score, _ in wanted])
     assert best[0].logprobs is None
-    with pytest.raises(InputError, match="n is 3 and best_of 2"):
-        engine(runner).several(prompt, params, 3, best_of=2)
+    for n, most, why in ((3, 2, "n must be"), (1, 5000, "best_of"), (1, "3", "best_of")):
+        with pytest.raises(InputError, match=why):
+            engine(runner).several(prompt, params, n, best_of=most)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="all are the same"):
+        engine(runner).several(prompt, SamplingParams(max_new_tokens=12), 2)
 
 
 def test_an_adapters_pages_are_its_own() -> None:

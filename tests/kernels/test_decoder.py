@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from camelid.errors import InputError
 from camelid.generate.runner import Chunk, NativeRunner, native_refusal
 from camelid.kernels.decoder import LEVELS, Decoder, level
 from camelid.kernels.library import library
@@ -138,6 +139,11 @@ def test_a_quantised_model_is_its_torch_reference(bits: int, symmetric: bool) ->
         # inputs.
         assert (found - expected).abs().max() <= 2e-2 * expected.abs().max(), name
         assert (found - expected).abs().median() <= 1e-5, name
+
+
+def test_what_a_cache_can_be() -> None:
+    with pytest.raises(InputError, match="can be float32, bfloat16 or int8"):
+        NativeRunner(llama(), cache=torch.float16)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
