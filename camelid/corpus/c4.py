@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from camelid.corpus.characters import LIMIT, SOLID, STOPS, classes
+from camelid.corpus.characters import SOLID, STOPS, is_of
 from camelid.corpus.statistics import tables
 from camelid.corpus.words import count_sentences, words
 from camelid.kernels import text as native
@@ -60,7 +60,7 @@ def _units(line: str) -> list[str]:
     for word in line.split():
         start = 0
         for i, c in enumerate(word):
-            if i > start and (ord(c) >= LIMIT or classes()[ord(c)] & SOLID):
+            if i > start and is_of(c, SOLID):
                 found.append(word[start:i])
                 start = i
         found.append(word[start:])

@@ -66,6 +66,14 @@ def lower_case() -> NDArray[np.uint32]:
     return table
 
 
+def is_of(character: str, bits: int) -> bool:
+    """Whether a character has any of `bits`. From LIMIT on, what Unicode assigns or may assign is ideographs."""
+    code_point = ord(character)
+    if code_point >= LIMIT:
+        return code_point < 0x3FFFE and bool(bits & (LETTER | SOLID))
+    return bool(classes()[code_point] & bits)
+
+
 @cache
 def char_class(bits: int, without: int = 0, more: str = "") -> str:
     """A regular expression's character class [...] of the characters with any of `bits` and none of `without`."""

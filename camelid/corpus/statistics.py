@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from camelid.corpus.characters import LETTER, LIMIT, SOLID, SPACE, STOPS, SYMBOL, classes, lower_case
+from camelid.corpus.characters import LETTER, SOLID, SPACE, STOPS, SYMBOL, classes, is_of, lower_case
 from camelid.corpus.words import words
 from camelid.kernels import text as native
 
@@ -87,7 +87,7 @@ def tables() -> tuple[NDArray[np.uint8], NDArray[np.uint32]]:
 def reference(text: str) -> Statistics:
     """The figures of one text in plain Python."""
     found = words(text)
-    spoken = [w for w in found if any(not _is(c, SYMBOL) for c in w)]
+    spoken = [w for w in found if any(not is_of(c, SYMBOL) for c in w)]
     lines = [line.strip() for line in text.splitlines()]
     text_lines = [line for line in text.split("\n") if line.strip()]
     split_lines = re.split(r"\n+", text)
@@ -99,7 +99,7 @@ def reference(text: str) -> Statistics:
         "words": len(found),
         "spoken_words": len(spoken),
         "spoken_characters": sum(map(len, spoken)),
-        "letter_words": sum(any(_is(c, LETTER) for c in w) for w in found),
+        "letter_words": sum(any(is_of(c, LETTER) for c in w) for w in found),
         "stop_words": len(STOP_WORDS.intersection(found)),
         "solid_stop_words": len(SOLID_STOP_WORDS.intersection(found)),
         "hashes": text.count("#"),
@@ -110,7 +110,7 @@ def reference(text: str) -> Statistics:
         "newlines": text.count("\n"),
         "text_lines": len(text_lines),
         "stopped_lines": sum(line[-1] in STOPS for line in text_lines),
-        "short_lines": sum(len(line) + sum(_is(c, SOLID) for c in line) <= 30 for line in text_lines),
+        "short_lines": sum(len(line) + sum(is_of(c, SOLID) for c in line) <= 30 for line in text_lines),
         "repeated_text_line_characters": _repeats(text_lines)[1],
         "split_lines": len(split_lines),
         "repeated_lines": line_repeats,
@@ -120,18 +120,11 @@ def reference(text: str) -> Statistics:
         "repeated_paragraph_characters": paragraph_characters,
         **{f"top_{n}": _top(found, n) for n in (2, 3, 4)},
         **{f"repeated_{n}": _repeated_ngrams(found, n) for n in range(5, 11)},
-        "solid_characters": sum(_is(c, SOLID) for c in text),
-        "letters": sum(_is(c, LETTER) for c in text),
-        "visible": sum(not _is(c, SPACE) for c in text),
+        "solid_characters": sum(is_of(c, SOLID) for c in text),
+        "letters": sum(is_of(c, LETTER) for c in text),
+        "visible": sum(not is_of(c, SPACE) for c in text),
     }
     return Statistics(**{f.name: float(counts[f.name]) for f in fields(Statistics)})
-
-
-def _is(character: str, bits: int) -> bool:
-    code_point = ord(character)
-    if code_point >= LIMIT:
-        return code_point < 0x3FFFE and bool(bits & (LETTER | SOLID))
-    return bool(classes()[code_point] & bits)
 
 
 def _repeats(pieces: Iterable[str]) -> tuple[int, int]:

@@ -74,19 +74,16 @@ class Noise:
         return [torch.rand(c.wanted, 300) for c in chunks]
 
 
-@pytest.fixture(
-    params=["torch", "torch int8", *(pytest.param(kind, marks=native) for kind in ("native", "native int8"))]
-)
+@pytest.fixture(params=["torch", *(pytest.param(kind, marks=native) for kind in ("native", "native int8"))])
 def runner(request: pytest.FixtureRequest) -> Runner:
     torch.manual_seed(0)
     model = Llama(CONFIG).eval()
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(3) if weight.dim() > 1 else None
-    integers = request.param.endswith("int8")
-    if request.param.startswith("torch"):
-        return TorchRunner(model.double(), integers)
-    return NativeRunner(model, cache=torch.int8 if integers else None)
+    if request.param == "torch":
+        return TorchRunner(model.double())
+    return NativeRunner(model, cache=torch.int8 if request.param.endswith("int8") else None)
 
 
 def engine(runner: Runner, cache_tokens: int = 4096) -> Engine:
@@ -96,6 +93,11 @@ def engine(runner: Runner, cache_tokens: int = 4096) -> Engine:
 def prompts(count: int, longest: int = 100, seed: int = 0) -> list[list[int]]:
     rng = random.Random(seed)
     return [[rng.randrange(300) for _ in range(rng.randint(1, longest))] for _ in range(count)]
+
+
+def test_texts_that_are_sent_back_are_the_same_texts_with_keys_in_bytes() -> None:
+    torch.manual_seed(0)
+    test_texts_that_are_sent_back_are_the_same_texts(TorchRunner(Llama(CONFIG).double().eval(), integers=True))
 
 
 def test_texts_that_are_sent_back_are_the_same_texts(runner: Runner) -> None:
