@@ -65,9 +65,8 @@ class SamplingParams:
             if getattr(self, name) is not None:
                 whole(name, getattr(self, name), 1)
         for name in ("top_k", "lookup", "logprobs"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-                raise InputError(f"{name} must be a whole number of at least 0 (off), not {value!r}")
+            if getattr(self, name) is not None:
+                whole(name, getattr(self, name), 0)
         for name in ("top_p", "typical_p"):
             if getattr(self, name) == 0:
                 raise InputError(f"{name} must be above 0: at 0 no token is left")

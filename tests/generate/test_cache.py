@@ -13,7 +13,7 @@ from camelid.errors import InputError
 from camelid.formats.hf import save
 from camelid.generate.cache import KVCache
 from camelid.generate.engine import Engine
-from camelid.generate.runner import Chunk, NativeRunner, TorchRunner
+from camelid.generate.runner import Chunk, NativeRunner, Runner, TorchRunner
 from camelid.generate.sampling import SamplingParams
 from camelid.kernels.decoder import LEVELS, PAGE, level
 from camelid.kernels.library import library
@@ -102,9 +102,9 @@ def test_what_is_no_number_does_not_get_lost(large: Llama, kind: str, projection
 
 def test_half_the_memory(large: Llama) -> None:
     large.bfloat16()
-    runners = [(TorchRunner(large), TorchRunner(large, integers=True))]
+    runners: list[tuple[Runner, Runner]] = [(TorchRunner(large), TorchRunner(large, integers=True))]
     if library() is not None:
-        runners += [(NativeRunner(large), NativeRunner(large, cache=torch.int8))]  # type: ignore[list-item]
+        runners += [(NativeRunner(large), NativeRunner(large, cache=torch.int8))]
     for whole, bytes_ in runners:
         assert whole.page_bytes() == 2 * PAGE * CONFIG.num_hidden_layers * 2 * 48 * 2
         assert bytes_.page_bytes() == 2 * PAGE * CONFIG.num_hidden_layers * 2 * (48 + 4)

@@ -22,6 +22,7 @@ from camelid.model.llama import Llama
 from tests.oracles.test_transformers import BASE, pair
 
 transformers = pytest.importorskip("transformers")
+needs_library = pytest.mark.skipif(library() is None, reason="the native library is not built")
 FIELDS: dict[str, Any] = BASE | {
     "hidden_size": 64, "intermediate_size": 96, "num_key_value_heads": 2, "max_position_embeddings": 512,
 }  # fmt: skip
@@ -60,10 +61,8 @@ WISHES = [
 
 
 @pytest.mark.parametrize("stops", [[7], [3, 50, 71], [*range(2, 60)]])
-@pytest.mark.parametrize("kind", ["torch", "native"])
+@pytest.mark.parametrize("kind", ["torch", pytest.param("native", marks=needs_library)])
 def test_texts_and_scores(models: tuple[Llama, Any], kind: str, stops: list[int]) -> None:
-    if kind == "native" and library() is None:
-        pytest.skip("the native library is not built")
     ours, reference = models
     runner = TorchRunner(ours) if kind == "torch" else NativeRunner(ours)
     engine = Engine(runner, None, stops, cache_tokens=64 * PAGE)
