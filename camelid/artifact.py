@@ -155,7 +155,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         manifest: dict[str, Any] = json.loads(text)
-        if not isinstance(manifest["kind"], str) or not _unbroken(text):
+        if not _is_manifest(manifest) or not _unbroken(text):
             raise TypeError
     except FileNotFoundError:
         raise InputError(f"{folder} has no {MANIFEST}: it is not a finished output of camelid") from None
@@ -164,17 +164,26 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def lineage(folder: Path) -> dict[str, Any]:
+def _is_manifest(value: Any) -> bool:
+    """Whether it has the fields that are read, as `write_manifest` writes them. May raise as `read_manifest` expects."""
+    texts = [value["kind"], value["made"], *value["files"], *value["files"].values()]
+    texts += [text for entry in value["inputs"] for text in (entry["path"], entry.get("kind", ""))]
+    return isinstance(value["inputs"], list) and all(isinstance(text, str) for text in texts)
+
+
+def lineage(folder: Path, later: Sequence[Path] = ()) -> dict[str, Any]:
     """Where `folder` came from: {path, kind, sha256, changed, inputs: [the same, …]}, back to the raw files.
 
-    `changed` is True where a file or manifest no longer has the hash that the later folder recorded.
+    `changed` is True where a file or manifest no longer has the hash that the later folder recorded. A folder that is
+    among the `later` ones was replaced by what was made from it: its own origin is gone.
     """
     manifest = read_manifest(folder)
-    node = {"path": str(folder.resolve()), "kind": manifest["kind"], "made": manifest["made"], "inputs": []}
+    later = (*later, folder.resolve())
+    node = {"path": str(later[-1]), "kind": manifest["kind"], "made": manifest["made"], "inputs": []}
     for entry in manifest["inputs"]:
         path = Path(entry["path"])
-        if (path / MANIFEST).is_file():
-            child = lineage(path) | {"sha256": entry.get("sha256")}
+        if (path / MANIFEST).is_file() and path.resolve() not in later:
+            child = lineage(path, later) | {"sha256": entry.get("sha256")}
             child["changed"] = sha256_file(path / MANIFEST) != entry.get("sha256")
         else:
             child = {"kind": "file", **entry, "inputs": []}

@@ -132,17 +132,24 @@ def whole(text: str) -> str:
 
 
 def read_csv(stream: Stream, source: str, field: str, delimiter: str) -> Iterator[Document]:
-    """Rows of a table with a header; a quoted field may hold newlines."""
-    taken = 0
+    """Rows of a table with a header; a quoted field may hold newlines. A row with a line that is too long, or no text,
+    is quarantined by itself."""
+    taken, readable = 0, True
 
     def lines() -> Iterator[str]:
-        nonlocal taken
+        nonlocal taken, readable
         while True:
             line, size = stream.line()
             if not size:
                 return
             taken += size
-            yield decode(line).replace("\0", "") if line else ""
+            text = ""
+            try:
+                text = decode(line).replace("\0", "")
+            except Undecodable:  # not let out: it would end the lines
+                readable = False
+            readable = readable and bool(line)
+            yield text
 
     csv.field_size_limit(MAX_RECORD_BYTES)
     rows = csv.reader(lines(), delimiter=delimiter)
@@ -150,15 +157,17 @@ def read_csv(stream: Stream, source: str, field: str, delimiter: str) -> Iterato
     number = 0
     while True:
         number += 1
-        name, taken = f"{source}:{number}", 0
+        name, taken, readable = f"{source}:{number}", 0, True
         try:
             row = next(rows, None)
-        except (csv.Error, Undecodable):
+        except csv.Error:
             yield Document(name, taken, fault="bad_csv")
             continue
         if row is None:
             return
-        if header is None:
+        if not readable:
+            yield Document(name, taken, fault="bad_csv")
+        elif header is None:
             header = [cell.strip().lower() for cell in row]
             yield Document(name, taken, skip="header")
         elif len(row) != len(header):

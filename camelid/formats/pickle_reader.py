@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import pickletools
 import zipfile
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -32,8 +33,8 @@ _DTYPES = {
 }
 MAX_DESCRIPTION_BYTES = 64 * 2**20
 _FAULTS = (
-    zipfile.BadZipFile, pickle.UnpicklingError, EOFError, KeyError, AttributeError, IndexError, TypeError, ValueError,
-    OSError,
+    zipfile.BadZipFile, pickle.UnpicklingError, ArithmeticError, AttributeError, EOFError, LookupError, MemoryError,
+    OSError, RuntimeError, TypeError, ValueError,
 )  # fmt: skip
 
 
@@ -113,6 +114,14 @@ class _Unpickler(pickle.Unpickler):  # closed: see find_class
         return _Storage(info.filename, kind.dtype, info.file_size // kind.dtype.itemsize)
 
 
+def _check_sizes(stream: bytes) -> None:
+    """The unpickler makes room for whatever length a stream claims, and for its largest place to remember something at,
+    before it looks what follows: a few bytes could ask for gigabytes. Raises ValueError when one is cut off."""
+    for number, (code, argument, _) in enumerate(pickletools.genops(stream)):
+        if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument is not None and argument > number:
+            raise FormatError("its pickle remembers something at a place far beyond its length")
+
+
 class Archive:
     """A torch weights file whose tensors are known by name and read one at a time. Raises FormatError naming the file
     and what is wrong with it."""
@@ -125,7 +134,9 @@ class Archive:
                 description = archive.getinfo(f"{root}/data.pkl")
                 if description.file_size > MAX_DESCRIPTION_BYTES:
                     raise FormatError("its data.pkl is too large for a description of tensors")
-                found = _Unpickler(io.BytesIO(archive.read(description)), archive, root).load()
+                stream = archive.read(description)
+                _check_sizes(stream)
+                found = _Unpickler(io.BytesIO(stream), archive, root).load()
         except FormatError as error:
             raise FormatError(f"{path}: {error}") from None
         except _FAULTS as error:

@@ -23,7 +23,7 @@ LONGEST = 1 << 16  # characters of a schema or grammar
 @dataclass(frozen=True)
 class Form:
     """What a text must be: `kind` and its description, for "choice" a JSON list of strings. Raises InputError for one
-    that is too long, or for a schema or list that is not JSON."""
+    that is too long, or for a schema or list that is none."""
 
     kind: Literal["json_schema", "regex", "choice", "grammar"]
     text: str
@@ -34,8 +34,10 @@ class Form:
         if self.kind in ("json_schema", "choice"):
             try:
                 value = json.loads(self.text)
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:  # a number of thousands of digits among them
                 raise InputError(f"the {self.kind} is not JSON: {error}") from None
+            if self.kind == "json_schema" and not isinstance(value, dict):
+                raise InputError(f"a json_schema is an object, not {value!r:.40}")
             if self.kind == "choice" and not _strings(value):
                 raise InputError("a choice is a list of at least one string, none of them empty")
 

@@ -292,10 +292,10 @@ def _faults_told() -> Iterator[None]:
         yield
     except (UnicodeEncodeError, TypeError) as error:
         raise InputError(f"the text is not valid Unicode (half of a surrogate pair?): {error}") from None
-    except BaseException as error:  # a panic of the Rust library is no Exception
-        if type(error).__name__ != "PanicException":
+    except BaseException as error:  # the Rust library raises plain Exception, and a panic of it is not even one
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
-        raise FormatError(f"the tokenizer gave up on this text, its regular expression is broken: {error}") from None
+        raise FormatError(f"the tokenizer gave up on this text, its file is broken: {error}") from None
 
 
 def _as(ids: list[int], return_tensors: str | None) -> Any:

@@ -84,6 +84,15 @@ def test_json_lines_with_every_kind_of_damage(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("damaged", [b"2,%s", b'2,"a\n%s\nb"', b"%s"])
+def test_a_table_with_a_line_that_is_no_text(tmp_path: Path, damaged: bytes) -> None:
+    row = damaged % (b"\x00\x01\x02\xff\x00\x07" * 40)
+    (tmp_path / "t.csv").write_bytes(b"id,text\n1,one\n" + row + b"\n3,three\n")
+    found = list(read(tmp_path / "t.csv"))
+    assert [d.text or d.fault or d.skip for d in found] == ["header", "one", "bad_csv", "three"]
+    assert sum(d.size for d in found) == (tmp_path / "t.csv").stat().st_size
+
+
 def test_a_line_longer_than_a_record_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("camelid.corpus.bytestream.MAX_RECORD_BYTES", 1 << 20)
     monkeypatch.setattr("camelid.corpus.bytestream.Stream.line.__defaults__", (1 << 20,))

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from camelid.artifact import lineage
 from camelid.errors import FormatError
 from camelid.formats import hf
 from camelid.formats.convert import convert
@@ -127,6 +128,16 @@ def test_weights_that_are_no_floating_point_numbers(
         load(tmp_path / "model", dtype=dtype)
     with pytest.raises(FormatError, match=r"up_proj\.weight' holds int8"):
         convert(tmp_path / "model", tmp_path / "out")
+
+
+def test_a_model_in_the_place_of_what_it_was_made_from(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Its origin is gone, which its lineage tells."""
+    folder = tmp_path / "m"
+    hf.save(Llama(LlamaConfig(len(tokenizer), 32, 32, 1, 1)), folder)
+    tokenizer.save(folder)
+    convert(folder, folder, "hf")
+    tree = lineage(folder)
+    assert [(node["path"], node["changed"], node["inputs"]) for node in tree["inputs"]] == [(str(folder), True, [])]
 
 
 def test_progress_ends_at_its_end(tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,10 +14,10 @@ import torch
 
 from camelid.errors import FormatError
 from camelid.formats import load
-from camelid.formats.gguf import _config, parse
+from camelid.formats.gguf import TYPE_NAMES, _config, parse
 from camelid.formats.gguf_blocks import BLOCKS, expand
 from camelid.formats.load import load_tokenizer
-from camelid.model.config import LlamaConfig
+from camelid.model.config import LlamaConfig, RopeScaling
 from camelid.model.llama import Llama
 from camelid.model.rope import half_split_to_interleaved
 
@@ -89,6 +89,73 @@ def test_an_unsupported_type_is_refused_by_name(tmp_path: Path, wide: Llama) -> 
     write_model(tmp_path / "m.gguf", wide, "MXFP4")
     with pytest.raises(FormatError, match=r"has the type MXFP4, which camelid does not read"):
         load(tmp_path / "m.gguf")
+
+
+def test_types_go_by_the_references_numbers() -> None:
+    theirs = {int(kind): kind.name for kind in gguf.GGMLQuantizationType}
+    assert {number: theirs.get(number) for number in TYPE_NAMES} == TYPE_NAMES
+
+
+def test_values_of_every_kind(tmp_path: Path) -> None:
+    """As the reference writes them, the extremes of each; and a list of lists of lists, no deeper."""
+    kinds = gguf.GGUFValueType
+    values: dict[Any, Any] = {
+        kinds.UINT8: 2**8 - 1, kinds.INT8: -(2**7), kinds.UINT16: 2**16 - 1, kinds.INT16: -(2**15),
+        kinds.UINT32: 2**32 - 1, kinds.INT32: -(2**31), kinds.UINT64: 2**64 - 1, kinds.INT64: -(2**63),
+        kinds.FLOAT32: 0.1, kinds.FLOAT64: 0.1, kinds.BOOL: True, kinds.STRING: "骆驼",
+    }  # fmt: skip
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    for kind, value in values.items():
+        writer.add_key_value(f"one.{kind.name}", value, kind)
+        writer.add_key_value(f"two.{kind.name}", [value, value], kinds.ARRAY, sub_type=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    found = parse(tmp_path / "m.gguf").metadata
+    for kind, value in values.items():
+        wanted = float(np.float32(value)) if kind is kinds.FLOAT32 else value
+        assert found[f"one.{kind.name}"] == wanted
+        assert found[f"two.{kind.name}"] == [wanted, wanted]
+    deep = text("k") + struct.pack("<IIQIQIQ", 9, 9, 1, 9, 1, 0, 1) + b"\7"
+    (tmp_path / "x.gguf").write_bytes(header(deep, keys=1))
+    assert parse(tmp_path / "x.gguf").metadata == {"k": [[[7]]]}
+    deeper = text("k") + struct.pack("<IIQIQIQIQ", 9, 9, 1, 9, 1, 9, 1, 0, 1) + b"\7"
+    (tmp_path / "x.gguf").write_bytes(header(deeper, keys=1))
+    with pytest.raises(FormatError, match="unknown metadata type 9"):
+        parse(tmp_path / "x.gguf")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"llama.attention.head_count": 0}, "head_count is 0"),
+        ({"llama.attention.head_count": 4.0}, "not a whole number"),
+        ({"llama.rope.scaling.type": "dynamic"}, "rope.scaling.type is 'dynamic'"),
+        ({"llama.rope.freq_base": "10000"}, "rope.freq_base is '10000', not a number"),
+        ({"general.architecture": "gptneox"}, "opens 'llama' only"),
+    ],
+)
+def test_settings_at_fault(tmp_path: Path, wide: Llama, changes: dict[str, Any], said: str) -> None:
+    write_model(tmp_path / "m.gguf", wide, "F32")
+    file = parse(tmp_path / "m.gguf")
+    with pytest.raises(FormatError, match=said):
+        _config(dataclasses.replace(file, metadata={**file.metadata, **changes}))
+
+
+def test_settings_that_files_leave_out(tmp_path: Path, wide: Llama) -> None:
+    write_model(tmp_path / "m.gguf", wide, "F32")
+    file = parse(tmp_path / "m.gguf")
+    meta = {key: value for key, value in file.metadata.items() if key != "llama.attention.head_count_kv"}
+    found = _config(dataclasses.replace(file, metadata={**meta, "llama.attention.head_count": 1}))
+    assert (found.num_attention_heads, found.num_key_value_heads, found.head_dim) == (1, 1, 64)
+    assert (found.rope_theta, found.rope_scaling) == (10000.0, RopeScaling())
+    for kind in ("linear", "yarn"):
+        scaled = {f"llama.rope.scaling.{key}": value for key, value in (("type", kind), ("factor", 2.0))}
+        scaled["llama.rope.scaling.original_context_length"] = 1024
+        found = _config(dataclasses.replace(file, metadata={**file.metadata, **scaled}))
+        assert (found.rope_scaling.rope_type, found.rope_scaling.factor) == (kind, 2.0)
+        assert found.rope_scaling.original_max_position_embeddings == 1024
 
 
 def header(*parts: bytes, tensors: int = 0, keys: int = 0) -> bytes:

@@ -11,6 +11,8 @@ import torch
 
 from camelid.errors import FormatError, InputError
 from camelid.formats import load, save
+from camelid.formats.hf import dtype_named
+from camelid.formats.load import open_model, stop_ids
 from camelid.model.llama import Llama
 
 
@@ -32,6 +34,21 @@ def test_transformers_opens_what_we_write(model: Llama, tmp_path: Path, max_shar
     ids = torch.arange(20)[None]
     with torch.inference_mode():
         assert (theirs(ids).logits - model(ids).logits).abs().max() < 1e-5
+
+
+def test_what_ends_a_text_is_the_generation_configs(model: Llama, tmp_path: Path) -> None:
+    save(model, tmp_path / "m", generation={"eos_token_id": [3, 5], "temperature": 0.5})
+    opened = open_model(tmp_path / "m")
+    assert opened.generation == {"bos_token_id": 1, "eos_token_id": [3, 5], "temperature": 0.5}
+    assert stop_ids(tmp_path / "m") == (3, 5)
+    (tmp_path / "m" / "generation_config.json").unlink()
+    assert open_model(tmp_path / "m").generation == {}
+
+
+def test_names_of_number_formats() -> None:
+    assert dtype_named("bfloat16") is torch.bfloat16
+    with pytest.raises(InputError, match="no dtype 'int8'; choose one of float32"):
+        dtype_named("int8")
 
 
 def test_a_folder_of_someone_else_is_never_replaced(model: Llama, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from .__main__ import ROOT, control, noticed
 ROOMS = {
     "loaders": (
         ["formats/hf.py", "formats/gguf.py", "formats/pickle_reader.py"],
-        "tests/formats/test_hf.py tests/formats/test_gguf.py tests/formats/test_pickle_reader.py tests/fuzz",
+        "tests/formats tests/fuzz",
     ),
     "limits": (["serve/limits.py"], "tests/serve/test_bad_bodies.py tests/serve/test_load.py"),
     "auth": (["serve/auth.py"], "tests/serve/test_auth.py tests/serve/test_process.py tests/serve/test_page.py"),
