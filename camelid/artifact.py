@@ -165,7 +165,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _is_manifest(value: Any) -> bool:
-    """Whether it has the fields that are read, as `write_manifest` writes them. May raise as `read_manifest` expects."""
+    """Whether it has the fields that are read, as `write_manifest` writes them. May raise."""
     texts = [value["kind"], value["made"], *value["files"], *value["files"].values()]
     texts += [text for entry in value["inputs"] for text in (entry["path"], entry.get("kind", ""))]
     return isinstance(value["inputs"], list) and all(isinstance(text, str) for text in texts)
