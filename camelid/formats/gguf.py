@@ -7,6 +7,7 @@ are stored in Meta's interleaved pairing and are permuted to ours here.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections import Counter
 from dataclasses import dataclass
@@ -147,9 +148,9 @@ def _entry(r: _Reader) -> tuple[str, tuple[int, ...], str, int]:
 
 
 def _byte_size(path: Path, name: str, shape: tuple[int, ...], kind: str) -> int:
-    count = 1
-    for n in shape:
-        count *= n
+    count = math.prod(shape)
+    if not count:
+        raise FormatError(f"{path}: tensor {name!r} has no elements: its shape is {shape}")
     if kind in PLAIN:
         return count * PLAIN[kind].itemsize
     if kind not in BLOCKS:

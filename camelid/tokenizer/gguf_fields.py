@@ -16,15 +16,12 @@ from camelid.tokenizer.tokenizer import Tokenizer
 def from_gguf(path: Path, metadata: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer inside a GGUF file's metadata: kinds `llama` (SentencePiece) and `gpt2` (byte-level)."""
     kind = metadata.get("tokenizer.ggml.model")
-    words, kinds = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.token_type")
-    if not isinstance(words, list) or not isinstance(kinds, list) or len(words) != len(kinds):
-        raise FormatError(f"{path}: tokenizer.ggml.tokens and token_type are missing or differ in length")
+    words = _list(path, metadata, "tokens", str)
+    kinds = _list(path, metadata, "token_type", int, len(words))
     ids = {key: _id(path, metadata, key, len(words)) for key in ("bos", "eos", "padding")}
     add_bos = ids["bos"] if metadata.get("tokenizer.ggml.add_bos_token", kind == "llama") else None
     if kind == "llama":
-        scores = metadata.get("tokenizer.ggml.scores")
-        if not isinstance(scores, list) or len(scores) != len(words):
-            raise FormatError(f"{path}: tokenizer.ggml.scores is missing or has the wrong length")
+        scores = _list(path, metadata, "scores", float, len(words))
         pieces = [spm.Piece(*row) for row in zip(words, scores, kinds, strict=True)]
         prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
         backend = spm.build(pieces, add_dummy_prefix=prefix, bos=add_bos)
@@ -42,6 +39,15 @@ def from_gguf(path: Path, metadata: Mapping[str, Any]) -> Tokenizer:
         pad_token_id=ids["padding"],
         chat_template=template if isinstance(template, str) else None,
     )
+
+
+def _list(path: Path, metadata: Mapping[str, Any], key: str, kind: type, size: int | None = None) -> list[Any]:
+    found = metadata.get(f"tokenizer.ggml.{key}")
+    if not isinstance(found, list) or not all(isinstance(one, kind) for one in found):
+        raise FormatError(f"{path}: tokenizer.ggml.{key} is missing, or not all of it is {kind.__name__}")
+    if size is not None and len(found) != size:
+        raise FormatError(f"{path}: tokenizer.ggml.{key} has {len(found)} entries, tokenizer.ggml.tokens {size}")
+    return found
 
 
 def _id(path: Path, metadata: Mapping[str, Any], key: str, size: int) -> int | None:
@@ -66,17 +72,14 @@ def _byte_level(path: Path, metadata: Mapping[str, Any], words: list[str], kinds
     }
     if not isinstance(name, str) or name not in known:
         raise FormatError(f"{path}: tokenizer.ggml.pre is {name!r}; camelid knows {', '.join(known)}")
-    merges = metadata.get("tokenizer.ggml.merges")
-    if not isinstance(merges, list):
-        raise FormatError(f"{path}: tokenizer.ggml.merges is missing")
-    pairs = [tuple(str(merge).split(" ", 1)) for merge in merges]
+    pairs = [tuple(merge.split(" ", 1)) for merge in _list(path, metadata, "merges", str)]
     vocab = {word: i for i, word in enumerate(words)}
     if len(vocab) != len(words):
         raise FormatError(f"{path}: tokenizer.ggml.tokens holds a token twice")
     for pair in pairs:
         if len(pair) != 2 or any(part not in vocab for part in (*pair, "".join(pair))):
             raise FormatError(f"{path}: the merge {' '.join(pair)!r} uses a token that is not in the vocabulary")
-    backend = Backend(models.BPE(vocab, pairs, ignore_merges=name == "llama-bpe"))  # type: ignore[arg-type]
+    backend = Backend(models.BPE(vocab, pairs, ignore_merges=name == "llama-bpe"))
     backend.pre_tokenizer = Sequence(known[name])
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(

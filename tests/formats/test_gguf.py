@@ -20,6 +20,8 @@ from camelid.formats.load import load_tokenizer
 from camelid.model.config import LlamaConfig, RopeScaling
 from camelid.model.llama import Llama
 from camelid.model.rope import half_split_to_interleaved
+from camelid.tokenizer.gguf_fields import from_gguf
+from camelid.tokenizer.tokenizer import Tokenizer
 
 gguf = pytest.importorskip("gguf")
 TYPES = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"]
@@ -173,9 +175,13 @@ HOSTILE = {
     "a string past the end": header(struct.pack("<Q", 2**62), keys=1),
     "an endless array": header(text("k"), struct.pack("<IIQ", 9, 4, 2**63), keys=1),
     "an endless string array": header(text("k"), struct.pack("<IIQ", 9, 8, 2**63), keys=1),
+    "a string a little too long": header(text("k"), struct.pack("<IQ", 8, 30), b"x" * 10, keys=1),
+    "an array a little too long": header(text("k"), struct.pack("<IIQ", 9, 4, 5), b"x" * 8, keys=1),
+    "a text after the last": header(text("k"), struct.pack("<IIQ", 9, 8, 2), text("a"), keys=1),
     "nested arrays": header(text("k"), struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 50, keys=1),
     "five dimensions": header(text("t"), struct.pack("<I", 5), b"\0" * 64, tensors=1),
     "a tensor past the end": header(text("t"), struct.pack("<IQIQ", 1, 2**40, 0, 0), b"\0" * 64, tensors=1),
+    "a tensor of nothing": header(text("t"), struct.pack("<IQQIQ", 2, 0, 4, 0, 0), b"\0" * 64, tensors=1),
     "a bad alignment": header(text("general.alignment"), struct.pack("<II", 4, 3), b"\0" * 8, keys=1),
 }
 
@@ -194,6 +200,37 @@ def test_a_vocabulary_longer_than_the_embedding(tmp_path: Path, wide: Llama) -> 
     words = {"tokenizer.ggml.tokens": [str(n) for n in range(rows + 1)]}
     with pytest.raises(FormatError, match=f"the vocabulary has {rows + 1} tokens, the embedding {rows} rows"):
         _config(dataclasses.replace(file, metadata={**file.metadata, **words}))
+
+
+WORDS = {"model": "gpt2", "pre": "gpt-2", "tokens": ["a", "b", "ab"], "token_type": [1, 1, 1], "merges": ["a b"]}
+PIECES = {"model": "llama", "tokens": ["a", "b"], "token_type": [1, 1], "scores": [0.0, -1.0]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (WORDS | {"tokens": [1, 2, 3]}, "tokens is missing, or not all of it is str"),
+        (WORDS | {"tokens": "ab"}, "tokens is missing"),
+        (WORDS | {"token_type": [1, 1]}, "token_type has 2 entries, tokenizer.ggml.tokens 3"),
+        (WORDS | {"token_type": ["1", "1", "1"]}, "not all of it is int"),
+        (WORDS | {"merges": [1]}, "merges is missing, or not all of it is str"),
+        (WORDS | {"merges": ["a c"]}, "uses a token that is not in the vocabulary"),
+        (WORDS | {"tokens": ["a", "b", "a"]}, "holds a token twice"),
+        (WORDS | {"pre": "unheard-of"}, "pre is 'unheard-of'; camelid knows llama-bpe"),
+        (WORDS | {"bos_token_id": 3}, "bos_token_id is 3, outside the vocabulary of 3"),
+        (WORDS | {"model": "bert"}, "model is 'bert'; camelid reads 'llama' and 'gpt2'"),
+        (PIECES | {"scores": [0.0]}, "scores has 1 entries"),
+        (PIECES | {"scores": [None, None]}, "not all of it is float"),
+    ],
+)
+def test_vocabularies_at_fault(fields: dict[str, Any], said: str) -> None:
+    def read(fields: dict[str, Any]) -> Tokenizer:
+        return from_gguf(Path("m.gguf"), {f"tokenizer.ggml.{key}": value for key, value in fields.items()})
+
+    assert len(read(WORDS)) == 3
+    assert len(read(PIECES)) == 2
+    with pytest.raises(FormatError, match=rf"m\.gguf: .*{said}"):
+        read(fields)
 
 
 def test_truncated(tmp_path: Path, wide: Llama) -> None:

@@ -101,8 +101,9 @@ def _models() -> dict[str, list[bytes]]:
         folder = Path(name)
         train(lambda: TEXT, folder / "s", 300, "sentencepiece")
         shape = LlamaConfig(
-            vocab_size=len(words()), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1
-        )
+            vocab_size=len(words()), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
+            tie_word_embeddings=True,
+        )  # fmt: skip
         torch.manual_seed(0)
         save(Llama(shape), folder / "m")
         words().save(folder / "m")
