@@ -174,9 +174,10 @@ class SourceSection(_Section):
 class CorpusSection(_Section):
     """How raw files become documents. All but `workers` and `engine` decide what comes out.
 
-    `filters`: "auto" (basic, and the web's rules for web pages), or groups by name; `limits`: thresholds of rules by
-    name. `deduplicate`: "exact", "near" (which includes exact) or "none"; `deduplicate_lines` also removes lines seen
-    in an earlier document. `decontaminate`: evaluation files to keep out.
+    `filters`: "auto" (basic, and the web's rules for web pages), or some of basic, c4, gopher_quality,
+    gopher_repetition and fineweb; `limits`: thresholds of their rules by name (a wrong name is answered with all).
+    `deduplicate`: "exact", "near" (which includes exact) or "none"; `deduplicate_lines` also removes lines seen in an
+    earlier document. `decontaminate`: evaluation files to keep out.
     """
 
     text_field: str = "auto"

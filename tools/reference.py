@@ -70,7 +70,7 @@ def option(action: argparse.Action) -> tuple[object, ...] | None:
     names = ", ".join(action.option_strings) or str(action.metavar or action.dest)
     if action.option_strings and action.nargs != 0:
         names += f" {action.metavar or action.dest.upper()}"
-    default = "" if action.default in (None, False, [], argparse.SUPPRESS) else f"`{action.default}`"
+    default = f"`{action.default}`" if cli.has_default(action) else ""
     chosen = f"one of {', '.join(map(str, action.choices))}" if action.choices else ""
     told = (action.help or "").replace("%(default)s", str(action.default)).replace("%%", "%")
     needed = "required" if action.option_strings and action.required else ""

@@ -39,7 +39,8 @@ VERBS = {
 HELP = (
     "usage: camelid VERB … [key=value …] [--json]\n\nThe whole life of a LLaMA model.\n\n"
     + "\n".join(f"  {verb:<11} {summary}" for verb, summary in VERBS.items())
-    + "\n\n`camelid VERB -h` shows a verb's options and an example. `--version` prints the version.\n"
+    + "\n\n`camelid VERB -h` shows a verb's options and an example, or its actions, each with its own `-h`.\n"
+    "`--version` prints the version.\n"
 )
 
 
@@ -99,20 +100,33 @@ def parse(arguments: Sequence[str]) -> tuple[Any, argparse.Namespace]:
 def parser_of(verb: str) -> tuple[Any, argparse.ArgumentParser]:
     """A verb's module and its parser."""
     module = import_module(f"camelid.cli.{verb}")
-    parser = _Parser(
-        f"camelid {verb}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = _Parser(f"camelid {verb}", description=module.__doc__)
     module.arguments(parser)
     for leaf in leaves(parser).values():
         leaf.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     return module, parser
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """With the default of every option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        told = action.help
+        if told is None or not action.option_strings or not has_default(action) or "%(default)s" in told:
+            return told
+        return f"{told} (default: %(default)s)"
+
+
+def has_default(action: argparse.Action) -> bool:
+    """Whether an option that is not given has a value: 0 is one."""
+    return action.default not in (None, [], argparse.SUPPRESS) and action.default is not False
+
+
 class _Parser(argparse.ArgumentParser):
     """Bad usage is bad input: one line, exit 2. Options are written out: what a command was is kept in manifests."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False, **options})
+        super().__init__(*args, **{"allow_abbrev": False, "formatter_class": _Help, **options})
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see {self.prog} -h)")

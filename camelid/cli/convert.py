@@ -12,7 +12,7 @@ from camelid.cli import settings
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model")
-    parser.add_argument("--to", choices=["hf", "meta", "gguf"], default="hf")
+    parser.add_argument("--to", choices=["hf", "meta", "gguf"], default="hf", help="the format to write")
     parser.add_argument(
         "--type", default="F16", help="of GGUF's matrices: F32, F16, BF16, Q8_0, Q6_K, Q5_K_M, Q4_K_M or Q4_0"
     )

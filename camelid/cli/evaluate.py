@@ -34,7 +34,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     perplexity = of_model("perplexity", "how well a model predicts a text", "any text file, a corpus, a tokens folder",
                           "runs/small --data held-out.txt --out out/held-out")  # fmt: skip
     perplexity.add_argument("--window", type=int, help="tokens read together; 2048, or the model's context if shorter")
-    perplexity.add_argument("--stride", type=int, help="tokens scored in each; the window: no overlap")
+    perplexity.add_argument(
+        "--stride", type=int, help="new tokens scored in each window; all of them (no overlap) if not given"
+    )
     perplexity.add_argument(
         "--bos", choices=("document", "window", "none"), default="document", help="where BOS stands"
     )
@@ -48,7 +50,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         action.add_argument("--shots", type=int, default=0, help="solved questions before each, from the file's end")
         action.add_argument("--limit", type=int, help="the first N questions only")
     answers.add_argument("--samples", type=int, default=1, help="texts drawn of each question, for pass@k")
-    answers.add_argument("--temperature", type=float, default=0.0)
+    answers.add_argument("--temperature", type=float, default=0.0, help="0 always takes the likeliest token")
     answers.add_argument("--execute", action="store_true", help="run the programs that the model writes")
     for name, about in (("bleu", "translations"), ("rouge", "summaries")):
         action = actions.add_parser(name, help=f"score {about} against references")

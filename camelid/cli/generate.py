@@ -17,18 +17,18 @@ DRAWING = (
 
 def sampling_arguments(parser: argparse.ArgumentParser, temperature: float, min_p: float = 0.0) -> None:
     """The options that `generate` and `chat` share."""
-    parser.add_argument("--max-new-tokens", type=int)
+    parser.add_argument("--max-new-tokens", type=int, help="tokens to write; 256 if no limit is given")
     parser.add_argument("--max-length", type=int, help="prompt and new tokens together")
     parser.add_argument("--temperature", type=float, default=temperature, help="0 always takes the likeliest token")
-    parser.add_argument("--top-k", type=int, default=0)
-    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--top-k", type=int, default=0, help="draw from so many of the likeliest tokens; 0 from all")
+    parser.add_argument("--top-p", type=float, default=1.0, help="draw from the likeliest tokens that sum up to this")
     parser.add_argument("--min-p", type=float, default=min_p, help="drop tokens rarer than this share of the likeliest")
     parser.add_argument("--typical-p", type=float, default=1.0, help="keep the tokens nearest to the expected surprise")
     parser.add_argument(
         "--repetition-penalty", type=float, default=1.0, help="above 1: rather not what was there before"
     )
-    parser.add_argument("--presence-penalty", type=float, default=0.0)
-    parser.add_argument("--frequency-penalty", type=float, default=0.0)
+    parser.add_argument("--presence-penalty", type=float, default=0.0, help="taken from tokens that were written")
+    parser.add_argument("--frequency-penalty", type=float, default=0.0, help="the same, for each time")
     parser.add_argument(
         "--lookup", type=int, default=0, metavar="N", help="guess N tokens a step; the text is the same"
     )
@@ -83,7 +83,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     sampling_arguments(parser, temperature=0.0)
     parser.add_argument("--num-beams", type=int, metavar="N", help="search N texts at a time for the likeliest one")
     parser.add_argument("--length-penalty", type=float, default=1.0, help="of --num-beams: above 0 favours long texts")
-    parser.add_argument("--best-of", type=int, metavar="N", help="draw N texts and show the one likeliest a token")
+    parser.add_argument(
+        "--best-of", type=int, metavar="N", help="draw N texts, show the one of the best log-probability a token"
+    )
     parser.add_argument("--json-schema", metavar="FILE", help="the text must be JSON of this schema")
     parser.add_argument("--regex", help="the text must match all of this regular expression")
     settings.example(parser, 'camelid generate runs/small "The meaning of life is" --max-new-tokens 40')

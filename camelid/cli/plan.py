@@ -10,7 +10,7 @@ from camelid.cli import settings
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe")
-    parser.add_argument("settings", nargs="*", help="overrides such as train.steps=400")
+    parser.add_argument("settings", nargs="*", default=[], help="overrides such as train.steps=400")
     parser.add_argument("--price", type=float, default=0.0, metavar="P", help="of one hour of this machine")
     parser.add_argument("--no-probe", action="store_true", help="do not time steps: memory only")
     parser.add_argument("--budget", metavar="TIME", help='choose shape, tokens and rate for "2h", "45m", …')

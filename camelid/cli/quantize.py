@@ -22,7 +22,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--calibration", metavar="DATA", help="a text, corpus or tokens folder: round by --method")
     parser.add_argument(
         "--method", choices=("gptq", "awq", "awq+gptq"),
-        help="of --calibration: errors made up for by other columns (default), columns scaled by their inputs, or both",
+        help="what --calibration is used for: gptq (other columns make up for an error; the default), awq (columns are "
+        "scaled by their inputs), or both",
     )  # fmt: skip
     parser.add_argument("--data", help="what the cost is measured on: a text, corpus or tokens folder")
     parser.add_argument("--tokens", type=int, default=65536, help="at most so many of each")

@@ -15,4 +15,3 @@ def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
 def example(parser: argparse.ArgumentParser, text: str) -> None:
     """Show an example at the end of the help."""
     parser.epilog = f"example:\n  {text}"
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter

@@ -14,8 +14,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     train = actions.add_parser("train", help="train on a corpus")
     train.add_argument("corpus")
     train.add_argument("--out", required=True)
-    train.add_argument("--vocab-size", type=int, default=32000)
-    train.add_argument("--kind", choices=("sentencepiece", "byte-level"), default="byte-level")
+    train.add_argument("--vocab-size", type=int, default=32000, help="tokens, control tokens among them")
+    train.add_argument(
+        "--kind", choices=("sentencepiece", "byte-level"), default="byte-level", help="LLaMA 1 and 2's, or Llama 3's"
+    )
     train.add_argument("--reserved", type=int, help="control tokens kept free for later (byte-level: 10)")
     train.add_argument("--max-bytes", type=int, default=4_000_000_000, help="learn from an even sample of this much")
     train.add_argument(

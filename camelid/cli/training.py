@@ -12,7 +12,7 @@ from camelid.cli import settings
 
 def arguments(parser: argparse.ArgumentParser, example: str) -> None:
     parser.add_argument("recipe")
-    parser.add_argument("settings", nargs="*", help="overrides such as train.steps=400")
+    parser.add_argument("settings", nargs="*", default=[], help="overrides such as train.steps=400")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of log.out")
     settings.example(parser, example)
 
