@@ -5,6 +5,7 @@ Weights go from file to file one by one, so a model may be larger than memory.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -19,7 +20,7 @@ from camelid.formats import gguf_write, meta
 from camelid.formats.adapter import is_adapter
 from camelid.formats.checkpoint import Stored, named_weights
 from camelid.formats.hf import write_weights
-from camelid.formats.load import load_tokenizer, open_model, resolve, stop_ids
+from camelid.formats.load import generation_of, load_tokenizer, open_model, resolve, stop_ids
 from camelid.model.config import LlamaConfig
 from camelid.report.progress import Advance, progress
 
@@ -31,9 +32,8 @@ def write_model(
 ) -> str:
     """Write `out`: a model's weights by its own names, with the tokenizer and the stop ids of `source`. Returns the
     SHA-256 of its first weights file."""
-    generation = {"eos_token_id": list(stop_ids(source))}
     with new_folder(Path(out)) as folder:
-        known = write_weights(config, weights, folder, generation)
+        known = write_weights(config, weights, folder, generation_of(source))
         load_tokenizer(source).save(folder)
         write_manifest(folder, "model", inputs, known=known, parameters=config.num_parameters(), **facts)
     return next(iter(known.values()))
@@ -92,12 +92,15 @@ def _followed(weights: Mapping[str, Stored], advance: Advance) -> dict[str, Stor
 
 
 def _write_meta(config: LlamaConfig, weights: Weights, path: Path, out: Path, shards: int) -> str:
-    tokenizer = next((p for p in (path / "tokenizer.model", path.parent / "tokenizer.model") if p.is_file()), None)
+    places = [path, path.parent] if meta.is_meta(path) else [path]  # Meta's own downloads have it beside the folders
+    tokenizer = next((p for p in (place / "tokenizer.model" for place in places) if p.is_file()), None)
     meta.params_of(config)  # what cannot be said is refused before anything is written
     with new_folder(out) as folder:
         meta.write(config, weights, folder, tokenizer, shards)
         if tokenizer is None:  # Meta's code wants a tokenizer.model; ours opens this one
             load_tokenizer(path).save(folder)
+        ids = {"bos_token_id": config.bos_token_id, **generation_of(path)}
+        (folder / meta.GENERATION).write_text(json.dumps(ids) + "\n", encoding="utf-8")
         manifest = write_manifest(folder, "model", [path], parameters=config.num_parameters())
     return str(manifest["files"]["consolidated.00.pth"])
 

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from camelid.artifact import new_folder, write_manifest
+from camelid.errors import InputError
 from camelid.formats import hf
-from camelid.formats.load import load, load_tokenizer, open_model, resolve
+from camelid.formats.adapter import is_adapter
+from camelid.formats.load import generation_of, load, load_tokenizer, open_model, resolve
+from camelid.formats.meta import is_meta
 from camelid.model.grow import grow_embeddings
 from camelid.model.llama import Llama
 from camelid.tokenizer import extend as tokenizers
@@ -28,13 +31,17 @@ def extend(
     folder = Path(source).expanduser()
     tokenizer = load_tokenizer(source)
     has_weights = folder.suffix == ".gguf" or (folder.is_dir() and _model(folder))
+    if has_weights and is_adapter(resolve(source)):
+        raise InputError(f"{source} is an adapter: camelid merge puts it into its base, which can grow")
+    if has_weights and (label := open_model(source).quantized):
+        raise InputError(f"{source} is rounded ({label}): extend the full-precision model, and quantize that")
     with new_folder(Path(out)) as target:
         added = tokenizers.extend(tokenizer, texts, pieces, target, folder if folder.is_dir() else None)
         extended = from_folder(target)
         if has_weights:
             model: Llama = load(source)
             grow_embeddings(model, added.first, added.spelled)
-            hf.write_weights(model.config, dict(model.named_parameters()), target, open_model(source).generation)
+            hf.write_weights(model.config, dict(model.named_parameters()), target, generation_of(source))
         first = list(islice(texts(), MEASURED))
         size = sum(len(text.encode()) for text in first)
         rates = [size / max(1, len(t.encode_batch(first)[0])) for t in (tokenizer, extended)]
@@ -45,4 +52,6 @@ def extend(
 
 
 def _model(folder: Path) -> bool:
-    return (folder / "config.json").exists() or (folder / "checkpoints").is_dir()
+    return (
+        (folder / "config.json").exists() or (folder / "checkpoints").is_dir() or is_adapter(folder) or is_meta(folder)
+    )

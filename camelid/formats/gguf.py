@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import struct
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from camelid.errors import FormatError, about
 from camelid.formats.checkpoint import Checkpoint, Stored
 from camelid.formats.gguf_blocks import BLOCKS, expand
 from camelid.model.config import LlamaConfig, RopeScaling
-from camelid.model.rope import interleaved_to_half_split
+from camelid.model.rope import interleaved_to_half_split, inverse_frequencies
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -197,7 +197,7 @@ def open_file(path: Path) -> Checkpoint:
         return {
             our_name(name): Stored(info.shape, PLAIN.get(info.type, torch.float32), partial(read, name))
             for name, info in file.tensors.items()
-            if name != "rope_freqs.weight"  # llama3 scaling as a table; _config derives the scaling itself
+            if name != "rope_freqs.weight"  # llama3 scaling as a table, which the config's gives again
         }
 
     return Checkpoint(path, "gguf", config, tensors, {"eos_token_id": _stops(file)}, _rounded(file))
@@ -248,7 +248,7 @@ def _config(file: GGUF) -> LlamaConfig:
     words = meta.get("tokenizer.ggml.tokens")
     if isinstance(words, list) and len(words) > vocab_size:
         raise FormatError(f"the vocabulary has {len(words)} tokens, the embedding {vocab_size} rows")
-    return LlamaConfig(
+    config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=need("embedding_length"),
         intermediate_size=need("feed_forward_length"),
@@ -258,32 +258,55 @@ def _config(file: GGUF) -> LlamaConfig:
         head_dim=meta.get("llama.attention.key_length", need("embedding_length") // heads),
         max_position_embeddings=need("context_length"),
         rope_theta=number("rope.freq_base", 10000.0),
-        rope_scaling=_scaling(file),
         # float32 on disk: 1e-5 reads as 9.99999974e-06
         rms_norm_eps=float(f"{number('attention.layer_norm_rms_epsilon', 1e-5):.6g}"),
         tie_word_embeddings="output.weight" not in file.tensors,
+        attention_bias="blk.0.attn_q.bias" in file.tensors,
+        mlp_bias="blk.0.ffn_gate.bias" in file.tensors,
         bos_token_id=meta.get("tokenizer.ggml.bos_token_id"),
         eos_token_id=meta.get("tokenizer.ggml.eos_token_id"),
         pad_token_id=meta.get("tokenizer.ggml.padding_token_id"),
     )
+    return replace(config, rope_scaling=_scaling(file, config))
 
 
-def _scaling(file: GGUF) -> RopeScaling:
-    meta = file.metadata
-    kind = meta.get("llama.rope.scaling.type", "none")
+def _scaling(file: GGUF, config: LlamaConfig) -> RopeScaling:
+    """What the table says, or the metadata as llama.cpp reads it. Raises FormatError for what camelid does not read."""
     if "rope_freqs.weight" in file.tensors:
-        # llama.cpp stores llama3 scaling as divisors per pair; the largest is the factor itself.
-        factor = float(file.tensor("rope_freqs.weight").float().max())
-        return RopeScaling("llama3", factor=round(factor, 4), original_max_position_embeddings=8192)
-    if kind in ("none", ""):
+        return _of_table(file.tensor("rope_freqs.weight").float().flatten(), config)
+    start = "llama.rope.scaling."
+    said = {key.removeprefix(start): value for key, value in file.metadata.items() if key.startswith(start)}
+    factor = said.pop("factor", file.metadata.get("llama.rope.scale_linear"))  # the latter in files of 2023
+    kind = said.pop("type", "linear") or "none"
+    said.pop("finetuned", None)
+    found: dict[str, Any] = {
+        "rope_type": kind, "factor": factor,
+        "original_max_position_embeddings": said.pop("original_context_length", None),
+    }  # fmt: skip
+    if kind == "yarn":
+        found |= {name: said.pop(f"yarn_{name}") for name in ("beta_fast", "beta_slow") if f"yarn_{name}" in said}
+    if kind == "none" or (kind == "linear" and factor in (None, 0.0, 1.0)):
         return RopeScaling()
     if kind not in ("linear", "yarn"):
         raise FormatError(f"llama.rope.scaling.type is {kind!r}; camelid reads 'linear' and 'yarn'")
-    trained = meta.get("llama.rope.scaling.original_context_length")
-    return RopeScaling.from_dict(
-        {
-            "rope_type": kind,
-            "factor": meta.get("llama.rope.scaling.factor"),
-            "original_max_position_embeddings": trained,
-        }
-    )
+    if said:
+        name, value = said.popitem()
+        raise FormatError(f"{start}{name} is {value!r}, which camelid does not read")
+    return RopeScaling.from_dict(found)
+
+
+def _of_table(table: Tensor, config: LlamaConfig) -> RopeScaling:
+    """Llama 3's scaling from the divisors of each pair that llama.cpp stores of it: the factor is told by the slowest
+    pair, and the rest of the table must follow."""
+    plain, _ = inverse_frequencies(config)
+    scaling = RopeScaling("llama3", original_max_position_embeddings=8192)
+    span = scaling.high_freq_factor - scaling.low_freq_factor
+    turns = 8192 * float(plain[-1]) / (2 * math.pi)
+    kept = min(max((turns - scaling.low_freq_factor) / span, 0.0), 1.0)  # how much of the slowest is not divided
+    share = 1 / float(table[-1])
+    if share > kept:
+        scaling = replace(scaling, factor=round((1 - kept) / (share - kept), 4))
+    scaled, _ = inverse_frequencies(replace(config, rope_scaling=scaling))
+    if table.shape != plain.shape or not torch.allclose(plain / scaled, table, rtol=1e-3):
+        raise FormatError("rope_freqs.weight is a table that no scaling of Llama 3.1 or 3.2 gives: it is not read")
+    return scaling

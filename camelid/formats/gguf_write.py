@@ -115,6 +115,8 @@ def _bytes(tensor: Tensor, kind: str, config: LlamaConfig, name: str) -> memoryv
         )
     tensor = tensor.cpu().contiguous()
     if kind in BLOCKS:
+        if not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"the tensor {name} holds NaN or infinity, which no {kind} keeps")
         return np.ascontiguousarray(quantize(kind, tensor.float().numpy())).data.cast("B")
     return memoryview(tensor.to(PLAIN[kind]).flatten().view(torch.uint8).numpy().data)
 

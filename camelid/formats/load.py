@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -184,6 +184,15 @@ def stop_ids(source: str | Path) -> tuple[int, ...]:
     if bad is not None:
         raise FormatError(f"{source}: eos_token_id of generation_config.json holds {bad!r}, which is no token's id")
     return tuple(found)
+
+
+def generation_of(source: str | Path) -> dict[str, Any]:
+    """What MODEL's generation_config.json says (an adapter's before its base's), with every id that ends a text."""
+    own = resolve(source) / "generation_config.json"
+    found = {**open_model(source).generation, **(read_json(own) if own.is_file() else {})}
+    found.pop("eos_token_id", None)
+    stops = stop_ids(source)
+    return found | ({"eos_token_id": list(stops)} if stops else {})
 
 
 def load_adapters(source: str | Path, adapters: Mapping[str, str | Path], dtype: torch.dtype | None = None) -> Llama:

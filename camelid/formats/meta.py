@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from camelid.formats.pickle_writer import write_archive
 from camelid.model.config import LlamaConfig, RopeScaling
 from camelid.model.rope import half_split_to_interleaved, interleaved_to_half_split
 
-PARAMS = "params.json"
+PARAMS, GENERATION = "params.json", "generation_config.json"
+LLAMA3_ROWS = 100_000  # more than any vocabulary before Llama 3
 # Theirs, ours, and along which dimension shards cut it; None: each has all of it.
 _LAYER = [
     ("attention.wq", "self_attn.q_proj", 0), ("attention.wk", "self_attn.k_proj", 0),
@@ -54,6 +56,11 @@ def open_folder(folder: Path) -> Checkpoint:
         raise FormatError(f"{folder}: the shards are {', '.join(f.name for f in files)}: one is missing")
     archives = [Archive(file) for file in files]
     config = _config(folder / PARAMS, archives)
+    path = folder / GENERATION
+    generation = read_json(path) if path.exists() else {}
+    ids = {name: generation[name] for name in ("bos_token_id", "eos_token_id") if generation.get(name) is not None}
+    with about(path):
+        config = replace(config, **ids)
 
     def tensors() -> dict[str, Stored]:
         found = {}
@@ -62,8 +69,8 @@ def open_folder(folder: Path) -> Checkpoint:
             found[ours] = Stored(shape, dtype, partial(_joined, archives, theirs, cut, _heads(config, ours)))
         return found
 
-    stops: Any = LLAMA3_STOPS if config.vocab_size > 100_000 else config.eos_token_id
-    return Checkpoint(folder, "meta", config, tensors, {"eos_token_id": stops})
+    stops: Any = LLAMA3_STOPS if config.vocab_size > LLAMA3_ROWS else config.eos_token_id
+    return Checkpoint(folder, "meta", config, tensors, {"eos_token_id": stops, **generation})
 
 
 def _config(path: Path, archives: list[Archive]) -> LlamaConfig:
@@ -87,24 +94,30 @@ def _config(path: Path, archives: list[Archive]) -> LlamaConfig:
         return float(value)
 
     theta, scaled = number("rope_theta", 10000.0), bool(params.get("use_scaled_rope", False))
-    third = theta > 100_000
+    third, long = vocab > LLAMA3_ROWS, theta > 100_000  # CodeLlama's turns are slow too
     eps = number("norm_eps", 1e-5)
-    first = not third and (eps == 1e-6 or (dim == 8192 and "n_kv_heads" not in params))
+    first = not third and not long and (eps == 1e-6 or (dim == 8192 and "n_kv_heads" not in params))
     scaling = RopeScaling()
     if scaled:
         factor = 32.0 if (dim, layers) in _SMALL_32 else 8.0
         scaling = RopeScaling("llama3", factor=factor, original_max_position_embeddings=8192)
-    context = 131072 if scaled else 8192 if third else 2048 if first else 4096
-    small = (dim, layers) in _SMALL_32 and third
+    context = 131072 if scaled else 8192 if third else 16384 if long else 2048 if first else 4096
     width = _shape(archives[0], "layers.0.feed_forward.w1.weight")[0] * len(archives)
     with about(path):
         return LlamaConfig(
             vocab_size=vocab, hidden_size=dim, intermediate_size=width, num_hidden_layers=layers,
             num_attention_heads=heads, num_key_value_heads=need("n_kv_heads", heads),
             max_position_embeddings=need("max_seq_len", context), rope_theta=theta, rope_scaling=scaling,
-            rms_norm_eps=eps, tie_word_embeddings=small or "output.weight" not in archives[0].tensors,
+            rms_norm_eps=eps, tie_word_embeddings=_is_tied(archives, third and (dim, layers) in _SMALL_32),
             bos_token_id=128000 if third else 1, eos_token_id=128001 if third else 2,
         )  # fmt: skip
+
+
+def _is_tied(archives: list[Archive], likely: bool) -> bool:
+    """Whether the output projection is the embedding: it is not in the files, or (`likely`) once more."""
+    if any("output.weight" not in archive.tensors for archive in archives):
+        return True
+    return likely and all(torch.equal(a.read("output.weight"), a.read("tok_embeddings.weight")) for a in archives)
 
 
 def _shape(archive: Archive, name: str) -> tuple[int, ...]:
@@ -184,7 +197,7 @@ def write(
                        ("intermediate_size", config.intermediate_size), ("vocab_size", config.vocab_size)):  # fmt: skip
         if shards < 1 or size % shards:
             raise InputError(f"--shards {shards} does not divide the model's {name} {size}")
-    third = config.rope_theta > 100_000
+    third = config.vocab_size > LLAMA3_ROWS
     tensors = dict(weights)
     tensors.setdefault("lm_head.weight", tensors["embed_tokens.weight"])
     names: list[tuple[str, str, int | None]] = [
@@ -222,11 +235,10 @@ def params_of(config: LlamaConfig) -> dict[str, Any]:
             f"Meta's format wants heads of dim / n_heads; this model's have {config.head_size}: convert to hf"
         )
     kind, small = config.rope_scaling.rope_type, (config.hidden_size, config.num_hidden_layers) in _SMALL_32
-    if kind not in ("default", "llama3") or (
-        kind == "llama3" and config.rope_scaling.factor != (32.0 if small else 8.0)
-    ):
+    usual = RopeScaling("llama3", factor=32.0 if small else 8.0, original_max_position_embeddings=8192)
+    if config.rope_scaling not in (RopeScaling(), usual):
         raise InputError(
-            f"Meta's format cannot say RoPE scaling {kind!r} by {config.rope_scaling.factor:g}: convert to hf"
+            f"Meta's format cannot say this RoPE scaling, {kind!r} by {config.rope_scaling.factor:g}: convert to hf"
         )
     found: dict[str, Any] = {
         "dim": config.hidden_size, "n_layers": config.num_hidden_layers, "n_heads": config.num_attention_heads,

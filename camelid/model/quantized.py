@@ -8,6 +8,7 @@ their reference. Products here are made with the weight widened for the moment.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Self
 
@@ -73,11 +74,12 @@ def round_to_nearest(weight: Tensor, bits: int, group: int, symmetric: bool = Tr
     """The nearest steps to a weight [out, in]. No weight is off by more than half a step; with zeros, an end of the
     range gives way to a whole zero: at most half a step more.
 
-    Raises InputError when groups do not divide a row. A weight that is not finite, or too large for float16, leaves a
-    scale or steps that mean nothing.
+    Raises InputError when groups do not divide a row, and for a weight that is not finite.
     """
     if weight.shape[1] % group or (bits == 4 and group % 2):
         raise InputError(f"groups of {group} do not divide a layer's {weight.shape[1]} inputs: choose another size")
+    if not all(map(math.isfinite, map(float, weight.detach().aminmax()))):
+        raise InputError("a weight is NaN or infinite, which no rounding keeps: camelid verify says where")
     if symmetric and (found := round_symmetric(weight, bits, group)) is not None:
         return Integers(*found, None, bits)
     groups = weight.detach().float().view(len(weight), -1, group)

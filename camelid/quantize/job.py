@@ -21,7 +21,7 @@ from camelid.formats.checkpoint import Checkpoint
 from camelid.formats.compressed import Scheme, named_tensors
 from camelid.formats.convert import size_of
 from camelid.formats.hf import write_weights
-from camelid.formats.load import load, load_tokenizer, open_model, resolve, stop_ids
+from camelid.formats.load import generation_of, load, load_tokenizer, open_model, resolve
 from camelid.kernels.packed import BLOCK
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
@@ -206,9 +206,8 @@ def _write(
     """What was not rounded goes in the file's dtype."""
     source, whole, dtype = checkpoint.path, dict(rounded.named_parameters()), _dtype(checkpoint)
     tensors = {name: t.to(dtype) if name in whole else t for name, t in named_tensors(rounded)[0].items()}
-    generation = {"eos_token_id": list(stop_ids(source))}
     with new_folder(out) as folder:
-        known = write_weights(rounded.config, tensors, folder, generation, quantization=scheme.to_dict())
+        known = write_weights(rounded.config, tensors, folder, generation_of(source), quantization=scheme.to_dict())
         load_tokenizer(source).save(folder)
         _page(source, scheme, method, figures).write(folder / "report.html")
         write_manifest(

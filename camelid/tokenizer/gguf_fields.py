@@ -12,6 +12,8 @@ from camelid.tokenizer import sentencepiece_model as spm
 from camelid.tokenizer.patterns import LLAMA3, QWEN2
 from camelid.tokenizer.tokenizer import Tokenizer
 
+LLAMA3_NAMES = ("llama-bpe", "llama3", "llama-v3")
+
 
 def from_gguf(path: Path, metadata: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer inside a GGUF file's metadata: kinds `llama` (SentencePiece) and `gpt2` (byte-level)."""
@@ -19,7 +21,8 @@ def from_gguf(path: Path, metadata: Mapping[str, Any]) -> Tokenizer:
     words = _list(path, metadata, "tokens", str)
     kinds = _list(path, metadata, "token_type", int, len(words))
     ids = {key: _id(path, metadata, key, len(words)) for key in ("bos", "eos", "padding")}
-    add_bos = ids["bos"] if metadata.get("tokenizer.ggml.add_bos_token", kind == "llama") else None
+    usual = kind == "llama" or metadata.get("tokenizer.ggml.pre") in LLAMA3_NAMES  # as llama.cpp, when nothing is said
+    add_bos = ids["bos"] if metadata.get("tokenizer.ggml.add_bos_token", usual) else None
     if kind == "llama":
         scores = _list(path, metadata, "scores", float, len(words))
         pieces = [spm.Piece(*row) for row in zip(words, scores, kinds, strict=True)]
@@ -65,7 +68,7 @@ def _byte_level(path: Path, metadata: Mapping[str, Any], words: list[str], kinds
     name = metadata.get("tokenizer.ggml.pre", "default")
     plain = ByteLevel(add_prefix_space=False, use_regex=False)
     known: dict[str, list[PreTokenizer]] = {
-        "llama-bpe": [Split(Regex(LLAMA3), "isolated"), plain],
+        **{name: [Split(Regex(LLAMA3), "isolated"), plain] for name in LLAMA3_NAMES},
         "qwen2": [Split(Regex(QWEN2), "isolated"), plain],
         "smollm": [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)],
         "gpt-2": [ByteLevel(add_prefix_space=False)],
@@ -79,7 +82,7 @@ def _byte_level(path: Path, metadata: Mapping[str, Any], words: list[str], kinds
     for pair in pairs:
         if len(pair) != 2 or any(part not in vocab for part in (*pair, "".join(pair))):
             raise FormatError(f"{path}: the merge {' '.join(pair)!r} uses a token that is not in the vocabulary")
-    backend = Backend(models.BPE(vocab, pairs, ignore_merges=name == "llama-bpe"))
+    backend = Backend(models.BPE(vocab, pairs, ignore_merges=name in LLAMA3_NAMES))
     backend.pre_tokenizer = Sequence(known[name])
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(

@@ -295,7 +295,9 @@ def _faults_told() -> Iterator[None]:
     except BaseException as error:  # the Rust library raises plain Exception, and a panic of it is not even one
         if type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
-        raise FormatError(f"the tokenizer gave up on this text, its file is broken: {error}") from None
+        raise FormatError(
+            f"the tokenizer gave up on this text, its file is broken (a regular expression?): {error}"
+        ) from None
 
 
 def _as(ids: list[int], return_tensors: str | None) -> Any:

@@ -140,6 +140,16 @@ def test_a_model_in_the_place_of_what_it_was_made_from(tokenizer: Tokenizer, tmp
     assert [(node["path"], node["changed"], node["inputs"]) for node in tree["inputs"]] == [(str(folder), True, [])]
 
 
+@pytest.mark.parametrize("eos", [None, 2])
+def test_what_generation_is_told_is_kept(tokenizer: Tokenizer, tmp_path: Path, eos: int | None) -> None:
+    told = {"temperature": 0.6, "top_p": 0.9, "repetition_penalty": 1.1}
+    hf.save(Llama(LlamaConfig(len(tokenizer), 32, 32, 1, 1, eos_token_id=eos)), tmp_path / "m", generation=told)
+    tokenizer.save(tmp_path / "m")
+    convert(tmp_path / "m", tmp_path / "copy", "hf")
+    kept = json.loads((tmp_path / "copy" / "generation_config.json").read_text())
+    assert kept == told | {"bos_token_id": 1} | ({} if eos is None else {"eos_token_id": [2]})
+
+
 def test_progress_ends_at_its_end(tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = LlamaConfig(
         vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4,

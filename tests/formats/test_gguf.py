@@ -160,6 +160,35 @@ def test_settings_that_files_leave_out(tmp_path: Path, wide: Llama) -> None:
         assert found.rope_scaling.original_max_position_embeddings == 1024
 
 
+@pytest.mark.parametrize(
+    ("said", "scaling"),
+    [
+        ({"rope.scale_linear": 4.0}, RopeScaling("linear", factor=4.0)),  # files of 2023
+        ({"rope.scaling.factor": 4.0}, RopeScaling("linear", factor=4.0)),  # llama.cpp's default type
+        ({"rope.scaling.type": "none", "rope.scaling.factor": 4.0}, RopeScaling()),
+        ({"rope.scaling.type": "linear"}, RopeScaling()),
+        (
+            {"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0, "rope.scaling.yarn_beta_fast": 8.0,
+             "rope.scaling.yarn_beta_slow": 2.0},
+            RopeScaling("yarn", factor=2.0, beta_fast=8.0, beta_slow=2.0),
+        ),
+        ({"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0, "rope.scaling.attn_factor": 0.5}, None),
+        ({"rope.scaling.factor": 2.0, "rope.scaling.yarn_beta_fast": 8.0}, None),
+    ],
+)  # fmt: skip
+def test_scaling_as_llama_cpp_reads_it(
+    tmp_path: Path, wide: Llama, said: dict[str, Any], scaling: RopeScaling | None
+) -> None:
+    write_model(tmp_path / "m.gguf", wide, "F32")
+    file = parse(tmp_path / "m.gguf")
+    file = dataclasses.replace(file, metadata=file.metadata | {f"llama.{key}": value for key, value in said.items()})
+    if scaling is None:
+        with pytest.raises(FormatError, match=r"which camelid does not read"):
+            _config(file)
+    else:
+        assert _config(file).rope_scaling == scaling
+
+
 def header(*parts: bytes, tensors: int = 0, keys: int = 0) -> bytes:
     return b"GGUF" + struct.pack("<IQQ", 3, tensors, keys) + b"".join(parts)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,17 @@ import pytest
 import torch
 
 from camelid.cli import run as cli
-from camelid.errors import InputError
+from camelid.errors import FormatError, InputError
 from camelid.formats import load, save
 from camelid.formats.convert import convert
-from camelid.formats.gguf import parse
+from camelid.formats.gguf import _of_table, parse
 from camelid.formats.gguf_blocks import expand
 from camelid.formats.gguf_pack import PACKERS, block_type, quantize
 from camelid.formats.gguf_write import FILE_TYPES, write
 from camelid.formats.load import load_tokenizer, open_model
 from camelid.model.config import LlamaConfig, RopeScaling
 from camelid.model.llama import Llama
+from camelid.model.rope import inverse_frequencies
 from camelid.tokenizer.gguf_fields import tokenizer_metadata
 from camelid.tokenizer.load import from_folder
 from camelid.tokenizer.tokenizer import Tokenizer
@@ -184,12 +186,47 @@ def test_scaled_rotations(tokenizer: Tokenizer, tmp_path: Path) -> None:
         with torch.inference_mode():
             wanted, found = (m.hidden(ids, positions=positions) for m in (model, load(path)))
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+        assert load(path).config.rope_scaling == scaling
     for number, scaling in enumerate((
         RopeScaling("dynamic", factor=2.0), RopeScaling("yarn", factor=2.0, beta_fast=8.0),
         RopeScaling("llama3", factor=8.0, original_max_position_embeddings=4096),
     ), 2):  # fmt: skip
         with pytest.raises(InputError, match="no word for this"):
             written(model_of(rope_scaling=scaling), tokenizer, tmp_path / str(number), "F32")
+
+
+@pytest.mark.parametrize("head", [8, 16, 64])
+@pytest.mark.parametrize("theta", [1e4, 5e5])
+@pytest.mark.parametrize("factor", [8.0, 32.0])
+def test_the_table_of_divisors_tells_the_factor(head: int, theta: float, factor: float, tmp_path: Path) -> None:
+    scaling = RopeScaling("llama3", factor=factor, original_max_position_embeddings=8192)
+    config = LlamaConfig(vocab_size=8, hidden_size=head, num_attention_heads=1, head_dim=head, rope_theta=theta)
+    table = inverse_frequencies(config)[0] / inverse_frequencies(replace(config, rope_scaling=scaling))[0]
+    found = _of_table(table, config)
+    assert abs(found.factor - factor) < 1e-2 or table.max() == 1
+    assert replace(found, factor=1.0) == replace(scaling, factor=1.0)
+    table[len(table) // 2] = 3.0
+    with pytest.raises(FormatError, match="no scaling of Llama"):
+        _of_table(table, config)
+
+
+def test_biases_come_back(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    model = model_of(attention_bias=True, mlp_bias=True)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+    found = load(written(model, tokenizer, tmp_path, "F32"))
+    assert (found.config.attention_bias, found.config.mlp_bias) == (True, True)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(found.get_parameter(name), parameter), name
+
+
+def test_what_is_no_number_is_not_rounded(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    model = model_of()
+    with torch.no_grad():
+        model.layers[0].mlp.up_proj.weight[0, 0] = float("nan")
+    with pytest.raises(InputError, match=r"blk\.0\.ffn_up\.weight holds NaN"):
+        written(model, tokenizer, tmp_path, "Q8_0")
 
 
 def test_what_gguf_cannot_say(tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

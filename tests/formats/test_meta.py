@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from camelid.errors import CamelidError, FormatError, InputError
 from camelid.formats import load, save
 from camelid.formats.convert import convert
 from camelid.formats.load import load_tokenizer, open_model, stop_ids
-from camelid.formats.meta import feed_forward_of, params_of
+from camelid.formats.meta import feed_forward_of, params_of, write
 from camelid.model.config import LlamaConfig, RopeScaling
 from camelid.model.llama import Llama
 from camelid.tokenizer.tokenizer import Tokenizer
@@ -142,22 +143,49 @@ def test_shapes_by_params(folder: Path) -> None:
     path = folder / "meta" / "params.json"
     kept = json.loads(path.read_text())
     unsaid = {k: v for k, v in kept.items() if k not in ("max_seq_len", "n_kv_heads", "rope_theta")}
-    for change, context in (({"norm_eps": 1e-6}, 2048), ({"norm_eps": 1e-5}, 4096), ({"rope_theta": 500000.0}, 8192)):
+    assert stop_ids(folder / "meta") == stop_ids(folder / "hf")
+    (folder / "meta" / "generation_config.json").unlink()  # a download has none
+    for change, context in (({"norm_eps": 1e-6}, 2048), ({"norm_eps": 1e-5}, 4096), ({"rope_theta": 1e6}, 16384)):
         path.write_text(json.dumps(unsaid | {"vocab_size": -1} | change))
         config = open_model(folder / "meta").config
         assert (config.vocab_size, config.max_position_embeddings, config.kv_heads) == (400, context, 16)
-    assert stop_ids(folder / "meta") == (128001,)
+    assert stop_ids(folder / "meta") == (2,)
 
 
 def test_what_meta_cannot_say(tmp_path: Path) -> None:
     for change, why in (
         ({"attention_bias": True}, "no biases"), ({"head_dim": 32}, "dim / n_heads"),
-        ({"rope_scaling": RopeScaling("linear", factor=2.0)}, "cannot say RoPE scaling 'linear'"),
+        ({"rope_scaling": RopeScaling("linear", factor=2.0)}, "cannot say this RoPE scaling, 'linear'"),
+        ({"rope_scaling": RopeScaling("llama3", factor=8.0, original_max_position_embeddings=256)}, "'llama3' by 8"),
     ):  # fmt: skip
         config = LlamaConfig(vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=1,
                              num_attention_heads=4, **change)  # fmt: skip
         with pytest.raises(InputError, match=why):
             params_of(config)
+
+
+def test_an_output_projection_of_its_own_is_kept(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """In the shape of Llama 3.2 1B, whose published files hold the embedding twice."""
+    for tied in (False, True):
+        shape = LlamaConfig(
+            vocab_size=100_008, hidden_size=2048, intermediate_size=8, num_hidden_layers=16, num_attention_heads=2,
+            num_key_value_heads=1, head_dim=1024, rope_theta=500000.0, tie_word_embeddings=tied,
+        )  # fmt: skip
+        with torch.device("meta"):
+            names = dict(Llama(shape).named_parameters())
+        weights = {name: torch.zeros(t.shape, dtype=torch.bfloat16) for name, t in names.items()}
+        weights["embed_tokens.weight"][0, 0] = 1
+        (tmp_path / str(tied)).mkdir()
+        write(shape, weights, tmp_path / str(tied), None)
+        assert open_model(tmp_path / str(tied)).config.tie_word_embeddings == tied
+
+
+def test_a_neighbours_tokenizer_is_not_taken(tokenizer: Tokenizer, tokenizers: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copy(tokenizers["sentencepiece"] / "tokenizer.model", tmp_path)
+    save(model_of("1"), tmp_path / "hf")
+    tokenizer.save(tmp_path / "hf")
+    convert(tmp_path / "hf", tmp_path / "out" / "meta", "meta")
+    assert load_tokenizer(tmp_path / "out" / "meta").digest() == tokenizer.digest()
 
 
 def test_folders_at_fault(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

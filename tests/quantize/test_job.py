@@ -182,6 +182,19 @@ def test_it_can_be_written_in_full_again(tmp_path: Path, tokenizer: Tokenizer) -
     assert torch.equal(again.layers[0].self_attn.q_proj.weight, wide.layers[0].self_attn.q_proj.weight)
 
 
+@pytest.mark.parametrize("damage", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("format", ["int8", "int4"])
+def test_what_is_no_number_is_not_hidden(tmp_path: Path, tokenizer: Tokenizer, damage: float, format: str) -> None:
+    folder = source(tmp_path / "m", tokenizer)
+    model = load(folder)
+    with torch.no_grad():
+        model.layers[0].mlp.up_proj.weight[3, 3] = damage
+    save(model, folder)
+    tokenizer.save(folder)
+    with pytest.raises(InputError, match="NaN or infinite"):
+        quantize(folder, tmp_path / "q", Wish(format))
+
+
 def test_the_command(tmp_path: Path, tokenizer: Tokenizer, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
     full = source(tmp_path / "full", tokenizer)
     command = ["quantize", str(full), "--format", "int4", "--data", str(text), "--out", str(tmp_path / "q"), "--json"]

@@ -13,11 +13,15 @@ import torch
 from camelid.corpus import build as build_corpus
 from camelid.errors import InputError
 from camelid.formats import hf
+from camelid.formats.adapter import write_adapter
+from camelid.formats.convert import convert
 from camelid.formats.extend import extend as extend_model
 from camelid.formats.load import load
 from camelid.kernels import bpe
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
+from camelid.model.lora import LoraConfig
+from camelid.quantize.job import Wish, quantize
 from camelid.tokenizer.byte_level import learn
 from camelid.tokenizer.extend import Extension, extend
 from camelid.tokenizer.load import from_folder, from_sentencepiece
@@ -144,3 +148,16 @@ def test_a_model_scores_old_tokens_as_before(
     for row, parts in zip(rows, spelled, strict=True):
         torch.testing.assert_close(new.embed_tokens.weight[row], old.embed_tokens.weight[parts].mean(0))
     assert result["bytes_per_token"][1] > result["bytes_per_token"][0]
+    convert(tmp_path / "model", tmp_path / "meta", "meta")
+    extend_model(tmp_path / "meta", tmp_path / "corpus", lambda: CHINESE, 30, tmp_path / "longer-meta")
+    assert torch.equal(load(tmp_path / "longer-meta")(ids).logits, new(ids).logits)
+    hf.save(Llama(replace(tiny, vocab_size=len(tokenizer), intermediate_size=64)), tmp_path / "wide")
+    tokenizer.save(tmp_path / "wide")
+    quantize(tmp_path / "wide", tmp_path / "int8", Wish("int8"))
+    with pytest.raises(InputError, match=r"is rounded \(.*\): extend the full-precision model"):
+        extend_model(tmp_path / "int8", tmp_path / "corpus", lambda: CHINESE, 30, tmp_path / "none")
+    (tmp_path / "adapter").mkdir()
+    write_adapter(LoraConfig(), {}, tmp_path / "adapter", tmp_path / "model", {})
+    tokenizer.save(tmp_path / "adapter")
+    with pytest.raises(InputError, match="is an adapter: camelid merge"):
+        extend_model(tmp_path / "adapter", tmp_path / "corpus", lambda: CHINESE, 30, tmp_path / "none")
