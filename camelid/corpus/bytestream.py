@@ -153,12 +153,11 @@ def _zstd(path: Path) -> Pieces:
         import pyarrow as pa
     except ImportError:
         raise MissingExtra("pyarrow", "data", "reading .zst files") from None
-    with pa.OSFile(str(path)) as file:
+    with pa.OSFile(str(path)) as file, pa.CompressedInputStream(file, "zstd") as stream:
         try:
-            with pa.CompressedInputStream(file, "zstd") as stream:
-                while chunk := stream.read(CHUNK):
-                    yield chunk
-        except OSError:
+            while chunk := stream.read(CHUNK):
+                yield chunk
+        except OSError:  # still inside: the stream closes the file with itself
             yield Break("broken_zstd_frame", max(0, path.stat().st_size - file.tell()))
 
 

@@ -48,7 +48,7 @@ class Cleaner:
         if record.fault or record.skip:
             account.add(record, "quarantined" if record.fault else "dropped", record.fault or record.skip or "")
             return None
-        text = polish(plain_text(record, self.settings.extractor), record.kind)
+        text = polish(plain_text(record, self.settings.extractor), record.kind, record.source)
         if not text.strip():
             account.add(record, "dropped", "no_main_text" if record.kind == "html" else "empty")
             return None

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import codecs
 import re
+from collections.abc import Iterator
+
+from camelid.errors import MissingExtra
 
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
@@ -14,6 +17,7 @@ SAMPLE = 1 << 16
 # What browsers read where a page says the first (WHATWG encoding standard).
 _WIDER = {"gb2312": "gb18030", "gbk": "gb18030", "iso-8859-1": "cp1252", "latin-1": "cp1252", "ascii": "cp1252",
           "us-ascii": "cp1252", "shift_jis": "cp932", "euc-kr": "cp949", "ks_c_5601-1987": "cp949"}  # fmt: skip
+_EAST_ASIAN = ("gb", "big5", "hz", "cp932", "cp949", "cp950", "euc", "shift", "iso2022")
 MIXED_SHARE = 0.25  # up to this share of lines may be in a second encoding
 
 
@@ -74,7 +78,7 @@ def _utf16(raw: bytes) -> str | None:
     """UTF-16 without a byte order mark: spaces and newlines put zeros on one side."""
     even, odd = raw[:SAMPLE:2].count(0), raw[1:SAMPLE:2].count(0)
     half = max(1, min(len(raw), SAMPLE) // 2)
-    if max(even, odd) < half // 20 or min(even, odd) > max(even, odd) // 10:
+    if max(even, odd) < max(1, half // 20) or min(even, odd) > max(even, odd) // 10:
         return None
     text = _strict(raw[: len(raw) & ~1], "utf-16-le" if odd > even else "utf-16-be")
     return text if text is not None and plausible(text) else None
@@ -96,18 +100,38 @@ def _mixed(raw: bytes) -> str | None:
     return "\n".join(text if text is not None else next(replacements, "") for text in decoded)
 
 
+def encoding_of(head: bytes) -> str | None:
+    """What the beginning of a file of lines is in, for `decode` of each: one line tells too little. None for UTF-8,
+    some lines of it in another encoding or not, and when it cannot be told."""
+    lines = head[: head.rfind(b"\n") + 1] or head
+    if _strict(lines, "utf-8") is not None or _utf16(lines) is not None or _mixed(lines) is not None:
+        return None
+    return next((name for name, _ in _guesses(lines)), None)
+
+
+def decode_line(line: bytes, encoding: str | None) -> str:
+    """One line of a file that begins in `encoding` (`encoding_of`). What is UTF-8 by chance is, in an East Asian
+    encoding, two letters that are not. Raises Undecodable."""
+    if encoding and encoding.startswith(_EAST_ASIAN) and (text := _strict(line, encoding)) is not None:
+        return text
+    return decode(line, encoding)
+
+
 def _detected(raw: bytes) -> str | None:
-    """Two detectors; the guess must decode every byte."""
+    return next((text for _, text in _guesses(raw)), None)
+
+
+def _guesses(raw: bytes) -> Iterator[tuple[str, str]]:
+    """(encoding, text) by two detectors; the guess must decode every byte."""
+    try:
+        from charset_normalizer import from_bytes
+        from resiliparse.parse.encoding import detect_encoding
+    except ImportError:
+        raise MissingExtra("resiliparse", "data", "text that is not UTF-8") from None
     sample = raw[:SAMPLE]
-    from resiliparse.parse.encoding import detect_encoding
-
-    guess = detect_encoding(sample)
-    if guess and guess != "utf-8":
-        text = _strict(raw, _WIDER.get(guess, guess))
+    for detect in (detect_encoding, lambda sample: getattr(from_bytes(sample).best(), "encoding", None)):
+        found = str(detect(sample) or "utf-8")
+        name = _WIDER.get(found, found)
+        text = _strict(raw, name) if name != "utf-8" else None
         if text is not None and plausible(text):
-            return text
-    from charset_normalizer import from_bytes
-
-    best = from_bytes(sample).best()
-    text = _strict(raw, best.encoding) if best else None
-    return text if text is not None and plausible(text) else None
+            yield name, text

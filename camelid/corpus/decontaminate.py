@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camelid.artifact import MANIFEST, lineage, read_manifest
+from camelid.corpus.bytestream import Break, pieces
 from camelid.corpus.read import format_of, read
 from camelid.corpus.shingles import sequences
 from camelid.disk import sha256_file
@@ -72,9 +73,12 @@ def _texts(path: Path) -> list[str]:
 
     if format_of(path) not in ("jsonl", "json"):
         return [d.text for d in read(path) if not d.fault and not d.skip]
-    raw = path.read_text(encoding="utf-8-sig", errors="replace")
+    parts = list(pieces(path))
+    if any(isinstance(part, Break) for part in parts):
+        raise InputError(f"corpus.decontaminate: {path} is damaged: it cannot be unpacked")
+    raw = b"".join(part for part in parts if isinstance(part, bytes)).decode("utf-8-sig", "replace")
     try:
-        lines = raw.splitlines() if format_of(path) == "jsonl" else [raw]
+        lines = raw.split("\n") if format_of(path) == "jsonl" else [raw]
         return [text for line in lines if line.strip() for text in _strings(json.loads(line))]
     except (ValueError, RecursionError) as error:
         raise InputError(f"corpus.decontaminate: {path} is not JSON: {error}") from None

@@ -146,12 +146,14 @@ def verify(store: Store, pairs_file: Path, start: int, threshold: float, out: Pa
     save(out, np.asarray(pairs[shared >= threshold * union]))
 
 
-def repeated_lines(store: Store) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """Hashes of lines that stand in several documents, sorted, and the first document of each."""
+def repeated_lines(store: Store, dropped: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """Hashes of lines that several documents have, sorted, and the first document of each. Those `dropped` are none."""
     keys_found, first_found = [], []
     total = sum(len(a) for a in store.arrays("lines"))
     for low, high in _passes(total):
         keys, ids = _select_lines(store, low, high)
+        stays = ~np.isin(ids, dropped)
+        keys, ids = keys[stays], ids[stays]
         order = np.lexsort((ids, keys))
         keys, ids = keys[order], ids[order]
         begins = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1]))) if len(keys) else np.empty(0, np.int64)

@@ -1,7 +1,8 @@
 """Mask what identifies a person: e-mail and public IP addresses, phone, identity and card numbers, secret keys.
 
-Every pattern begins with something rare, so that the scan is fast, and numbers count only with their checksum or in
-a form that nothing else has. A mask names what stood there: "<EMAIL>".
+Every pattern begins with something rare, so that the scan is fast. Numbers count with their checksum, or in a form
+that seldom is anything else: eleven digits from 1 on may be money, four short numbers a version (after "version",
+"v", "section" and the like they are not masked). A mask names what stood there: "<EMAIL>".
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of personal data: a pattern, what a text must hold for it (one of them; none: anything), and a test of
-    what it found."""
+    """A kind of personal data: a pattern, what a text must hold for it (one of them; none: anything), a test of
+    what it found, and what before it tells that it is something else."""
 
     name: str
     pattern: re.Pattern[str]
     needs: tuple[str, ...] = ()
     holds: Callable[[str], bool] = lambda found: True
+    unless: re.Pattern[str] | None = None  # stands right before it
 
 
 def _digits(text: str) -> str:
@@ -65,6 +67,11 @@ def phone(found: str) -> bool:
     return 7 <= len(_digits(found)) <= 15
 
 
+VERSION = re.compile(
+    r"(?:\b(?:v|ver|version|release|build|firmware|driver|section|sec|chapter|clause|table|figure)\.?|§|版本|章节) ?\Z",
+    re.I,
+)
+
 # The character that a pattern begins with comes before the look behind it: so the scan can skip to it.
 KINDS: tuple[Kind, ...] = (
     Kind("EMAIL", re.compile(
@@ -79,7 +86,8 @@ KINDS: tuple[Kind, ...] = (
          "xox", "glpat-", "eyJ")),
     Kind("CN_ID", re.compile(r"[1-9](?<![\dA-Za-z].)\d{16}[\dXx](?![\dA-Za-z])", re.A), holds=chinese_id),
     Kind("CARD", re.compile(r"[3-6](?<![\w.].)\d{3}(?:[ -]?\d{4,6}){2,3}(?:[ -]?\d{1,4})?(?![\w])", re.A), holds=card),
-    Kind("IP", re.compile(r"\d(?<![\w.].)\d{0,2}(?:\.\d{1,3}){3}(?![\w]|\.\d)", re.A), holds=public_address),
+    Kind("IP", re.compile(r"\d(?<![\w.].)\d{0,2}(?:\.\d{1,3}){3}(?![\w]|\.\d)", re.A), holds=public_address,
+         unless=VERSION),
     Kind("IP", re.compile(r"[23](?<![\w:.].)[0-9a-fA-F]{3}(?::[0-9a-fA-F]{0,4}){2,7}(?![\w:])", re.A), (":",),
          public_address),
     # International with +, North American, Chinese mobile and landline numbers.
@@ -96,7 +104,8 @@ def mask(text: str, counts: Counter[str]) -> str:
 
     def replace(kind: Kind) -> Callable[[re.Match[str]], str]:
         def one(match: re.Match[str]) -> str:
-            if not kind.holds(match[0]):
+            before = match.string[max(0, match.start() - 16) : match.start()]
+            if not kind.holds(match[0]) or (kind.unless and kind.unless.search(before)):
                 return match[0]
             counts[kind.name] += 1
             return f"<{kind.name}>"

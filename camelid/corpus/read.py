@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import itertools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,6 +119,8 @@ def _sniffed(head: bytes, form: str | None) -> str | None:
         return "warc"
     if start.startswith(b"<mediawiki"):
         return "wiki"
+    if form is None and re.match(rb"\{\s*\n|\[\s*[{\"]", start):  # an object over several lines, an array of records
+        return "json"
     if form is None and start[:1] == b"{":
         return "jsonl"
     if form is None and start[:1] == b"<":
@@ -142,7 +145,9 @@ def _utf8(source: Pieces) -> Pieces:
 def spans(path: Path, size: int) -> list[Span]:
     """A large plain file of lines cut into spans of about `size` bytes; any other file in one."""
     total = path.stat().st_size
-    if total <= 2 * size or format_of(path) not in CUTTABLE or compression(path):
+    with path.open("rb") as file:
+        wide = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    if total <= 2 * size or format_of(path) not in CUTTABLE or compression(path) or wide:
         return [Span(path)]
     cuts = [*range(0, total - size // 2, size), total]
     return [Span(path, a, b) for a, b in itertools.pairwise(cuts)]

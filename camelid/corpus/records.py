@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from camelid.corpus.bytestream import Stream
-from camelid.corpus.decode import Undecodable, declared_in_page, decode
+from camelid.corpus.decode import Undecodable, declared_in_page, decode, decode_line, encoding_of
 from camelid.corpus.document import MAX_RECORD_BYTES, Document, Kind
 from camelid.errors import InputError, MissingExtra
 
 PART_BYTES = 8 * 2**20  # a longer text is cut into documents of about this size, at the end of a line
+HEAD = 64 * 2**10  # of a file of lines, by which its encoding is told
 TEXT_FIELDS = ("text", "content", "body", "raw_content", "article", "document", "paragraphs")
 TITLE_FIELDS = ("title",)
 
@@ -57,7 +58,7 @@ def decoded(source: str, raw: bytes, kind: Kind, encoding: str | None, size: int
 
 def read_json_lines(stream: Stream, source: str, field: str) -> Iterator[Document]:
     """One JSON object a line. A line that is none is quarantined by itself."""
-    number = 0
+    number, encoding = 0, encoding_of(stream.peek(HEAD))
     while True:
         line, size = stream.line()
         if not size:
@@ -71,12 +72,12 @@ def read_json_lines(stream: Stream, source: str, field: str) -> Iterator[Documen
         elif not line.endswith(b"\n") and stream.fault:
             yield Document(name, size, fault="cut_record")
         else:
-            yield _json_record(name, line, size, field)
+            yield _json_record(name, line, size, field, encoding)
 
 
-def _json_record(name: str, line: bytes, size: int, field: str) -> Document:
+def _json_record(name: str, line: bytes, size: int, field: str, encoding: str | None) -> Document:
     try:
-        record = json.loads(decode(line))
+        record = json.loads(decode_line(line, encoding))
     except Undecodable as error:
         return Document(name, size, fault=str(error))
     except (ValueError, RecursionError):
@@ -85,7 +86,7 @@ def _json_record(name: str, line: bytes, size: int, field: str) -> Document:
 
 
 def read_json(stream: Stream, source: str, field: str) -> Iterator[Document]:
-    """A JSON array of records, or one record. The file is read whole."""
+    """A JSON array of records, or one record; or, as some name them, JSON lines. The file is read whole."""
     raw = stream.read(MAX_RECORD_BYTES)
     more = stream.skip(1 << 62)
     if more:
@@ -97,7 +98,10 @@ def read_json(stream: Stream, source: str, field: str) -> Iterator[Document]:
         yield Document(source, len(raw), fault=str(error))
         return
     except (ValueError, RecursionError):
-        yield Document(source, len(raw), fault="bad_json")
+        if _is_json(raw.partition(b"\n")[0]):
+            yield from read_json_lines(Stream(iter([raw])), source, field)
+        else:
+            yield Document(source, len(raw), fault="bad_json")
         return
     records = value if isinstance(value, list) else [value]
     left = len(raw)
@@ -107,6 +111,14 @@ def read_json(stream: Stream, source: str, field: str) -> Iterator[Document]:
         size = left if number == len(records) else min(left, share)
         left -= size
         yield from_record(f"{source}:{number}", record, size, field)
+
+
+def _is_json(raw: bytes) -> bool:
+    try:
+        json.loads(raw)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def from_record(name: str, record: Any, size: int, field: str) -> Document:
@@ -134,7 +146,7 @@ def whole(text: str) -> str:
 def read_csv(stream: Stream, source: str, field: str, delimiter: str) -> Iterator[Document]:
     """Rows of a table with a header; a quoted field may hold newlines. A row with a line that is too long, or no text,
     is quarantined by itself."""
-    taken, readable = 0, True
+    taken, readable, encoding = 0, True, encoding_of(stream.peek(HEAD))
 
     def lines() -> Iterator[str]:
         nonlocal taken, readable
@@ -145,14 +157,16 @@ def read_csv(stream: Stream, source: str, field: str, delimiter: str) -> Iterato
             taken += size
             text = ""
             try:
-                text = decode(line).replace("\0", "")
+                text = decode_line(line, encoding).replace("\0", "")
             except Undecodable:  # not let out: it would end the lines
                 readable = False
             readable = readable and bool(line)
             yield text
 
     csv.field_size_limit(MAX_RECORD_BYTES)
-    rows = csv.reader(lines(), delimiter=delimiter)
+    # In a .tsv a quote is a letter.
+    rows = csv.reader(lines(), delimiter=delimiter, quoting=csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL)
+    field = field if field == "auto" else field.strip().lower()
     header: list[str] | None = None
     number = 0
     while True:

@@ -9,6 +9,8 @@ from camelid.corpus.document import Kind
 from camelid.errors import MissingExtra
 
 # C0 but for tab and newline, DEL, C1, byte order marks and non-characters inside text, bidirectional overrides.
+# Those that C0 has between lines and pages become newlines; the others go.
+_BREAKS = str.maketrans("\x0b\x0c", "\n\n")
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff\ufffe\uffff\u202a-\u202e\u2066-\u2069]")
 # ASCII and East Asian letters, of which mis-decoded text never consists alone: three on each side of it tell enough.
 _PLAIN = "[\x00-\x7f\u3000-\u30ff\u3400-\u9fff\uac00-\ud7a3]"
@@ -31,6 +33,8 @@ def repair(text: str) -> str:
         text = unicodedata.normalize("NFC", text)
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if "\x0b" in text or "\x0c" in text:
+        text = text.translate(_BREAKS)
     text = "\n".join(line.rstrip() for line in _CONTROL.sub("", text).split("\n"))
     return _BLANK.sub("\n\n\n", text).strip("\n")
 
@@ -54,31 +58,46 @@ _GUTENBERG_CREDITS = re.compile(
 
 
 def without_gutenberg(text: str) -> str:
-    """A Project Gutenberg book without the licence before and after it."""
+    """Project Gutenberg books without the licence before and after each."""
     if "gutenberg" not in text[:20_000].lower() and "gutenberg" not in text[-30_000:].lower():
         return text
-    if start := list(_GUTENBERG_START.finditer(text, 0, min(len(text), 60_000))):
-        text = _GUTENBERG_CREDITS.sub("", text[start[-1].end() :])
-    if end := _GUTENBERG_END.search(text, max(0, len(text) - 60_000)):
-        text = text[: end.start()]
-    return text.strip("\n")
+    marks = [(m.start(), m.end(), True) for m in _GUTENBERG_START.finditer(text)]
+    marks += [(m.start(), m.start(), False) for m in _GUTENBERG_END.finditer(text)]
+    books, begin = [], None if any(start for *_, start in marks) else 0
+    for at, after, start in sorted(marks):
+        if start:
+            begin = after
+        elif begin is not None:
+            books.append(text[begin:at])
+            begin = None
+    if begin is not None:  # the end was cut off
+        books.append(text[begin:])
+    return "\n\n".join(_GUTENBERG_CREDITS.sub("", book).strip("\n") for book in books)
 
 
 _LICENCE = re.compile(r"copyright|licen[cs]e|all rights reserved|spdx-", re.I)
-_LINE_COMMENTS = re.compile(r"\A(?:[ \t]*(?:(?:#|//|--|;|%)[^\n]*)?(?:\n|\Z))+")
-_BLOCK_COMMENT = re.compile(r"\A\s*/\*.*?\*/[ \t]*\n?", re.S)
+_BLOCK_COMMENT = r"[ \t]*/\*.*?\*/[ \t]*(?:\n|\Z)"
+_MARKS = {"#": "py pyi rb pl r jl sh", "--": "lua hs sql"}  # of line comments; // in all others
+_COMMENTS = {
+    suffix: re.compile(rf"(?:[ \t]*{mark}[^\n]*(?:\n|\Z))+|{_BLOCK_COMMENT}|[ \t]*\n", re.S)
+    for mark, suffixes in _MARKS.items()
+    for suffix in suffixes.split()
+}
+_OTHER_COMMENTS = re.compile(rf"(?:[ \t]*//[^\n]*(?:\n|\Z))+|{_BLOCK_COMMENT}|[ \t]*\n", re.S)
 
 
-def without_licence(code: str) -> str:
-    """Source code without a licence comment at its head; a shebang and other comments stay."""
-    shebang = ""
+def without_licence(code: str, suffix: str) -> str:
+    """Source code of a kind of file ("py") without the comments of its head that are a licence; a shebang and other
+    comments stay."""
+    shebang, at, kept = "", 0, ""
     if code.startswith("#!"):
         shebang, _, code = code.partition("\n")
         shebang += "\n"
-    head = _BLOCK_COMMENT.match(code[:20_000]) or _LINE_COMMENTS.match(code[:20_000])
-    if head and _LICENCE.search(head[0]):
-        code = code[head.end() :]
-    return shebang + code
+    comments = _COMMENTS.get(suffix, _OTHER_COMMENTS)
+    while at < 20_000 and (found := comments.match(code, at)):
+        at = found.end()
+        kept += "" if _LICENCE.search(found[0]) else found[0]
+    return shebang + (kept + code[at:]).lstrip("\n")
 
 
 # Whole lines, in English and Chinese, that pages repeat and nobody wrote for the article.
@@ -108,11 +127,11 @@ def without_boilerplate(text: str) -> str:
     return _BLANK.sub("\n\n", "\n".join(kept)).strip("\n")
 
 
-def polish(text: str, kind: Kind) -> str:
-    """What of `repair` and the cuts above applies to a kind of document."""
+def polish(text: str, kind: Kind, source: str = "") -> str:
+    """What of `repair` and the cuts above applies to a kind of document. `source` is its file, or part#2 of it."""
     text = repair(text)
     if kind == "code":
-        return without_licence(text)
+        return without_licence(text, source.rpartition(".")[2].partition("#")[0].lower())
     if kind in ("html", "web"):
         return without_boilerplate(text)
     return without_gutenberg(text)

@@ -131,7 +131,7 @@ class Stages:
         done = [json.loads((self.work / u.folder / DONE).read_text(encoding="utf-8")) for u in self.units]
         store = Store(self.work, tuple(u.folder for u in self.units), tuple(d["rows"] for d in done))
         copies, near = self._duplicates(store)
-        lines = self._lines(store)
+        lines = self._lines(store, copies, near)
         self._each("writing", finish, [(u.folder, int(s), self.work, copies, near, lines)
                                        for u, s in zip(self.units, store.starts, strict=False)])  # fmt: skip
         return self._collect(folder, near)
@@ -176,12 +176,13 @@ class Stages:
         ])  # fmt: skip
         return np.concatenate([np.load(p) for p in parts] or [np.empty((0, 2), np.int64)])
 
-    def _lines(self, store: Store) -> Path | None:
+    def _lines(self, store: Store, copies: Path, near: Path) -> Path | None:
         if not self.settings.deduplicate_lines:
             return None
         path = self.work / "repeated_lines.npy"
         if not path.exists():
-            hashes, first = dedup.repeated_lines(store)
+            dropped = np.concatenate([np.load(file)[:, 0] for file in (copies, near)])
+            hashes, first = dedup.repeated_lines(store, dropped)
             dedup.save(path, np.stack((hashes.view(np.int64), first)))
         return path
 

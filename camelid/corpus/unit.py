@@ -69,16 +69,16 @@ def plan(sources: Sequence[tuple[str, Sequence[str | Path]]]) -> list[Unit]:
 
 
 @cache
-def _cleaner(settings: str, perplexity_model: str | None) -> Cleaner:
-    """One per worker process: loading the evaluation sets takes a while."""
+def _cleaner(settings: str, perplexity_model: str | None, sets: tuple[tuple[int, ...], ...]) -> Cleaner:
+    """One per worker process: loading the evaluation sets takes a while. `sets`: their sizes and times."""
     section = CorpusSection.model_validate_json(settings)
-    sets = decontaminate.load(section.decontaminate)
+    evaluated = decontaminate.load(section.decontaminate)
     if perplexity_model is None:
-        return Cleaner(section, sets)
+        return Cleaner(section, evaluated)
     from camelid.corpus.ngram import NgramModel
 
     model = NgramModel.load(Path(perplexity_model))
-    return Cleaner(section, sets, model.perplexities, model.limit)
+    return Cleaner(section, evaluated, model.perplexities, model.limit)
 
 
 def process(unit: Unit, work: Path, settings: CorpusSection, perplexity_model: Path | None = None) -> None:
@@ -87,7 +87,9 @@ def process(unit: Unit, work: Path, settings: CorpusSection, perplexity_model: P
     if (folder / DONE).exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    cleaner = _cleaner(settings.model_dump_json(), str(perplexity_model) if perplexity_model else None)
+    found = [Path(file).expanduser().stat() for file in settings.decontaminate]
+    sets = tuple((s.st_ino, s.st_size, s.st_mtime_ns) for s in found)
+    cleaner = _cleaner(settings.model_dump_json(), str(perplexity_model) if perplexity_model else None, sets)
     account, keys = Account(), Keys(settings)
     with writer(folder / "documents.parquet") as write:
         for batch in cleaner.run(_records(unit, settings.text_field), account):

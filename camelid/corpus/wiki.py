@@ -85,7 +85,7 @@ _BRACKETS = re.compile(r"\{\{|\}\}|\{\||\|\}|\[\[|\]\]")
 # Files and categories, in the languages whose dumps are most used; other prefixes (interwiki) are lower-case codes.
 _HIDDEN_LINK = re.compile(
     r"\s*(?:file|image|category|media|datei|kategorie|fichier|catégorie|archivo|categoría|файл|категория|文件|分类|"
-    r"分類|檔案|ファイル|カテゴリ|파일|분류|[a-z]{2,3}|[a-z]{2,3}-[a-z-]+)\s*:",
+    r"分類|檔案|ファイル|カテゴリ|파일|분류|(?-i:[a-z]{2,3}(?:-[a-z-]+)?))\s*:",
     re.I,
 )
 _EMPTY_SECTION = re.compile(r"^(=+)[^=\n]+\1\s*\n+(?=(=+)[^=\n]+\2\s*$|\Z)", re.M)
@@ -112,11 +112,14 @@ def _unnest(text: str) -> str:
     out: list[str] = []
     open_at: list[tuple[str, int]] = []  # (opening bracket, length of `out` before it)
     at = 0
-    for found in _BRACKETS.finditer(text):
+    while found := _BRACKETS.search(text, at):
         out.append(text[at : found.start()])
         at = found.end()
         bracket = found[0]
-        if bracket in ("{{", "{|", "[["):
+        if bracket == "|}" and open_at and open_at[-1][0] == "{{":  # "{{x|}}" ends with an empty parameter
+            out.append("|")
+            at -= 1
+        elif bracket in ("{{", "{|", "[["):
             open_at.append((bracket, len(out)))
         elif open_at and open_at[-1][0] == {"}}": "{{", "|}": "{|", "]]": "[["}[bracket]:
             opening, start = open_at.pop()
@@ -124,8 +127,6 @@ def _unnest(text: str) -> str:
             del out[start:]
             if opening == "[[":
                 out.append(_link(inside))
-        elif bracket == "|}" and open_at and open_at[-1][0] == "{{":
-            pass  # "{{x|}}": the scanner saw "|}" first, the last brace stays inside the template
     out.append(text[at:])
     return "".join(out)
 

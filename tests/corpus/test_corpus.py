@@ -176,6 +176,37 @@ def test_decontamination_and_its_warning(folder: Path, tmp_path: Path) -> None:
     assert "not decontaminated" in str(unchecked(tmp_path / "out", [folder / "a.txt"]))
 
 
+def test_sets_that_changed_are_read_again(tmp_path: Path) -> None:
+    told = {name: " ".join(f"{name}{n}" for n in range(20)) for name in "pq"}
+    (tmp_path / "raw").mkdir()
+    for name, sentence in told.items():
+        (tmp_path / "raw" / f"{name}.txt").write_text(f"Before it comes something else. {sentence} And after it too.")
+    for name in ("q", "p"):
+        (tmp_path / "eval.txt").write_text(told[name])
+        made(tmp_path / "raw", tmp_path / "out", decontaminate=[str(tmp_path / "eval.txt")])
+        [kept] = documents(tmp_path / "out")
+        assert told[name] not in kept
+    (tmp_path / "eval.jsonl.gz").write_bytes(
+        gzip.compress(json.dumps({"q": "\u2028 " + told["q"]}, ensure_ascii=False).encode())
+    )
+    result = made(tmp_path / "raw", tmp_path / "out", decontaminate=[str(tmp_path / "eval.jsonl.gz")])
+    assert result["documents"]["dropped"] == {"contaminated:eval.jsonl.gz": 1}
+
+
+def test_a_line_is_lost_only_where_another_holds_it(tmp_path: Path) -> None:
+    """Its first holder was dropped as a copy."""
+    (tmp_path / "raw").mkdir()
+    same, line = (
+        "\n".join(f"Line {n} of a long document, which says {n * n}." for n in range(60)),
+        "A line of its own, told twice.",
+    )
+    for name, text in (("a", same), ("b", f"{same}\n{line}"), ("c", f"{line}\n" + LONG.format(3))):
+        (tmp_path / "raw" / f"{name}.txt").write_text(text)
+    result = made(tmp_path / "raw", tmp_path / "out", deduplicate_lines=True)
+    assert result["documents"]["dropped"] == {"near_duplicate": 1}
+    assert sum(line in text for text in documents(tmp_path / "out")) == 1
+
+
 def test_a_mixture_counts_sources_by_epochs_and_weights(folder: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "mix.toml"
     recipe.write_text(

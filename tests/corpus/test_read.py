@@ -6,6 +6,7 @@ import bz2
 import gzip
 import json
 import lzma
+import random
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -93,6 +94,56 @@ def test_a_table_with_a_line_that_is_no_text(tmp_path: Path, damaged: bytes) -> 
     assert sum(d.size for d in found) == (tmp_path / "t.csv").stat().st_size
 
 
+@pytest.mark.parametrize("encoding", ["gb18030", "cp1252"])
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+def test_lines_are_in_the_encoding_of_their_file(tmp_path: Path, encoding: str, suffix: str) -> None:
+    """Which of one short line nobody could tell."""
+    texts = {
+        "gb18030": ["道可道，非常道。", "谢谢", "名可名，非常名。", "你好", "天地不仁，以万物为刍狗。", "上善若水。"],
+        "cp1252": ["El niño comió una manzana.", "Ein schöner Tag für Müller", "Ça va très bien.", "Größe"],
+    }[encoding]
+    mark = "\t" if suffix == ".tsv" else ","
+    rows = [f"id{mark}text", *(f"{n}{mark}{text}" for n, text in enumerate(texts))]
+    if suffix == ".jsonl":
+        rows = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
+    (tmp_path / f"t{suffix}").write_bytes(("\n".join(rows) + "\n").encode(encoding))
+    assert [d.text for d in read(tmp_path / f"t{suffix}") if not d.skip] == texts
+
+
+def test_tables_as_they_are_written(tmp_path: Path) -> None:
+    (tmp_path / "t.tsv").write_text('Id\tBody\n1\t"Hello, he said\n2\tplain\n3\tends" here\n')
+    found = list(read(tmp_path / "t.tsv", "Body"))
+    assert [d.text for d in found[1:]] == ['"Hello, he said', "plain", 'ends" here']
+
+
+def test_json_by_what_it_holds(tmp_path: Path) -> None:
+    """Lines in a .json file, as C4's are named; an array or an object over lines in a file that says nothing."""
+    (tmp_path / "c4.json").write_text('{"text": "one"}\n{"text": "two"}\nbroken\n')
+    (tmp_path / "array").write_text('[\n {"text": "one"},\n {"text": "two"}\n]\n')
+    (tmp_path / "object").write_text('{\n "text": "one"\n}\n')
+    (tmp_path / "lines").write_text('{"text": "one"}\n{"text": "two"}\n')
+    (tmp_path / "notes").write_text("[1] A reference.\n")
+    two = ["one", "two"]
+    wanted = {"c4.json": [*two, "bad_json"], "array": two, "object": ["one"], "lines": two}
+    wanted["notes"] = ["[1] A reference.\n"]
+    for name, texts in wanted.items():
+        found = list(read(tmp_path / name))
+        assert [d.fault or d.text for d in found] == texts
+        assert sum(d.size for d in found) == (tmp_path / name).stat().st_size
+
+
+def test_two_byte_encodings_are_not_cut(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(("A line of text.\n" * 5000).encode("utf-16"))
+    assert len(spans(tmp_path / "a.txt", 20_000)) == 1
+
+
+def test_a_cut_zstd_file_keeps_its_beginning(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    whole = bytes(pa.compress(random.Random(0).randbytes(4 << 20), "zstd", asbytes=True))
+    (tmp_path / "a.txt.zst").write_bytes(whole[: len(whole) // 2])
+    assert [d.fault for d in read(tmp_path / "a.txt.zst") if d.fault][-1] == "broken_zstd_frame"
+
+
 def test_a_line_longer_than_a_record_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("camelid.corpus.bytestream.MAX_RECORD_BYTES", 1 << 20)
     monkeypatch.setattr("camelid.corpus.bytestream.Stream.line.__defaults__", (1 << 20,))
@@ -166,6 +217,8 @@ def test_wiki_markup() -> None:
         "== See also ==\n* [[Other]]\n"
     )
     assert plain(text).split("\n") == ["Bold words and plain.", "", "History", "site"]
+    assert plain("In [[CSI: Miami]] and [[Art: A History|a book]][[de:Kamel]].") == "In CSI: Miami and a book."
+    assert plain("Born {{birth date|1990|1|}} in {{a|{{b|}}|}}Rome.{{c|\n{|\n|x\n|}}}") == "Born  in Rome."
 
 
 def test_every_document_names_its_place(tmp_path: Path) -> None:

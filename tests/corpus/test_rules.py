@@ -34,6 +34,7 @@ def test_repair() -> None:
     assert repair("The cafÃ© is open\r\n\x00ok  ") == "The café is open\nok"
     assert repair("“quotes” stay, ﬁ too") == "“quotes” stay, ﬁ too"
     assert repair("e\u0301") == "é"
+    assert repair("one\x0btwo\x0cthree") == "one\ntwo\nthree"
 
 
 DAMAGE = st.text(st.sampled_from("ÃÂ€œâ™é“”ÐÎŠš©»¿½ØÙ\xa0вЂß√°≈"), min_size=1, max_size=4)
@@ -50,11 +51,31 @@ def test_what_is_not_the_authors_goes() -> None:
     start, end = "*** START OF THE PROJECT GUTENBERG EBOOK X ***", "*** END OF THE PROJECT GUTENBERG EBOOK"
     book = f"licence\n{start}\n\nThe story.\n\n{end}\nmore"
     assert polish(book, "text") == "The story."
-    assert (
-        polish("#!/bin/sh\n# Copyright 2020 A. N. Other\n# All rights reserved\n\nx = 1", "code") == "#!/bin/sh\nx = 1"
+    books = "\n".join(
+        f"licence\n{start}\n\nStory {n}.\n\nEnd of the Project Gutenberg EBook\n{end}\nmore" for n in (1, 2, 3)
     )
-    assert polish("# A comment on the code\nx = 1", "code") == "# A comment on the code\nx = 1"
+    assert polish(books, "text") == "Story 1.\n\nStory 2.\n\nStory 3."
+    assert polish(f"{start}\nsmall print\n{start}\n\nThe story.", "text") == "The story."
     assert polish("A line.\nShare this on Facebook\nA line.\nPrivacy Policy", "web") == "A line."
+
+
+@pytest.mark.parametrize(
+    ("suffix", "code", "kept"),
+    [
+        ("sh", "#!/bin/sh\n# Copyright 2020 A. N. Other\n# All rights reserved\n\nx = 1", "#!/bin/sh\nx = 1"),
+        ("py", "# A comment on the code\nx = 1", "# A comment on the code\nx = 1"),
+        ("py", "# How it works.\n\n# License: MIT\nimport os", "# How it works.\n\nimport os"),
+        ("py", "# Copyright X\n#\n# Licensed under Y\n\n# What follows.\nx = 1", "# What follows.\nx = 1"),
+        ("c", "// Copyright X\n#include <stdio.h>\n#define N 3\n\nint x;", "#include <stdio.h>\n#define N 3\n\nint x;"),
+        ("h", '#include "license.h"\n#ifndef A_H\n#define A_H\n\nint x;\n#endif', None),
+        ("rs", "/* SPDX-License-Identifier: MIT */\n\n#[derive(Debug)]\nstruct A;", "#[derive(Debug)]\nstruct A;"),
+        ("lua", "-- Copyright X\nlocal a = 1", "local a = 1"),
+        ("js", "/* What it does. */\n/* (c) Copyright X */\nlet a = 1", "/* What it does. */\nlet a = 1"),
+    ],
+)
+def test_licences_go_and_code_stays(suffix: str, code: str, kept: str | None) -> None:
+    assert polish(code, "code", f"src/a.{suffix}") == (code if kept is None else kept)
+    assert polish(code, "code", f"src/a.{suffix}#2") == (code if kept is None else kept)
 
 
 def test_words_are_close_to_spacys() -> None:
@@ -128,6 +149,7 @@ def test_languages(code: str) -> None:
     [
         ("write to jane.doe@example.org!", "write to <EMAIL>!"),
         ("server 8.8.8.8 and 192.168.1.1, version 1.2.3.4.5", "server <IP> and 192.168.1.1, version 1.2.3.4.5"),
+        ("See section 3.4.5.1, v4.2.1.7 or 版本 4.2.1.7", "See section 3.4.5.1, v4.2.1.7 or 版本 4.2.1.7"),
         ("card 4111 1111 1111 1111, not 4111 1111 1111 1112", "card <CARD>, not 4111 1111 1111 1112"),
         ("身份证11010519491231002X，不是110105194912310021", "身份证<CN_ID>，不是110105194912310021"),
         ("电话13812345678或010-62751234", "电话<PHONE>或<PHONE>"),
