@@ -86,7 +86,7 @@ def _check(extended: Tokenizer, tokenizer: Tokenizer, added: Extension) -> None:
 
 
 def _config(tokenizer: Tokenizer) -> dict[str, Any]:
-    names = {"bos_token": tokenizer.bos_token_id, "eos_token": tokenizer.eos_token_id}
+    names = {f"{key}_token": getattr(tokenizer, f"{key}_token_id") for key in ("bos", "eos", "pad")}
     adds_bos = tokenizer.bos_token_id in tokenizer.encode("a")
     return {key: tokenizer.token(i) for key, i in names.items() if i is not None} | {"add_bos_token": adds_bos}
 

@@ -27,13 +27,13 @@ def from_gguf(path: Path, metadata: Mapping[str, Any]) -> Tokenizer:
         scores = _list(path, metadata, "scores", float, len(words))
         pieces = [spm.Piece(*row) for row in zip(words, scores, kinds, strict=True)]
         prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
-        backend = spm.build(pieces, add_dummy_prefix=prefix, bos=add_bos)
+        backend = spm.build(pieces, add_dummy_prefix=prefix)
     elif kind == "gpt2":
         backend = _byte_level(path, metadata, words, kinds)
-        if add_bos is not None:
-            spm.add_bos(backend, words[add_bos], add_bos)
     else:
         raise FormatError(f"{path}: tokenizer.ggml.model is {kind!r}; camelid reads 'llama' and 'gpt2'")
+    if add_bos is not None:
+        spm.add_bos(backend, words[add_bos], add_bos)
     template = metadata.get("tokenizer.chat_template")
     return Tokenizer(
         backend,

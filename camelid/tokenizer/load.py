@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from camelid.disk import read_json
 from camelid.errors import FormatError, InputError
@@ -12,6 +12,9 @@ from camelid.tokenizer import byte_level, tiktoken_ranks
 from camelid.tokenizer import sentencepiece_model as spm
 from camelid.tokenizer.template import LLAMA3 as LLAMA3_TEMPLATE
 from camelid.tokenizer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
 
 
 def from_folder(folder: Path) -> Tokenizer:
@@ -37,6 +40,9 @@ def _template(folder: Path, config: Mapping[str, Any]) -> str | None:
         except UnicodeDecodeError as error:
             raise FormatError(f"{path} is not UTF-8: {error}") from None
     template = config.get("chat_template")
+    if isinstance(template, list):  # several by name
+        named = {one["name"]: one.get("template") for one in template if isinstance(one, dict) and "name" in one}
+        template = named.get("default")
     return template if isinstance(template, str) else None
 
 
@@ -77,30 +83,34 @@ def _check_ids(path: Path, vocab: Mapping[str, int]) -> None:
 def from_model_file(path: Path, config: Mapping[str, Any] | None = None, template: str | None = None) -> Tokenizer:
     """A `tokenizer.model`, which is one of two quite different files. Raises FormatError when it is neither."""
     if tiktoken_ranks.looks_like_ranks(path):
-        return from_tiktoken(path, template)
+        return from_tiktoken(path, config, template)
     return from_sentencepiece(path, config, template)
 
 
-def from_tiktoken(path: Path, template: str | None = None) -> Tokenizer:
-    """Llama 3's `tokenizer.model`, with its control tokens and (unless given another) its chat layout."""
+def from_tiktoken(path: Path, config: Mapping[str, Any] | None = None, template: str | None = None) -> Tokenizer:
+    """Llama 3's `tokenizer.model`, with its control tokens and (unless the config or `template` say otherwise) its ends
+    and chat layout."""
     ranks, specials = tiktoken_ranks.read(path), tiktoken_ranks.special_tokens()
     backend = byte_level.from_ranks(ranks, specials)
+    usual = {"bos": "<|begin_of_text|>", "eos": "<|end_of_text|>", "pad": "<|finetune_right_pad_id|>"}
     ids = {name: i for i, name in enumerate(specials, len(ranks))}
-    spm.add_bos(backend, "<|begin_of_text|>", ids["<|begin_of_text|>"])
-    return Tokenizer(
-        backend,
-        bos_token_id=ids["<|begin_of_text|>"],
-        eos_token_id=ids["<|end_of_text|>"],
-        pad_token_id=ids["<|finetune_right_pad_id|>"],
-        chat_template=template or LLAMA3_TEMPLATE,
-    )
+    return _told(backend, ids, usual, config or {}, template or LLAMA3_TEMPLATE)
 
 
 def from_sentencepiece(path: Path, config: Mapping[str, Any] | None = None, template: str | None = None) -> Tokenizer:
     """A `tokenizer.model` file, BOS in front unless the config's `add_bos_token` is false."""
-    model, config = spm.read(path), config or {}
+    model = spm.read(path)
+    backend = spm.build(model.pieces, add_dummy_prefix=model.add_dummy_prefix)
     ids = {piece.text: i for i, piece in enumerate(model.pieces)}
-    bos, eos = ids.get(_named(config, "bos_token") or "<s>"), ids.get(_named(config, "eos_token") or "</s>")
-    add_bos = bos if config.get("add_bos_token", True) else None
-    backend = spm.build(model.pieces, add_dummy_prefix=model.add_dummy_prefix, bos=add_bos)
-    return Tokenizer(backend, bos_token_id=bos, eos_token_id=eos, chat_template=template)
+    return _told(backend, ids, {"bos": "<s>", "eos": "</s>"}, config or {}, template)
+
+
+def _told(
+    backend: Backend, ids: Mapping[str, int], usual: Mapping[str, str], config: Mapping[str, Any], template: str | None
+) -> Tokenizer:
+    """A tokenizer of a `tokenizer.model`: its control tokens are those that the config names, else the usual ones."""
+    names = {key: _named(config, f"{key}_token") or usual.get(key, "") for key in ("bos", "eos", "pad")}
+    bos, eos, pad = (ids.get(name) for name in names.values())
+    if bos is not None and config.get("add_bos_token", True):
+        spm.add_bos(backend, names["bos"], bos)
+    return Tokenizer(backend, bos_token_id=bos, eos_token_id=eos, pad_token_id=pad, chat_template=template)

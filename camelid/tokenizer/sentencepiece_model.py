@@ -125,8 +125,8 @@ def merges_of(pieces: Sequence[Piece]) -> list[tuple[str, str]]:
     return [(left, right) for *_, left, right in ranked]
 
 
-def build(pieces: Sequence[Piece], *, add_dummy_prefix: bool, bos: int | None) -> Backend:
-    """The `tokenizers` pipeline equal to a SentencePiece BPE model with byte fallback; `bos` is put in front."""
+def build(pieces: Sequence[Piece], *, add_dummy_prefix: bool) -> Backend:
+    """The `tokenizers` pipeline equal to a SentencePiece BPE model with byte fallback."""
     from tokenizers import AddedToken, decoders, models, normalizers
     from tokenizers import Tokenizer as Backend
 
@@ -147,8 +147,6 @@ def build(pieces: Sequence[Piece], *, add_dummy_prefix: bool, bos: int | None) -
     for kind, special in ((CONTROL, True), (UNKNOWN, True), (USER_DEFINED, False)):
         added = [AddedToken(p.text, normalized=False, special=special) for p in pieces if p.kind == kind]
         (backend.add_special_tokens if special else backend.add_tokens)(added)
-    if bos is not None:
-        add_bos(backend, pieces[bos].text, bos)
     return backend
 
 

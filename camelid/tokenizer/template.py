@@ -62,7 +62,8 @@ def render(template: str, messages: Sequence[Message], **variables: Any) -> str:
             if size > MAX_RENDERED_CHARACTERS:
                 raise TemplateError("its output grows past 8 MiB")
     except (
-        TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError,
+        TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, SyntaxError, TypeError,
+        ValueError,
     ) as error:  # fmt: skip
         raise FormatError(f"the chat template cannot be applied: {str(error) or type(error).__name__}") from None
     return "".join(pieces)

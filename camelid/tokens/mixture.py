@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 
@@ -30,19 +31,28 @@ class Mixture:
 
     def __len__(self) -> int:
         """Positions until every source has been read once."""
-        return max(round(len(source) / share) for source, share in zip(self.sources, self.shares, strict=True))
+        return max(self._end(number) for number in range(len(self.sources)))
+
+    def _end(self, number: int) -> int:
+        """Positions until a source has been read once."""
+        size = len(self.sources[number])
+        block = max(0, int(size / self.shares[number] / BLOCK) - 1)
+        while self._counts(block + 1)[number] < size:
+            block += 1
+        left = size - self._counts(block)[number]
+        own = [index for index, source in enumerate(self._sources_of(block)) if source == number]
+        return block * BLOCK + own[left - 1] + 1
 
     def place(self, position: int) -> tuple[int, int]:
-        """(source, position in that source) of a position."""
+        """(source, position in that source) of a position: a source is read in its own order."""
         block, index = divmod(position, BLOCK)
-        slot = item_at(index, BLOCK, hash_of(self.seed, block))
+        sources = self._sources_of(block)
+        return sources[index], self._counts(block)[sources[index]] + sources[:index].count(sources[index])
+
+    def _sources_of(self, block: int) -> list[int]:
+        """The source of each position of a block."""
         before, after = self._counts(block), self._counts(block + 1)
-        for number in range(len(self.sources)):
-            own = after[number] - before[number]
-            if slot < own:
-                return number, before[number] + slot
-            slot -= own
-        raise AssertionError("the shares of a block fill it")
+        return _shuffled(hash_of(self.seed, block), tuple(b - a for a, b in zip(before, after, strict=True)))
 
     def _counts(self, block: int) -> list[int]:
         """How many positions of the first `block` blocks each source has."""
@@ -61,6 +71,13 @@ class Mixture:
             torch.cat([p.document_ids for p in parts]),
             one_document=all(p.one_document for p in parts),
         )
+
+
+@lru_cache(maxsize=64)  # of the blocks that the threads of a loader are in
+def _shuffled(seed: int, counts: tuple[int, ...]) -> list[int]:
+    """Each source as often as its count, in an order that the seed decides."""
+    slots = [number for number, count in enumerate(counts) for _ in range(count)]
+    return [slots[item_at(index, len(slots), seed)] for index in range(len(slots))]
 
 
 def hash_of(seed: int, block: int) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -272,6 +274,29 @@ def test_a_file_that_asks_for_truncation_cuts_nothing(tokenizers: dict[str, Path
     asked = {"max_length": 4, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
     tokenizer = from_folder(edited(tokenizers["byte-level"], tmp_path, lambda t: t.update(truncation=asked)))
     assert tokenizer.decode(tokenizer.encode(TEXT[0], add_special_tokens=False)) == TEXT[0]
+
+
+def test_what_the_config_says_of_a_tokenizer_model(tokenizers: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copy(tokenizers["sentencepiece"] / "tokenizer.model", tmp_path)
+    said: dict[str, Any] = {"chat_template": [{"name": "rag", "template": "a"}, {"name": "default", "template": "b"}]}
+    for said["pad_token"], pad in (("<unk>", 0), ("", None)):
+        for said["add_bos_token"] in (True, False):
+            (tmp_path / "tokenizer_config.json").write_text(json.dumps(said | {"bos_token": ""}))
+            found = from_folder(tmp_path)
+            assert (found.bos_token_id, found.eos_token_id, found.pad_token_id) == (1, 2, pad)
+            assert (found.encode("a")[0] == 1) == said["add_bos_token"]
+            assert found.chat_template == "b"
+    (tmp_path / "tokenizer.model").write_bytes(b"".join(b"%s %d\n" % (b64encode(bytes([n])), n) for n in range(256)))
+    assert from_folder(tmp_path).encode("a") == [97]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|eot_id|>"}))
+    found = from_folder(tmp_path)
+    assert found.encode("a") == [256, 97]
+    assert found.token(found.eos_token_id or 0) == "<|eot_id|>"
+    (tmp_path / "tokenizer_config.json").unlink()
+    found = from_folder(tmp_path)
+    assert [found.token(i or 0) for i in (found.bos_token_id, found.eos_token_id, found.pad_token_id)] == [
+        "<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>",
+    ]  # fmt: skip
 
 
 def test_a_regular_expression_that_backtracks_ends(tokenizers: dict[str, Path], tmp_path: Path) -> None:

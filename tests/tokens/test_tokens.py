@@ -102,8 +102,9 @@ def test_no_label_crosses_a_document(folder: Path, tokenizer: Tokenizer) -> None
     batch = PackedTokens(folder, 8, seed=5).batch(0, 10)
     assert not (batch.labels == tokenizer.bos_token_id).any()  # a document's first token is never predicted
     changes = batch.document_ids[:, 1:] != batch.document_ids[:, :-1]
-    last = batch.labels[:, :-1][changes]
-    assert ((last == tokenizer.eos_token_id) | (last == IGNORE) | (batch.document_ids[:, :-1][changes] >= 0)).all()
+    last, following = batch.labels[:, :-1][changes], batch.input_ids[:, 1:][changes]
+    assert len(last)
+    assert (last != following).all()  # what comes after in the row belongs to another document
 
 
 def test_batches_do_not_depend_on_how_they_are_cut(folder: Path) -> None:
@@ -161,9 +162,14 @@ def test_a_mixture_keeps_its_shares_and_reads_every_row_in_turn(
     for number, share in ((0, 0.3), (1, 0.7)):
         own = [at for source, at in places if source == number]
         assert abs(len(own) - share * len(places)) <= 1
-        assert sorted(own) == list(range(len(own)))  # each position of the source once, so each row once an epoch
+        assert own == list(range(len(own)))  # each position of the source once and in turn, so each row once an epoch
     assert places != [mixture.place(p) for p in range(4 * BLOCK, 8 * BLOCK)]
     assert Mixture(parts, [3, 7], seed=9).place(777) == mixture.place(777)
+    once = [mixture.place(p) for p in range(len(mixture))]
+    for number, part in enumerate(parts):
+        assert {at for source, at in once if source == number} >= set(range(len(part)))
+    source, at = once[-1]
+    assert at == len(parts[source]) - 1  # no position too many
 
 
 @pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0], [1.0, 1e-6], [1.0, -1.0]])
