@@ -28,21 +28,27 @@ SEAL = ',\n "seal": "'
 _PACKAGES = ("camelid", "torch", "tokenizers", "safetensors", "numpy")
 
 
-def check_free(out: Path) -> None:
-    """Raise InputError when `out` is a file or a folder that camelid did not make."""
+def check_free(out: Path, kind: str) -> None:
+    """Raise InputError when `out` is a file, a folder that camelid did not make, or one of another kind."""
     if out.exists() and not (out / MANIFEST).exists() and (out.is_file() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not an output of camelid: choose another --out, or remove it")
+    try:
+        found = read_manifest(out)["kind"]
+    except InputError:  # there is none, or a damaged one
+        return
+    if found != kind:
+        raise InputError(f"{out} is a {found} folder, which a {kind} would take the place of: choose another --out")
 
 
 @contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
+def new_folder(out: Path, kind: str) -> Iterator[Path]:
     """A scratch folder beside `out` that takes its name when the block ends well, and vanishes when it does not.
 
-    An earlier output of camelid under that name is replaced in one step; anything else there is left alone.
-    Raises InputError when `out` is a file or a folder that camelid did not make.
+    An earlier output of camelid under that name, of the same `kind`, is replaced in one step; anything else there is
+    left alone. Raises InputError when `out` is a file, a folder that camelid did not make or one of another kind.
     """
     out = out.resolve()  # where a link leads, that is the place; and "." has a name
-    check_free(out)
+    check_free(out, kind)
     with scratch_beside(out, folder=True) as scratch:
         yield scratch
         for inner in (scratch, *(p for p in scratch.rglob("*") if p.is_dir())):
@@ -102,7 +108,8 @@ def write_manifest(
         "files": dict(sorted(digests.items())),
         "versions": versions(),
     }
-    write_atomic(folder / MANIFEST, _sealed(json.dumps(manifest, indent=1, ensure_ascii=False)))
+    text = json.dumps(manifest, indent=1, ensure_ascii=False)
+    write_atomic(folder / MANIFEST, _sealed(text.encode("utf-8", "backslashreplace").decode()))  # names of any bytes
     return manifest
 
 
@@ -146,7 +153,17 @@ def _describe(path: Path) -> dict[str, Any]:
         return {"path": str(path), "sha256": sha256_file(path), "bytes": path.stat().st_size}
     if (path / MANIFEST).is_file():
         return {"path": str(path), "sha256": sha256_file(path / MANIFEST), "kind": read_manifest(path)["kind"]}
-    return {"path": str(path), "kind": "folder without a manifest"}
+    return {"path": str(path), "sha256": identity(path), "kind": "folder without a manifest"}
+
+
+def identity(path: Path) -> str:
+    """SHA-256 of a file, of a folder's manifest, or of what a folder without one holds of a model."""
+    if path.is_file():
+        return sha256_file(path)
+    if (path / MANIFEST).exists():
+        return sha256_file(path / MANIFEST)
+    names = [p for p in sorted(path.iterdir()) if p.suffix in (".safetensors", ".bin", ".pth", ".json", ".model")]
+    return hashlib.sha256("".join(f"{p.name} {sha256_file(p)}\n" for p in names).encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -159,6 +176,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             raise TypeError
     except FileNotFoundError:
         raise InputError(f"{folder} has no {MANIFEST}: it is not a finished output of camelid") from None
+    except NotADirectoryError:
+        raise InputError(f"{folder} is a file, where a folder that camelid made is needed") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise InputError(f"{path} is damaged: it is not the manifest that was written. Make the folder again") from None
     return manifest
@@ -187,7 +206,7 @@ def lineage(folder: Path, later: Sequence[Path] = ()) -> dict[str, Any]:
             child["changed"] = sha256_file(path / MANIFEST) != entry.get("sha256")
         else:
             child = {"kind": "file", **entry, "inputs": []}
-            known = entry.get("sha256")  # none of a folder without a manifest: nothing is known of it
-            child["changed"] = known is not None and (not path.is_file() or sha256_file(path) != known)
+            known = entry.get("sha256")  # folders without a manifest had none once
+            child["changed"] = known is not None and (not path.exists() or identity(path) != known)
         node["inputs"].append(child)
     return node

@@ -57,9 +57,12 @@ class CausalLM(Llama):
         the first end token, else 0). `finish_reasons` holds, per row, what ended it.
         """
         rows = torch.as_tensor(input_ids)
-        if rows.dim() != 2:
-            raise InputError(f"input_ids must be [batch, seq], not {list(rows.shape)}")
-        keep = torch.ones_like(rows) if attention_mask is None else attention_mask
+        if rows.dim() != 2 or not len(rows) or rows.is_floating_point():
+            raise InputError(f"input_ids must be whole numbers, [batch, seq], not {rows.dtype} {list(rows.shape)}")
+        rows = rows.long()
+        keep = torch.ones_like(rows) if attention_mask is None else torch.as_tensor(attention_mask)
+        if keep.shape != rows.shape:
+            raise InputError(f"attention_mask is {list(keep.shape)}, input_ids {list(rows.shape)}")
         ends = self._ends(eos_token_id)
         if max_length is None and max_new_tokens is None:
             max_new_tokens = 20
@@ -96,7 +99,10 @@ class CausalLM(Llama):
     def _ends(self, given: int | Sequence[int] | None) -> tuple[int, ...]:
         if given is _UNSET:
             return self.stop_ids or self.config.stop_ids
-        return () if given is None else (given,) if isinstance(given, int) else tuple(given)
+        ends = () if given is None else (given,) if isinstance(given, int) else tuple(given)
+        if not all(isinstance(i, int) for i in ends):
+            raise InputError(f"eos_token_id is {given!r}: an id, or several")
+        return ends
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a Hugging Face folder."""

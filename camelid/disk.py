@@ -75,9 +75,10 @@ def write_array(path: Path, array: NDArray[Any]) -> str:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Replace `path` by `text` (UTF-8) in one step: a reader sees the old file or the new one."""
+    """Replace `path` by `text` (UTF-8) in one step: a reader sees the old file or the new one. Of a name that is not
+    UTF-8 the bytes are escaped, as JSON does."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    write_file(temporary, [text.encode()])
+    write_file(temporary, [text.encode("utf-8", "backslashreplace")])
     os.replace(temporary, path)
 
 

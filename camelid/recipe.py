@@ -9,10 +9,11 @@ import difflib
 import re
 import tomllib
 from collections.abc import Sequence
+from datetime import date, time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from camelid.errors import InputError, RecipeError
 
@@ -21,7 +22,14 @@ def _as_list(value: Any) -> Any:
     """ "a,b" is ["a", "b"], and "none" the empty list: easier to type on a command line."""
     if not isinstance(value, str):
         return value
-    return [] if value == "none" else value.split(",")
+    return [] if value == "none" else [word for part in value.split(",") if (word := part.strip())]
+
+
+def _are_codes(languages: list[str]) -> list[str]:
+    for language in languages:
+        if not re.fullmatch("[a-z]{2,3}", language):
+            raise ValueError(f"{language!r} is no ISO 639 code such as en or zh")
+    return languages
 
 
 Words = Annotated[list[str], BeforeValidator(_as_list)]
@@ -55,7 +63,7 @@ class ModelSection(_Section):
 class DataSection(_Section):
     tokens: str | list[str] | None = None  # one tokens folder, or several with weights
     weights: list[float] = []
-    files: list[str] = []
+    files: Words = []
     held_out: float = Field(default=0.0, ge=0, lt=1)  # the share of the records of `files` that is only measured
     max_bad_share: float = Field(default=0.1, ge=0, le=1)  # of a file's rows, before it is refused
 
@@ -156,7 +164,7 @@ class EvaluateSection(_Section):
 
     every: int | None = Field(default=None, ge=1)
     metric: Literal["none", "bleu", "rouge", "exact", "number"] = "none"
-    files: list[str] = []
+    files: Words = []
     examples: int = Field(default=100, ge=1)
     max_new_tokens: int = Field(default=256, ge=1)
     tokenize: str = "13a"  # sacrebleu's tokenizer; zh is ROUGE's too
@@ -185,7 +193,7 @@ class CorpusSection(_Section):
     min_characters: int = Field(default=50, ge=0)
     filters: Words = ["auto"]
     limits: dict[str, float] = {}
-    languages: Words = []
+    languages: Annotated[Words, AfterValidator(_are_codes)] = []
     mask_pii: bool = True
     deduplicate: Literal["none", "exact", "near"] = "near"
     near_threshold: float = Field(default=0.7, ge=0.3, le=1)
@@ -248,21 +256,21 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
         raise InputError(f"{path} is a folder; a recipe is a .toml file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not TOML: {error}") from None
-    for override in overrides:
-        _override(raw, override)
-    return parse(raw, str(path) if path is not None else "settings", text)
+    given = [_override(raw, override) for override in overrides]
+    return parse(raw, str(path) if path is not None else "settings", text, given)
 
 
-def parse(raw: dict[str, Any], name: str = "recipe", text: str = "") -> Recipe:
-    """Check a recipe that was already read. `text` is its source, for line numbers."""
+def parse(raw: dict[str, Any], name: str = "recipe", text: str = "", given: Sequence[str] = ()) -> Recipe:
+    """Check a recipe that was already read. `text` is its source, for line numbers; `given` are keys from elsewhere."""
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
-        raise RecipeError(_explain(first, name, text)) from None
+        raise RecipeError(_explain(first, name, text, given)) from None
 
 
-def _override(raw: dict[str, Any], override: str) -> None:
+def _override(raw: dict[str, Any], override: str) -> str:
+    """Put a setting into the recipe. Returns its key."""
     key, equals, value = override.partition("=")
     *sections, field = key.split(".")
     if not equals or not sections or not field:
@@ -271,20 +279,27 @@ def _override(raw: dict[str, Any], override: str) -> None:
         parsed = tomllib.loads(f"v = {value}")["v"]
     except tomllib.TOMLDecodeError:
         parsed = value  # a bare word is a string: log.out=runs/b
+    if isinstance(parsed, date | time):  # no key is a date; a name may look like one
+        parsed = value
     inner = raw
     for section in sections:
         inner = inner.setdefault(section, {})
         if not isinstance(inner, dict):
             raise RecipeError(f"{override!r}: {section} is a value, not a section")
     inner[field] = parsed
+    return key
 
 
-def _explain(error: Any, name: str, text: str) -> str:
+def _explain(error: Any, name: str, text: str, given: Sequence[str]) -> str:
     path = [str(part) for part in error["loc"]]
+    if path[1:2] != ["sources"]:
+        path = path[:2]  # below a key there are only the kinds that it may be
     key = ".".join(path)
-    where = f"{name}, line {line}" if (line := _line_of(path, text)) else name
+    line = None if key in given else _line_of(path, text)
+    where = f"{name}, line {line}" if line else name
     if error["type"] != "extra_forbidden":
-        return f"{where}: {key} is {error['input']!r}: {error['msg'].lower()}"
+        told = error["msg"].removeprefix("Value error, ")  # ours as it is
+        return f"{where}: {key} is {error['input']!r}: {told if told != error['msg'] else told.lower()}"
     section: Any = Recipe
     for part in path[:-1]:
         if part.isdigit():  # an entry of a list of sections
@@ -298,7 +313,7 @@ def _explain(error: Any, name: str, text: str) -> str:
 
 
 def _line_of(path: Sequence[str], text: str) -> int | None:
-    """The line of a key in TOML source, by its section header; None for an override."""
+    """The line of a key in TOML source, by its section header."""
     section = ""
     for number, line in enumerate(text.splitlines(), 1):
         if header := re.match(r"\s*\[([^\]]+)\]", line):

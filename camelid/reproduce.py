@@ -18,7 +18,7 @@ from typing import Any
 from camelid import child
 from camelid.artifact import MANIFEST, lineage, read_manifest, versions
 from camelid.errors import CamelidError, InputError
-from camelid.recipe import Recipe
+from camelid.recipe import parse
 
 NOT_COMPARED = ("report.html", "README.md")
 
@@ -103,7 +103,8 @@ def _trained(manifest: Mapping[str, Any], out: Path) -> Path:
     if settings["train"].get("minutes"):
         raise InputError("train.minutes made the run as long as the clock allowed: no other run is the same")
     kept = {**settings["checkpoint"], "every": step, "keep": manifest["state"]["steps"] // step + 1}
-    recipe = Recipe.model_validate({**settings, "checkpoint": kept, "log": {**settings["log"], "out": str(out)}})
+    raw = {**settings, "checkpoint": kept, "log": {**settings["log"], "out": str(out)}}
+    recipe = parse(raw, str(out.name))
     if recipe.finetune:
         from camelid.finetune import finetune as run
     else:

@@ -20,7 +20,7 @@ MAKE = """
 import sys
 from pathlib import Path
 from camelid.artifact import new_folder
-with new_folder(Path(sys.argv[1])) as folder:
+with new_folder(Path(sys.argv[1]), "test") as folder:
     (folder / "half").write_text("half")
     print(folder, flush=True)
     sys.stdin.read()
@@ -28,7 +28,7 @@ with new_folder(Path(sys.argv[1])) as folder:
 
 
 def make(out: Path, content: str) -> None:
-    with new_folder(out) as folder:
+    with new_folder(out, "test") as folder:
         (folder / "content").write_text(content)
         write_manifest(folder, "test")
 
@@ -101,7 +101,7 @@ def test_without_an_exchange_in_one_step(tmp_path: Path, monkeypatch: pytest.Mon
         make(tmp_path / "x", "newer")
     monkeypatch.setattr(os, "rename", rename)
     assert not (tmp_path / "x").exists()
-    with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "x"):
+    with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "x", "test"):
         raise ZeroDivisionError
     assert (tmp_path / "x" / "content").read_text() == "new"
     assert [p.name for p in tmp_path.iterdir()] == ["x"]

@@ -50,6 +50,26 @@ def test_override_errors(file: Path) -> None:
         load(file, ["steps"])
 
 
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("train.steps=abc", r"^[^,]*: train\.steps is 'abc'"),  # no line: it is not the file's
+        ("data.tokens=5", r"^[^,]*: data\.tokens is 5"),
+        ("corpus.languages=en,english", "'english' is no ISO 639 code"),
+    ],
+)
+def test_overrides_are_told_as_they_were_given(file: Path, override: str, says: str) -> None:
+    with pytest.raises(RecipeError, match=says):
+        load(file, [override])
+
+
+def test_words_are_easy_to_type(file: Path) -> None:
+    read = load(file, ["corpus.languages=en, zh", "data.files=a.jsonl", "log.out=2026-11-26"])
+    assert read.corpus.languages == ["en", "zh"]
+    assert read.data.files == ["a.jsonl"]
+    assert read.log.out == "2026-11-26"
+
+
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no recipe at"):
         load(tmp_path / "none.toml")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from camelid import cli
-from camelid.artifact import damage
+from camelid.artifact import damage, lineage
 from camelid.errors import InputError
 from camelid.formats import save
 from camelid.reproduce import reproduce
@@ -53,6 +53,21 @@ def test_a_changed_input_is_told(life: Path, tmp_path: Path) -> None:
     (tmp_path / "text" / "0.txt").write_text("another text")
     with pytest.raises(InputError, match=r"0\.txt is not what it was"):
         reproduce(tmp_path / "out")
+
+
+def test_a_download_that_changed_is_told(chat_tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """A folder that camelid did not make has no manifest, and is known by what it holds."""
+    save(tiny_model(chat_tokenizer), tmp_path / "hf")
+    chat_tokenizer.save(tmp_path / "hf")
+    (tmp_path / "hf" / "camelid.json").unlink()
+    assert cli.run(["convert", str(tmp_path / "hf"), "--out", str(tmp_path / "copy")]) == 0
+    assert [node["changed"] for node in lineage(tmp_path / "copy")["inputs"]] == [False]
+    with (tmp_path / "hf" / "model.safetensors").open("r+b") as file:
+        file.seek(-8, 2)
+        file.write(bytes(8))
+    assert [node["changed"] for node in lineage(tmp_path / "copy")["inputs"]] == [True]
+    with pytest.raises(InputError, match="is not what it was"):
+        reproduce(tmp_path / "copy")
 
 
 def test_what_python_made_names_no_command(chat_tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -46,7 +48,15 @@ HELP = (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line. Exits 0 done, 1 failed, 2 bad input, 130 on Ctrl-C."""
-    sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path may be of any bytes
+    try:
+        code = run(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader (head, less) had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -78,11 +88,12 @@ def run(arguments: list[str]) -> int:
         return _complain(str(error), 1)
     except CamelidError as error:
         return _complain(str(error), 1)
+    except UnicodeEncodeError as error:  # a library that takes names in UTF-8 only
+        return _complain(f"{error.object!r} holds bytes that are not UTF-8: rename the file or folder", 2)
     except KeyboardInterrupt:
         return _complain("stopped", 130)
-    except BrokenPipeError:  # the reader (head, less) had enough
-        sys.stderr.close()
-        return 0
+    except BrokenPipeError:
+        raise
     except OSError as error:
         return _complain(str(error), 1)
     return 0

@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.action != "card" and getattr(options, "out", None):
         from camelid.artifact import check_free
 
-        check_free(Path(options.out))  # before the work, not after it
+        check_free(Path(options.out), "evaluation")  # before the work, not after it
     result = MEASURES[options.action](options)
     from camelid.evaluate.record import summary
 
@@ -219,12 +219,11 @@ def _compare(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _card(options: argparse.Namespace) -> dict[str, Any]:
-    from camelid.disk import write_atomic
-    from camelid.evaluate.card import card
+    from camelid.evaluate.card import card, write
 
     text = card(options.model, [Path(e) for e in options.evaluations])
     if options.out:
-        write_atomic(Path(options.out), text)
+        write(Path(options.out), text)
     return {"card": text, "out": options.out}
 
 

@@ -92,15 +92,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _form(options: argparse.Namespace) -> Any:
-    from pathlib import Path
-
     from camelid.errors import InputError
     from camelid.generate.constrain import Form
 
     if options.json_schema and options.regex:
         raise InputError("--json-schema and --regex: a text has one form")
     if options.json_schema:
-        return Form("json_schema", Path(options.json_schema).read_text(encoding="utf-8"))
+        return Form("json_schema", settings.text_of(options.json_schema))
     return Form("regex", options.regex) if options.regex else None
 
 
@@ -108,7 +106,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     params = sampling(options, _form(options))
     beams = _beams(options)
     engine = open_engine(options)
-    prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
+    prompt = settings.text_of("-") if options.prompt == "-" else options.prompt
     if beams is not None or options.best_of is not None:
         found = engine.beam_search(prompt, beams) if beams else engine.several(prompt, params, 1, options.best_of)
         return _told(found[0], options.json, shown=False)

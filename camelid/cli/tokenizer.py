@@ -145,7 +145,7 @@ def _encode(options: argparse.Namespace) -> dict[str, Any]:
     from camelid.formats.load import load_tokenizer
 
     tokenizer = load_tokenizer(options.tokenizer)
-    ids = tokenizer.encode(sys.stdin.read().removesuffix("\n"), parse_special=False)
+    ids = tokenizer.encode(settings.text_of("-").removesuffix("\n"), parse_special=False)
     result = {"ids": ids, "tokens": [tokenizer.token(i) for i in ids]}
     if not options.json:
         print(" ".join(f"{i}:{t}" for i, t in zip(result["ids"], result["tokens"], strict=True)))

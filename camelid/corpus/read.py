@@ -88,13 +88,14 @@ def read(path: Path, text_field: str = "auto", start: int = 0, end: int = -1) ->
     if form == "parquet":
         yield from read_parquet(path, text_field)
         return
+    source_name = str(path).encode("utf-8", "backslashreplace").decode()  # a name may be of any bytes
     source = _utf8(pieces(path, *_line_bounds(path, start, end)))
     for part, stream in enumerate(streams(source)):
         if part == 0 and form in (None, "text", "wiki"):
             form = _sniffed(stream.peek(1024), form)
-        yield from _documents(stream, str(path), form or "text", path.suffix.lower(), text_field)
+        yield from _documents(stream, source_name, form or "text", path.suffix.lower(), text_field)
         if stream.fault:
-            yield Document(f"{path} (damaged part {part + 1})", stream.fault.size, fault=stream.fault.reason)
+            yield Document(f"{source_name} (damaged part {part + 1})", stream.fault.size, fault=stream.fault.reason)
 
 
 def _documents(stream: Stream, source: str, form: str, suffix: str, field: str) -> Iterator[Document]:

@@ -48,7 +48,7 @@ def build(
     sources = _sources(inputs, settings)
     started = time.monotonic()
     units = plan(sources)
-    with new_folder(target) as folder, _work_folder(target, units, settings) as work:
+    with new_folder(target, "corpus") as folder, _work_folder(target, units, settings) as work:
         engine = engine_named(settings.engine, settings.workers)
         stages = Stages(work, units, settings, engine, quiet)
         account, digest, groups = stages.run(folder)

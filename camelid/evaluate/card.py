@@ -8,10 +8,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from camelid.artifact import MANIFEST, lineage, read_manifest
+from camelid.artifact import MANIFEST, identity, lineage, read_manifest
+from camelid.disk import new_file
 from camelid.errors import InputError
-from camelid.evaluate.record import identity, numbers, read
+from camelid.evaluate.record import numbers, read
 from camelid.formats.load import open_model, resolve
+
+MARK = "Made by `camelid evaluate card`"
+
+
+def write(out: Path, text: str) -> None:
+    """Write a card. Raises InputError for a file that is none: it may be somebody's work."""
+    if out.exists() and not (out.is_file() and MARK in out.read_text(encoding="utf-8", errors="replace")):
+        raise InputError(f"{out} exists and is no card that camelid made: choose another --out, or remove it")
+    new_file(out, [text.encode()])
 
 
 def card(model: str, evaluations: Sequence[Path]) -> str:
@@ -28,7 +38,7 @@ def card(model: str, evaluations: Sequence[Path]) -> str:
         f"# {path.parent.parent.name if path.parent.name == 'checkpoints' else path.stem}",
         "",
     ]
-    parts += ["Made by `camelid evaluate card` from records; every figure is one that a run wrote down.", ""]
+    parts += [f"{MARK} from records; every figure is one that a run wrote down.", ""]
     parts += ["## The model", "", "| field | value |", "|---|---|"]
     shape = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
              "vocab_size", "max_position_embeddings", "tie_word_embeddings")  # fmt: skip

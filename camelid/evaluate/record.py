@@ -3,16 +3,15 @@ hash. Comparisons and model cards are made from these records only."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from camelid.artifact import MANIFEST, damage, new_folder, read_manifest, write_manifest
+from camelid.artifact import MANIFEST, damage, identity, new_folder, read_manifest, write_manifest
 from camelid.corpus.read import find_files
-from camelid.disk import sha256_file, write_atomic
+from camelid.disk import write_atomic
 from camelid.errors import InputError
 from camelid.evaluate.perplexity import Scored
 from camelid.report.page import Page
@@ -37,7 +36,7 @@ def write(
     InputError when something else is there."""
     kept = dict(result) | ({"items": [{"nats": s.nats} for s in scored]} if scored else {})
     files = [f for path in data for f in ([path] if (path / MANIFEST).exists() else find_files([str(path)]))]
-    with new_folder(out) as folder:
+    with new_folder(out, "evaluation") as folder:
         write_atomic(folder / RESULT, json.dumps(kept, ensure_ascii=False) + "\n")
         page(out.name, measure, result, tokenizer, scored).write(folder / "report.html")
         write_manifest(
@@ -45,16 +44,6 @@ def write(
             measured={"name": measured.name, "sha256": identity(measured)},
             data=[{"name": path.name, "sha256": identity(path)} for path in files],
         )  # fmt: skip
-
-
-def identity(path: Path) -> str:
-    """SHA-256 of a file, of a folder's manifest, or of what a folder without one holds of a model."""
-    if path.is_file():
-        return sha256_file(path)
-    if (path / MANIFEST).exists():
-        return sha256_file(path / MANIFEST)
-    names = [p for p in sorted(path.iterdir()) if p.suffix in (".safetensors", ".bin", ".pth", ".json", ".model")]
-    return hashlib.sha256("".join(f"{p.name} {sha256_file(p)}\n" for p in names).encode()).hexdigest()
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -32,7 +32,7 @@ def write_model(
 ) -> str:
     """Write `out`: a model's weights by its own names, with the tokenizer and the stop ids of `source`. Returns the
     SHA-256 of its first weights file."""
-    with new_folder(Path(out)) as folder:
+    with new_folder(Path(out), "model") as folder:
         known = write_weights(config, weights, folder, generation_of(source))
         load_tokenizer(source).save(folder)
         write_manifest(folder, "model", inputs, known=known, parameters=config.num_parameters(), **facts)
@@ -95,7 +95,7 @@ def _write_meta(config: LlamaConfig, weights: Weights, path: Path, out: Path, sh
     places = [path, path.parent] if meta.is_meta(path) else [path]  # Meta's own downloads have it beside the folders
     tokenizer = next((p for p in (place / "tokenizer.model" for place in places) if p.is_file()), None)
     meta.params_of(config)  # what cannot be said is refused before anything is written
-    with new_folder(out) as folder:
+    with new_folder(out, "model") as folder:
         meta.write(config, weights, folder, tokenizer, shards)
         if tokenizer is None:  # Meta's code wants a tokenizer.model; ours opens this one
             load_tokenizer(path).save(folder)

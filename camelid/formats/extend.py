@@ -35,7 +35,8 @@ def extend(
         raise InputError(f"{source} is an adapter: camelid merge puts it into its base, which can grow")
     if has_weights and (label := open_model(source).quantized):
         raise InputError(f"{source} is rounded ({label}): extend the full-precision model, and quantize that")
-    with new_folder(Path(out)) as target:
+    kind = "model" if has_weights else "tokenizer"
+    with new_folder(Path(out), kind) as target:
         added = tokenizers.extend(tokenizer, texts, pieces, target, folder if folder.is_dir() else None)
         extended = from_folder(target)
         if has_weights:
@@ -46,7 +47,6 @@ def extend(
         size = sum(len(text.encode()) for text in first)
         rates = [size / max(1, len(t.encode_batch(first)[0])) for t in (tokenizer, extended)]
         facts: dict[str, Any] = {"added": len(added.names), "vocab_size": len(extended), "digest": extended.digest()}
-        kind = "model" if has_weights else "tokenizer"
         write_manifest(target, kind, [resolve(source) if has_weights else folder, corpus], {"pieces": pieces}, **facts)
     return {**facts, "bytes_per_token": rates, "out": str(out)}
 

@@ -118,7 +118,7 @@ def save(
     """
     from camelid.artifact import new_folder, write_manifest
 
-    with new_folder(Path(folder)) as out:
+    with new_folder(Path(folder), "model") as out:
         tensors, scheme = named_tensors(model)
         quantization = scheme.to_dict() if scheme else None
         known = write_weights(model.config, tensors, out, generation, max_shard_bytes, quantization)

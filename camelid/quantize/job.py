@@ -206,12 +206,13 @@ def _write(
     """What was not rounded goes in the file's dtype."""
     source, whole, dtype = checkpoint.path, dict(rounded.named_parameters()), _dtype(checkpoint)
     tensors = {name: t.to(dtype) if name in whole else t for name, t in named_tensors(rounded)[0].items()}
-    with new_folder(out) as folder:
+    inputs = [source, *([Path(wish.calibration)] if wish.calibration else [])]
+    with new_folder(out, "model") as folder:
         known = write_weights(rounded.config, tensors, folder, generation_of(source), quantization=scheme.to_dict())
         load_tokenizer(source).save(folder)
         _page(source, scheme, method, figures).write(folder / "report.html")
         write_manifest(
-            folder, "model", [source], known=known, scheme=scheme.label, method=method, calibration=wish.calibration,
+            folder, "model", inputs, known=known, scheme=scheme.label, method=method, calibration=wish.calibration,
             figures=figures, parameters=rounded.config.num_parameters(),
         )  # fmt: skip
     return next(iter(known.values()))

@@ -15,14 +15,17 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from camelid.errors import CamelidError
+from camelid.errors import CamelidError, InputError
 from camelid.serve.app import Service
 from camelid.serve.faults import Fault
 from camelid.serve.limits import Limits
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound socket; port 0 takes any free one. Raises CamelidError when it cannot be had."""
+    """A bound socket; port 0 takes any free one. Raises InputError for what is no port, CamelidError when it cannot be
+    had."""
+    if not 0 <= port < 1 << 16:
+        raise InputError(f"--port {port}: 0 to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind, protocol)

@@ -65,7 +65,7 @@ def train(
     if not 0.9 <= character_coverage <= 1:
         raise InputError(f"--character-coverage {character_coverage} is not between 0.9 and 1")
     sample = Sample(min(1.0, max_bytes / corpus_bytes) if corpus_bytes else 1.0)
-    with new_folder(Path(out)) as folder:
+    with new_folder(Path(out), "tokenizer") as folder:
         learn = partial(_sentencepiece, coverage=character_coverage) if kind == "sentencepiece" else _byte_level
         used = sample(followed(texts(), "learning", corpus_bytes, quiet))
         tokenizer = learn(used, folder, vocab_size, reserved, threads)

@@ -24,7 +24,7 @@ def build(texts: Iterable[str], tokenizer: Tokenizer, out: str | Path, inputs: l
         raise InputError("the tokenizer has no EOS token: documents could not be told apart")
     width = np.dtype("<u2" if len(tokenizer) <= 1 << 16 else "<u4")
     starts = [0]
-    with new_folder(Path(out)) as folder:
+    with new_folder(Path(out), "tokens") as folder:
         with (folder / TOKENS).open("wb") as file:
             for ids, lengths in _framed(texts, tokenizer):
                 file.write(ids.astype(width).data)

@@ -103,7 +103,7 @@ def write(
     generation: dict[str, Any], facts: dict[str, Any] | None = None,
 ) -> None:  # fmt: skip
     """Write the checkpoint folder `out`, and read it back. Raises CamelidError when it is not what was written."""
-    with new_folder(out) as folder:
+    with new_folder(out, "checkpoint") as folder:
         if taken.adapter:
             known = write_adapter(taken.adapter, taken.weights, folder, inputs[0], generation)
         else:

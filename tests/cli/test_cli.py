@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from camelid.artifact import damage
 from camelid.cli import run
 
 from ..conftest import TEXT
@@ -144,6 +148,9 @@ def test_info(life: tuple[Path, dict[str, Any]]) -> None:
         (["corpus", "build", ".", "--out", "o", "min_charcters=3"], "did you mean 'min_characters'"),
         (["evaluate", "bleu", "--hypotheses", "no", "--references", "no"], "no: no such file"),
         (["lineage", "."], "not a model"),
+        (["tokenizer", "train", __file__, "--out", "o"], "is a file, where a folder that camelid made is needed"),
+        (["corpus", "build", __file__, "--out", "o", "languages=en,english"], "'english' is no ISO 639 code"),
+        (["generate", "nowhere", "x", "--json-schema", "none.json"], "none.json cannot be read"),
         (["pretrian"], "did you mean 'pretrain'"),
         (["generate", "nowhere", "x", "--temperature", "-1"], "temperature"),
     ],
@@ -158,6 +165,55 @@ def test_bad_input_is_one_line_and_exit_2(
     assert error.count("\n") == 1
     assert says in error
     assert not list(tmp_path.iterdir())
+
+
+def test_bytes_that_are_no_text(life: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    root, _ = life
+    camelid = [sys.executable, "-m", "camelid"]
+    strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    for words in (["tokenizer", "encode", str(root / "tok")], ["generate", str(root / "run"), "-"]):
+        done = subprocess.run([*camelid, *words], input=b"caf\xff", capture_output=True, env=strict)
+        assert done.returncode == 2
+        assert done.stderr.startswith(b"camelid: standard input is not UTF-8")
+    place = tmp_path / os.fsdecode(b"lat\xe9")  # a name of another age
+    place.mkdir()
+    done = subprocess.run(
+        [*camelid, "corpus", "build", str(root / "raw"), "--out", str(place / "c")], capture_output=True
+    )
+    assert done.returncode == 2  # Arrow writes to no such place
+    assert b"holds bytes that are not UTF-8" in done.stderr
+    words = ["tokenizer", "train", str(root / "corpus"), "--out", str(place / "tok"), "--vocab-size", "300"]
+    done = subprocess.run([*camelid, *words], capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert damage(place / "tok") is None
+    assert "lat\\udce9" in (place / "tok" / "camelid.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("words", ["--help", "doctor", "completion bash", "info"])
+@pytest.mark.parametrize("buffered", ["", "1"])
+def test_a_reader_that_had_enough(words: str, buffered: str) -> None:
+    command = f"{sys.executable} -m camelid {words} | true"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": buffered},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_folder_of_another_kind_is_not_replaced(
+    life: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, _ = life
+    for words in (
+        ["tokenizer", "train", str(root / "corpus"), "--out", str(root / "corpus"), "--vocab-size", "300"],
+        ["tokens", "build", str(root / "corpus"), "--tokenizer", str(root / "tok"), "--out", str(root / "tok")],
+    ):
+        assert run(words) == 2
+        assert "would take the place of: choose another --out" in capsys.readouterr().err
+    assert damage(root / "corpus") is None
+    assert damage(root / "tok") is None
 
 
 def test_failure_and_interruption(monkeypatch: pytest.MonkeyPatch) -> None:

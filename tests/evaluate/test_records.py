@@ -215,6 +215,14 @@ def test_a_card_says_what_records_say(folders: Path, capsys: pytest.CaptureFixtu
         capsys, "perplexity", str(folders / "m0"), "--data", str(folders / "d.jsonl"), "--out", str(folders / "e")
     )
     card = call(capsys, "card", str(folders / "m0"), str(folders / "e"))["card"]
+    own = folders / "mine.md"
+    own.write_text("My own words.")
+    assert cli(["evaluate", "card", str(folders / "m0"), "--out", str(own)]) == 2
+    assert own.read_text() == "My own words."
+    for _ in range(2):  # a card is replaced by a card
+        assert cli(["evaluate", "card", str(folders / "m0"), str(folders / "e"), "--out", str(folders / "c.md")]) == 0
+    assert (folders / "c.md").read_text() == card
+    capsys.readouterr()
     assert f"| perplexity [1] | bits_per_byte | {found['bits_per_byte']:.6g} |" in card
     assert found["protocol"] in card
     assert "| hidden_size | 32 |" in card

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -105,6 +106,26 @@ def test_padding_changes_nothing(decapoda: Path) -> None:
     together = model.generate(rows, attention_mask=mask, max_new_tokens=12, eos_token_id=None)
     alone = model.generate(rows[:1, 2:], max_new_tokens=12, eos_token_id=None)
     assert together[0, 5:].tolist() == alone[0, 3:].tolist()
+
+
+@pytest.mark.parametrize(
+    ("ids", "wishes", "says"),
+    [
+        ([1, 2], {}, "must be whole numbers, .batch, seq."),
+        (torch.zeros(0, 4, dtype=torch.int64), {}, "must be whole numbers"),
+        (torch.ones(1, 4), {}, "must be whole numbers"),
+        ([[1, 2]], {"attention_mask": torch.ones(1, 3)}, r"attention_mask is \[1, 3\], input_ids \[1, 2\]"),
+        ([[1, 2]], {"attention_mask": torch.ones(2, 2)}, "attention_mask is"),
+        ([[1, 2]], {"eos_token_id": "</s>"}, "eos_token_id is '</s>': an id"),
+    ],
+)
+def test_what_generate_cannot_take(decapoda: Path, ids: Any, wishes: dict[str, Any], says: str) -> None:
+    model = AutoModelForCausalLM.from_pretrained(decapoda)
+    with pytest.raises(InputError, match=says):
+        model.generate(ids, **wishes)
+    assert model.generate(torch.tensor([[1, 2]], dtype=torch.int32), max_new_tokens=2).dtype is torch.int64
+    masked = [[0, 1, 1]]
+    assert model.generate([[9, 1, 2]], attention_mask=masked, max_new_tokens=2).shape == (1, 5)
 
 
 def test_a_vocabulary_larger_than_the_embedding_is_refused(decapoda: Path, tmp_path: Path) -> None:
