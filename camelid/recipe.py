@@ -11,9 +11,9 @@ import tomllib
 from collections.abc import Sequence
 from datetime import date, time
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from camelid.errors import InputError, RecipeError
 
@@ -68,6 +68,9 @@ class DataSection(_Section):
     max_bad_share: float = Field(default=0.1, ge=0, le=1)  # of a file's rows, before it is refused
 
 
+LENGTHS = ("steps", "epochs", "minutes")
+
+
 class TrainSection(_Section):
     """Defaults are LLaMA's own (paper, table 2 and section 2.3) where the paper states them."""
 
@@ -99,6 +102,13 @@ class TrainSection(_Section):
     memory_gib: float | None = Field(default=None, gt=0)  # what the run may use; by default what the machine has free
     threads: int | None = Field(default=None, ge=1)
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        said = [name for name in LENGTHS if getattr(self, name) is not None]
+        if len(said) > 1:
+            raise ValueError(f"{' and '.join(said)} each say how long to train: keep one")
+        return self
 
 
 class ParallelSection(_Section):
@@ -257,6 +267,8 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not TOML: {error}") from None
     given = [_override(raw, override) for override in overrides]
+    if any(f"train.{name}" in given for name in LENGTHS):  # what the file says of it is replaced
+        raw["train"] = {k: v for k, v in raw["train"].items() if k not in LENGTHS or f"train.{k}" in given}
     return parse(raw, str(path) if path is not None else "settings", text, given)
 
 
@@ -298,6 +310,8 @@ def _explain(error: Any, name: str, text: str, given: Sequence[str]) -> str:
     line = None if key in given else _line_of(path, text)
     where = f"{name}, line {line}" if line else name
     if error["type"] != "extra_forbidden":
+        if isinstance(error["input"], dict):
+            return f"{where}: {key}: {error['msg'].removeprefix('Value error, ')}"
         told = error["msg"].removeprefix("Value error, ")  # ours as it is
         return f"{where}: {key} is {error['input']!r}: {told if told != error['msg'] else told.lower()}"
     section: Any = Recipe

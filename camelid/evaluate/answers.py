@@ -113,6 +113,9 @@ def answers(
     figures, right = score(task, texts, asked, samples)
     how = "greedy" if temperature == 0 else f"{samples} samples at temperature {temperature:g}, seeds 0 …"
     form = "the model's chat template" if task.chat else "no chat template"
+    compared = explained(task.metric, task.extract)
+    if "protocol" in figures:  # BLEU's signature, ROUGE's tokenizer and stemmer
+        compared += f" ({figures['protocol']})"
     return figures | {
         "stopped_by_itself": sum(ends) / len(ends),
         "questions": len(asked),
@@ -123,7 +126,7 @@ def answers(
         ],
         "protocol": (
             f"task {task.label}: {len(asked)} questions, {len(shots)} shots, {how}, at most "
-            f"{task.max_new_tokens} new tokens, {form}, {explained(task.metric)}, "
+            f"{task.max_new_tokens} new tokens, {form}, {compared}, "
             f"{measured_in(engine.model, tokenizer)}"
         ),
     }  # fmt: skip
@@ -221,14 +224,15 @@ def extracted(task: AnswerTask, text: str) -> str | None:
     return found[-1].strip() if found else None
 
 
-def explained(metric: str) -> str:
-    """How a metric compares."""
+def explained(metric: str, extract: str | None = None) -> str:
+    """How a metric compares, and what of an answer."""
     how = {
         "number": "the last number of answer and reference, commas removed",
         "exact": "equal texts, trimmed",
         "code": "the program passes its tests, pass@k by the unbiased estimate",
     }
-    return how.get(metric, f"{metric} of the whole answer")
+    told = how.get(metric, f"{metric} of the answer")
+    return f"{told}, of what {extract!r} finds last" if extract else told
 
 
 def last_number(text: str) -> str | None:

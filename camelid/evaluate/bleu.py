@@ -60,6 +60,8 @@ def bleu(
     metrics: dict[str, Any] = {"bleu": BLEU(tokenize=tokenize), "chrf": CHRF()}
     if ter:
         metrics["ter"] = TER()
+    if bootstrap == 1:
+        raise InputError("--bootstrap 1: an interval needs more samples than one (1000 are usual), or 0 for none")
     sets = [list(r) for r in references]
     results: dict[str, Any] = {}
     for name, metric in metrics.items():

@@ -113,9 +113,12 @@ def _first(tokenizer: Tokenizer) -> int | None:
 
 
 def _fitting(prompt: list[int], answer: list[int], room: int) -> tuple[list[int], list[int]]:
-    """The end of the two together that the model can read; the last token is only predicted."""
+    """The end of the two together that the model can read; the last token is only predicted. Raises InputError for an
+    answer that is longer than that by itself, as lm-eval's own models refuse it."""
+    if len(answer) > room:
+        raise InputError(f"an answer of {len(answer)} tokens is to be scored, and the model's context is {room}")
     over = len(prompt) + len(answer) - 1 - room
-    return (prompt[over:], answer) if 0 < over < len(prompt) else (prompt, answer)
+    return prompt[max(0, over) :], answer
 
 
 def rolling(model: Llama, tokenizer: Tokenizer, texts: Sequence[str], quiet: bool = True) -> list[float]:

@@ -130,8 +130,10 @@ def _answers(made: Page, answers: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _pairs(made: Page, items: Sequence[Mapping[str, Any]]) -> None:
-    made.heading("The pairs, the worst first")
-    keys = [key for key in items[0] if isinstance(items[0][key], str | int | float)]
-    score = next((key for key in keys if isinstance(items[0][key], float)), keys[0])
-    worst = sorted(items, key=lambda item: item[score])[:SHOWN_ROWS]
-    made.table(keys, [[item[key] for key in keys] for item in worst])
+    score = next((key for key, value in items[0].items() if isinstance(value, float)), None)
+    made.heading("The pairs, the worst first" if score else "The pairs")
+    keys = [key for key in items[0] if isinstance(items[0][key], str | int | float | list)]
+    shown = sorted(items, key=lambda item: item[score])[:SHOWN_ROWS] if score else items[:SHOWN_ROWS]
+    made.table(
+        keys, [["\n".join(map(str, v)) if isinstance(v := item[k], list) else v for k in keys] for item in shown]
+    )

@@ -30,7 +30,7 @@ from camelid.tokenizer.template import NAMED, NEEDED
 from camelid.tokenizer.tokenizer import Tokenizer
 from camelid.tokens.batch import Batch
 from camelid.tokens.order import item_at
-from camelid.train.loop import run
+from camelid.train.loop import check_begun, run
 from camelid.train.loss import NextToken, Objective, loss_sum
 from camelid.train.parallel import Ranks, ranks, shard, together
 from camelid.train.step import Check, Job, autocast, compute_dtype, micro_rows
@@ -57,7 +57,8 @@ class Material:
         """How many examples there are, of which formats, and what was left out."""
         return {
             "examples": len(self.source.units), "left_out_too_long": self.source.left_out,
-            "held_out_examples": len(self.held_good), "rows": len(self.source),
+            "held_out_examples": len(self.held.units) if self.held else 0,
+            "held_out_left_out_too_long": self.held.left_out if self.held else 0, "rows": len(self.source),
             "formats": dict(sum((f.formats for f in self.found), Counter())),
             "bad_rows": sum(len(f.bad) for f in self.found),
         }  # fmt: skip
@@ -72,6 +73,7 @@ def finetune(recipe: Recipe, resume: bool = False, quiet: bool = False) -> dict[
         base, tokenizer = material.base, material.tokenizer
         context = open_model(base).config.max_position_embeddings
         task = Task.of(recipe, material.held_records, material.stops, tokenizer, context)
+        check_begun(Path(recipe.log.out), resume)  # before anything of another run is written over
         if task and first:
             task.before(base, tokenizer, quiet)
         together(who)
@@ -93,6 +95,10 @@ def tuning(
     shard(model, who)
     objective: Objective = NextToken()
     if settings.preference:
+        if train.z_loss:
+            raise RecipeError(
+                f"train.z_loss {train.z_loss:g} is of the loss per token, which {settings.method} has none of"
+            )
         objective = Preference(settings, micro_rows(train))
         before = model if settings.method in ("dpo", "kto") and weights and references else None
         dtype = compute_dtype(who.device, train.dtype)
@@ -214,7 +220,8 @@ def unit_of(found: Record, encoder: Encoder, settings: FinetuneSection) -> Unit:
 def mismatched(pairs: Sequence[tuple[Record, Unit]], encoder: Encoder) -> list[tuple[Record, Unit]]:
     """Each answer, and beside it the same question with the next record's answer: what KTO's baseline is made of."""
     if len(pairs) == 1:
-        raise InputError("data.files: kto compares each answer with another row's: give it two rows at least")
+        raise InputError("kto compares each answer with another row's: data.files, and what data.held_out sets aside, "
+                         "need two rows at least")  # fmt: skip
     found = []
     for n, (record, unit) in enumerate(pairs):
         other = pairs[(n + 1) % len(pairs)][0].messages[-1]
@@ -280,14 +287,15 @@ def base_model(base: Path, recipe: Recipe, who: Ranks, weights: bool) -> tuple[L
 
 
 def checker(held: PackedExamples, objective: Objective, who: Ranks) -> Check:
-    """Figures over (the first rows of) what is held out, the same on every rank."""
-    rows = range(min(len(held), HELD_OUT_ROWS))
+    """Figures over what is held out, at most so many rows of it: drawn, for the first ones hold the longest examples.
+    The same on every rank."""
+    rows = sorted(item_at(place, len(held), 0) for place in range(min(len(held), HELD_OUT_ROWS)))
 
     def check(model: Llama) -> dict[str, float]:
         batches: list[Batch] = [held.batch_of([row]) for row in rows]
         if isinstance(objective, Preference):
-            whole = objective.prepare(model, held.batch_of(list(rows)), who)
-            return measured(model, [whole.part(row, row + 1) for row in rows], objective)
+            whole = objective.prepare(model, held.batch_of(rows), who)
+            return measured(model, [whole.part(n, n + 1) for n in range(len(rows))], objective)
         total = sum(float(loss_sum(model, batch.to(model.device))) for batch in batches)
         return {"loss": total / sum(batch.supervised() for batch in batches)}
 

@@ -176,7 +176,8 @@ def _messages(row: Row, name: str) -> Record:
     return Record(name, turns if turns[0]["role"] == "system" else [*_opening(row), *turns], _tools(row))
 
 
-def _alpaca(row: Row, name: str) -> Record:
+def _with_history(row: Row, before: list[Message]) -> list[Message]:
+    """Earlier questions and answers (Alpaca's `history`) between the system message and the question."""
     history = row.get("history") or []
     if not isinstance(history, list) or any(not isinstance(h, Sequence) or len(h) != 2 for h in history):
         raise BadRow("has a history that is not a list of [question, answer]")
@@ -184,9 +185,12 @@ def _alpaca(row: Row, name: str) -> Record:
         m for asked, said in history
         for m in ({"role": "user", "content": str(asked)}, {"role": "assistant", "content": str(said)})
     ]  # fmt: skip
-    before = _asked(row, "instruction")
     opening = [m for m in before if m["role"] == "system"]
-    return Record(name, [*opening, *earlier, *before[len(opening) :], *_said(row["output"], "assistant")])
+    return [*opening, *earlier, *before[len(opening) :]]
+
+
+def _alpaca(row: Row, name: str) -> Record:
+    return Record(name, [*_with_history(row, _asked(row, "instruction")), *_said(row["output"], "assistant")])
 
 
 def _pair(asked: str, answer: str) -> Callable[[Row, str], Record]:
@@ -200,10 +204,11 @@ def _preference(row: Row, name: str) -> Record:
         while same < min(len(chosen), len(rejected)) - 1 and chosen[same] == rejected[same]:
             same += 1
         before, chosen, rejected = list(chosen[:same]), chosen[same:], rejected[same:]
+        before = before if before[:1] and before[0]["role"] == "system" else [*_opening(row), *before]
     else:
         key = next((k for k in ("prompt", "conversations", "messages", "question", "instruction") if row.get(k)), "")
-        before = _asked(row, key) if key else []
-    if not before:
+        before = _with_history(row, _asked(row, key)) if key else []
+    if not any(message["role"] != "system" for message in before):
         raise BadRow("has chosen and rejected, but no prompt that both answer")
     if chosen == rejected:
         raise BadRow("has the same answer as chosen and as rejected: there is nothing to prefer")

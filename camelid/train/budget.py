@@ -19,10 +19,11 @@ from camelid.artifact import read_manifest
 from camelid.errors import InputError
 from camelid.formats.load import finished, load_tokenizer
 from camelid.model.config import LlamaConfig
-from camelid.recipe import Recipe, parse
+from camelid.recipe import LENGTHS, Recipe, parse
 from camelid.train.log import flops_per_token, peak_flops
 from camelid.train.pretrain import token_folders
 
+CHOSEN = (*LENGTHS, "global_batch_tokens", "learning_rate", "optimizer", "warmup_steps")
 TOKENS_PER_WEIGHT, EFFICIENCY = 20, 0.5  # the share of a matrix product's speed that whole steps reach
 DEEPEST = 40
 
@@ -61,8 +62,10 @@ def _as_begun(recipe: Recipe) -> Recipe | None:
     folder = next(iter(finished(Path(recipe.log.out))), None)
     if folder is None:
         return None
-    then = read_manifest(folder)["settings"]
-    return parse(recipe.settings() | {key: then[key] for key in ("model", "train")})
+    then, now = read_manifest(folder)["settings"], recipe.settings()
+    train = {key: value for key, value in now["train"].items() if key not in CHOSEN}
+    train |= {key: value for key, value in then["train"].items() if key in CHOSEN}
+    return parse(now | {"model": then["model"], "train": train})
 
 
 def choose(recipe: Recipe, budget: str | None, depth: int | None, quiet: bool = False) -> Recipe:
@@ -78,7 +81,7 @@ def choose(recipe: Recipe, budget: str | None, depth: int | None, quiet: bool = 
     vocab, length = len(load_tokenizer(folders[0] / "tokenizer")), recipe.train.sequence_length
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     speed, named = peak_flops(device)
-    work = seconds(budget) * speed * EFFICIENCY if budget else None
+    work = seconds(budget) * speed * EFFICIENCY if budget is not None else None
 
     def cost(layers: int) -> tuple[int, float]:
         config = LlamaConfig(vocab_size=vocab, **shape(layers))
@@ -95,12 +98,16 @@ def choose(recipe: Recipe, budget: str | None, depth: int | None, quiet: bool = 
         "global_batch_tokens": batch, "learning_rate": rate, "optimizer": "muon",
         "warmup_steps": max(1, tokens // batch // 50),
     }  # fmt: skip
-    for key in ("steps", "epochs", "minutes"):
+    for key in LENGTHS:
         train.pop(key, None)
-    train |= {"minutes": seconds(budget) / 60} if budget else {"steps": max(1, tokens // batch)}
-    raw = recipe.settings() | {"model": shape(depth), "train": train}
+    train |= {"steps": max(1, tokens // batch)} if budget is None else {"minutes": seconds(budget) / 60}
+    sizes = shape(depth)
+    own = {k: v for k, v in recipe.settings().get("model", {}).items() if k != "size" and k not in sizes}
+    if recipe.model.tie_word_embeddings is not None:
+        own["tie_word_embeddings"] = recipe.model.tie_word_embeddings
+    raw = recipe.settings() | {"model": sizes | own, "train": train}
     if not quiet:
-        goal = f"{budget} at half of {named}" if budget else f"{tokens:,} tokens, 20 a weight"
+        goal = f"{budget} at half of {named}" if budget is not None else f"{tokens:,} tokens, 20 a weight"
         print(
             f"{depth} layers of width {64 * depth} for {goal}: batches of {batch:,} tokens, rate {rate:.2g} "
             f"(Muon {recipe.train.muon_learning_rate:g})",

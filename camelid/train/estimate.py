@@ -37,9 +37,7 @@ def estimate(recipe: Recipe, make: Make, price: float = 0.0, probe: bool = True)
         settings = recipe.train
         with large_blocks(plan.keeps_memory(job.model)):
             seconds = plan.seconds_per_step(job, who) if probe else None
-        steps = settings.steps or (settings.epochs and max(1, round(settings.epochs * len(job.source) / rows)))
-        if seconds and settings.minutes and not steps:
-            steps = max(1, round(settings.minutes * 60 / seconds))
+        steps = plan.steps_wanted(settings, len(job.source), rows, seconds)
         if seconds and steps:
             supervised = sum(job.source.batch(n * rows, rows).supervised() for n in range(4)) / 4
             hours = steps * seconds / 3600

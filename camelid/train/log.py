@@ -66,8 +66,9 @@ class Log:
         self.stopped: str | None = None
         preferring = recipe.finetune is not None and recipe.finetune.preference
         self.unit = "mean over pairs or verdicts" if preferring else "nats per token"
+        self.unit += ", z-loss included" if recipe.train.z_loss else ""
         self.records = earlier(out / METRICS, state.step)
-        self.started, self.first_tokens, self.first_step = time.monotonic(), state.tokens, state.step
+        self.started, self.first_tokens, self.taken = time.monotonic(), state.tokens, 0
         self._flops = flops_per_token(model.config, recipe.train.sequence_length, frozen=bool(model.adapters))
         self._steps = state.steps
         self._width = rows_per_step(recipe.train) * recipe.train.sequence_length
@@ -98,7 +99,8 @@ class Log:
         seconds = time.monotonic() - self.started
         speed = (state.tokens - self.first_tokens) / seconds
         # The hardware multiplies padding too: utilisation counts all positions.
-        used = (state.step - self.first_step) * self._width / seconds * self._flops / (self.peak * self.who.world)
+        self.taken += 1  # the number of the step goes back with a rollback
+        used = self.taken * self._width / seconds * self._flops / (self.peak * self.who.world)
         finite = math.isfinite(taken.loss) and math.isfinite(taken.norm)
         record: dict[str, Any] = {
             "step": state.step, "loss": taken.loss if finite else None, "gradient_norm": taken.norm if finite else None,

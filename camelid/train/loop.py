@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from camelid.artifact import MANIFEST
-from camelid.disk import sha256_file, write_atomic
+from camelid.artifact import MANIFEST, identity
+from camelid.disk import write_atomic
 from camelid.errors import CamelidError, InputError, RecipeError
 from camelid.formats.load import finished
 from camelid.kernels.memory import large_blocks
@@ -43,16 +43,19 @@ FREE = ("log", "checkpoint", "evaluate", "parallel", "train.threads", "train.mic
 
 
 def planned_steps(job: Job, who: Ranks, stop: Stop) -> int:
-    """How many updates the recipe asks for: `steps`, or `epochs`, or `minutes` at the measured speed."""
-    settings, rows = job.recipe.train, rows_per_step(job.recipe.train)
-    if settings.steps:
-        return settings.steps
-    if settings.epochs:
-        return max(1, round(settings.epochs * len(job.source) / rows))
-    if settings.minutes:
-        seconds = plan.seconds_per_step(job, who, stop)
-        return anywhere(who, max(1, round(settings.minutes * 60 / seconds)))
-    raise InputError("the recipe does not say how long to train: set train.steps, train.epochs or train.minutes")
+    """How many updates the recipe asks for, the same on every rank."""
+    settings = job.recipe.train
+    seconds = plan.seconds_per_step(job, who, stop) if settings.minutes else None
+    found = plan.steps_wanted(settings, len(job.source), rows_per_step(settings), seconds)
+    if found is None:
+        raise InputError("the recipe does not say how long to train: set train.steps, train.epochs or train.minutes")
+    return anywhere(who, found) if settings.minutes else found
+
+
+def check_begun(out: Path, resume: bool) -> None:
+    """Raise InputError when another run is in the folder of one that begins."""
+    if finished(out) and not resume:
+        raise InputError(f"{out} already holds a run: continue it with --resume, or choose another log.out")
 
 
 def run(job: Job, resume: bool = False, who: Ranks | None = None) -> dict[str, Any]:
@@ -62,6 +65,7 @@ def run(job: Job, resume: bool = False, who: Ranks | None = None) -> dict[str, A
     if job.recipe.train.threads:
         torch.set_num_threads(job.recipe.train.threads)
     out = Path(job.recipe.log.out)
+    check_begun(out, resume)
     with stoppable() as stop, _alone(out, who), told(who, 0):
         return _Run(job, out, who, stop).go(resume)
 
@@ -77,8 +81,6 @@ class _Run:
 
     def go(self, resume: bool) -> dict[str, Any]:
         job, out = self.job, self.out
-        if finished(out) and not resume:
-            raise InputError(f"{out} already holds a run: continue it with --resume, or choose another log.out")
         last = self._newest() if resume else None
         if resume and not last and finished(out):
             raise InputError(f"{out}: no checkpoint is whole, there is nothing to go on from. Choose another log.out")
@@ -219,6 +221,7 @@ class _Run:
         self.saver.wait()
         together(self.who)
         found = checkpoint.newest_good(self.out) if self.who.rank == 0 else None
+        together(self.who)  # it reads whole checkpoints, for which no other collective would wait
         step = anywhere(self.who, int(found.name.removeprefix("step-")) if found else -1)
         return checkpoint.folder_of(self.out, step) if step >= 0 else None
 
@@ -260,10 +263,11 @@ def same_run(last: Path, job: Job) -> None:
                 f"--resume: {key} was {then.get(key)!r} and is now {now.get(key)!r}: a resumed run goes on as it "
                 "began. Put it back, or begin a new run with another log.out"
             )
-    known = {entry["path"]: entry.get("sha256") for entry in manifest["inputs"]}
-    for path in job.inputs:
-        file = path.resolve() / MANIFEST if path.is_dir() else path.resolve()
-        if file.is_file() and known.get(str(path.resolve())) not in (None, sha256_file(file)):
+    known = [entry.get("sha256") for entry in manifest["inputs"]]  # in order: the project may have moved
+    if len(known) != len(job.inputs):
+        raise InputError(f"--resume: this run began with {len(known)} inputs, and there are {len(job.inputs)} now")
+    for path, then_sha in zip(job.inputs, known, strict=True):
+        if then_sha is not None and identity(path.resolve()) != then_sha:
             raise InputError(
                 f"--resume: {path} is not the data that this run began with: its hash changed. "
                 "Restore it, or begin a new run with another log.out"

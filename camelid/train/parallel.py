@@ -8,6 +8,7 @@ Started by `torchrun`, which sets RANK, WORLD_SIZE and the rendezvous; alone, ev
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.distributed import DistError
 
 from camelid.errors import CamelidError, RecipeError
 from camelid.model.llama import Llama
@@ -87,13 +89,19 @@ def told(who: Ranks, step: int) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if who.world == 1 or isinstance(error, CamelidError):
+        if who.world == 1 or isinstance(error, CamelidError) or not _of_a_collective(error):
             raise
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CamelidError(
             f"rank {who.rank} of {who.world}, step {step}: another rank is gone or silent ({first[:160]}). "
             "Finished checkpoints are intact: start again with --resume"
         ) from None
+
+
+def _of_a_collective(error: RuntimeError) -> bool:
+    """Whether torch says that ranks could not speak to each other: a type of its own, or gloo's words."""
+    words = re.compile(r"gloo|nccl|timed? ?out|connection|socket|peer|store", re.I)
+    return isinstance(error, DistError) or (type(error) is RuntimeError and words.search(str(error)) is not None)
 
 
 def shard(model: Llama, who: Ranks) -> None:

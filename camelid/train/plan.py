@@ -131,6 +131,16 @@ def peak_memory(who: Ranks) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def steps_wanted(settings: TrainSection, sequences: int, rows: int, seconds: float | None) -> int | None:
+    """The updates that a recipe asks for, of `rows` of the epoch's `sequences` each: `steps`, `epochs`, or `minutes` of
+    so many `seconds` a step. None when it does not say, or the seconds are not known."""
+    if settings.epochs:
+        return max(1, round(settings.epochs * sequences / rows))
+    if settings.minutes:
+        return max(1, round(settings.minutes * 60 / seconds)) if seconds else None
+    return settings.steps
+
+
 def seconds_per_step(job: Job, who: Ranks | None = None, stop: Stop | None = None) -> float:
     """The time of one step on this machine: the best of a few at rate 0, which change no weight."""
     who = who or Ranks()

@@ -170,5 +170,11 @@ def test_the_verb(engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert found["questions"] == 3
     assert {"accuracy", "right", "stopped_by_itself", "protocol"} <= found.keys()
     assert "2?" in (tmp_path / "e" / "report.html").read_text()
+    (tmp_path / "rouge.toml").write_text('prompt = "{question}"\nreference = "{answer}"\nmetric = "rouge"\n'
+                                         'tokenize = "zh"\nextract = "(x)"\nmax_new_tokens = 4\n')  # fmt: skip
+    assert cli([*words, "--task", str(tmp_path / "rouge.toml"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["protocol"]
+    assert "rouge of the answer, of what '(x)' finds last (" in told
+    assert "zh" in told.split("finds last (")[1]
     assert cli([*words, "--task", "humaneval"]) == 2
     assert "--execute" in capsys.readouterr().err

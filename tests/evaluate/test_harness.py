@@ -56,6 +56,8 @@ def test_pairs_are_scored_one_by_one(scorer: Llama, tokenizer: Tokenizer) -> Non
 def test_what_cannot_be_scored(scorer: Llama, tokenizer: Tokenizer) -> None:
     with pytest.raises(InputError, match="no token of the continuation"):
         loglikelihood(scorer, tokenizer, [("The", "")])
+    with pytest.raises(InputError, match=r"an answer of \d+ tokens is to be scored, and the model's context is"):
+        loglikelihood(scorer, tokenizer, [("The", " meaning" * scorer.config.max_position_embeddings)])
     with torch.no_grad():
         scorer.norm.weight[0] = torch.nan
     with pytest.raises(CamelidError, match="no probability"):

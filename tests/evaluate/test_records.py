@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import re
@@ -170,6 +171,11 @@ def test_paired_bleu_is_sacrebleus(data: Path, tmp_path: Path, capsys: pytest.Ca
     for n, name in enumerate(names[:2]):
         words = ["--hypotheses", str(tmp_path / name), "--references", str(tmp_path / names[2]), "--bootstrap", "0"]
         call(capsys, "bleu", *words, "--out", str(tmp_path / f"e{n}"))
+    page = (tmp_path / "e0" / "report.html").read_text()
+    assert "The pairs</h2>" in page
+    assert html.escape((tmp_path / names[2]).read_text().split("\n")[0]) in page  # beside what it is compared with
+    words = ["--hypotheses", str(tmp_path / names[0]), "--references", str(tmp_path / names[2]), "--bootstrap", "1"]
+    assert cli(["evaluate", "bleu", *words]) == 2
     ours = compare(tmp_path / "e0", tmp_path / "e1")["figures"]
     command = [sys.executable, "-m", "sacrebleu", names[2], "-i", *names[:2], "-m", "bleu", "chrf", "--paired-bs",
                "--paired-bs-n", "1000", "-w", "4", "-f", "text"]  # fmt: skip

@@ -17,7 +17,7 @@ from camelid.cli import run as cli
 from camelid.errors import FormatError, InputError, RecipeError
 from camelid.evaluate.answers import last_number, same_number
 from camelid.finetune import finetune
-from camelid.finetune.job import planned
+from camelid.finetune.job import checker, planned, read_material
 from camelid.formats import load, save
 from camelid.formats.load import load_tokenizer, stop_ids
 from camelid.formats.merge import merge_adapter
@@ -25,6 +25,7 @@ from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
 from camelid.recipe import Recipe, parse
 from camelid.train.estimate import estimate
+from camelid.train.loss import NextToken
 from camelid.train.parallel import Ranks
 
 from ..train.test_parallel import start
@@ -175,6 +176,37 @@ def test_answers_before_and_after_are_measured(base: Path, tmp_path: Path) -> No
     lines = [json.loads(line) for line in (tmp_path / "run" / "answers.jsonl").read_text().splitlines()]
     assert [line["after"]["text"] for line in lines] == list(SAID.values())
     assert "pong" in (tmp_path / "run" / "answers.html").read_text()
+
+
+def test_what_is_refused_writes_over_nothing(base: Path, tmp_path: Path) -> None:
+    files = answers(tmp_path)
+    evaluate = {"metric": "exact", "files": [files], "max_new_tokens": 4}
+    chosen = recipe(base, files, tmp_path / "run", "lora", evaluate=evaluate)
+    finetune(chosen, quiet=True)
+    kept = {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
+    with pytest.raises(InputError, match="already holds a run"):
+        finetune(recipe(base, files, tmp_path / "run", "lora", evaluate=evaluate | {"max_new_tokens": 5}), quiet=True)
+    assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()} == kept
+
+
+def test_what_is_held_out_is_measured_and_counted(base: Path, tmp_path: Path) -> None:
+    """Of many rows some are drawn: packing puts the longest first."""
+    rows = [{"prompt": "ping", "completion": "pong " * (1 + n % 40)} for n in range(400)]
+    chosen = recipe(base, written(tmp_path / "a.jsonl", rows), tmp_path / "run", data={"held_out": 0.5},
+                    train={"steps": 1, "sequence_length": 64})  # fmt: skip
+    material = read_material(chosen, quiet=True)
+    assert material.held is not None
+    told = material.counted()
+    assert told["held_out_examples"] + told["held_out_left_out_too_long"] == 200
+    assert told["held_out_left_out_too_long"] > 0
+    seen: list[list[int]] = []
+    held = material.held
+    whole = held.batch_of
+    held.batch_of = lambda items: seen.append(list(items)) or whole(items)  # type: ignore[method-assign, func-returns-value]
+    checker(held, NextToken(), Ranks())(load(base))
+    drawn = [item for items in seen for item in items]
+    assert len(set(drawn)) == 16 < len(held)
+    assert max(drawn) > len(held) // 2
 
 
 @pytest.mark.parametrize(("metric", "key"), [("bleu", "bleu"), ("rouge", "rougeL")])

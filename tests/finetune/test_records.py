@@ -63,6 +63,19 @@ def test_formats(row: dict[str, Any], format_: str, roles: list[str]) -> None:
         assert found.messages[1]["tool_calls"][0]["function"]["arguments"] == {"x": 1}
 
 
+def test_what_comes_before_a_pair_of_answers_is_kept() -> None:
+    other = {"role": "assistant", "content": "c"}
+    for row in (
+        {"system": "Answer in French", "chosen": [ASKED, SAID], "rejected": [ASKED, other]},
+        {"system": "Answer in French", "prompt": "a", "chosen": "b", "rejected": "c"},
+    ):
+        assert record(row).messages == [{"role": "system", "content": "Answer in French"}, ASKED]
+    told = record({"instruction": "a", "history": [["x", "y"]], "system": "s", "chosen": "b", "rejected": "c"})
+    assert [m["content"] for m in told.messages] == ["s", "x", "y", "a"]
+    with pytest.raises(BadRow, match="no prompt"):
+        record({"system": "s", "chosen": "b", "rejected": "c"})
+
+
 @pytest.mark.parametrize(
     ("row", "why"),
     [

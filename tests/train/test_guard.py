@@ -89,6 +89,10 @@ def test_a_bad_stretch_is_rolled_back_and_passed(tokens: Path, tmp_path: Path) -
     last = finished(tmp_path / "run")[0]
     state = json.loads((last / "state" / "loop.json").read_text())
     assert (state["step"], state["rollbacks"], state["position"]) == (24, 1, 36 + 4 * 20)
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    before, after = ([r["utilization"] / r["tokens_per_second"] for r in records if r.get("loss") and r["step"] == n]
+                     for n in (4, 24))  # fmt: skip
+    assert after[-1] > 0.7 * before[-1]  # the steps that were taken again are work too
     assert all(torch.isfinite(p).all() for p in job.model.parameters())
 
 

@@ -15,7 +15,7 @@ from camelid.model.lora import LoraConfig, adapt
 from camelid.recipe import TrainSection, parse
 from camelid.tokenizer.tokenizer import Tokenizer
 from camelid.train import pretrain
-from camelid.train.budget import choose, seconds, shape
+from camelid.train.budget import choose, seconds, shape, wished
 from camelid.train.estimate import estimate
 from camelid.train.log import flops_per_token
 from camelid.train.parallel import Ranks
@@ -98,6 +98,23 @@ def test_budget_and_depth(tokens: Path, tokenizer: Tokenizer) -> None:
     short, long = (choose(base, t, None, quiet=True) for t in ("1m", "5h"))
     assert (short.train.minutes, long.train.minutes) == (1, 300)
     assert (short.model.num_hidden_layers or 0) < (long.model.num_hidden_layers or 0)
+    with pytest.raises(InputError, match="--budget"):
+        choose(base, "", None, quiet=True)
+
+
+def test_a_wish_leaves_what_it_does_not_choose(tokens: Path, tmp_path: Path) -> None:
+    own = {"max_position_embeddings": 4096, "rope_theta": 500000.0, "tie_word_embeddings": False}
+    raw = {"model": {"size": "1m", **own}, "data": {"tokens": str(tokens)}, "train": {"sequence_length": 64},
+           "log": {"out": str(tmp_path / "run")}}  # fmt: skip
+    found = choose(parse(raw), None, 1, quiet=True)
+    assert found.model.model_dump(include=set(own)) == own
+    assert found.model.hidden_size == 64
+    short = parse(found.settings() | {"train": found.settings()["train"] | {"steps": 2, "dtype": "float32"}})
+    pretrain(short, quiet=True)
+    again = wished(parse(raw | {"train": {"sequence_length": 64, "micro_batch_rows": 1}}), None, 1, resume=True)
+    assert (again.train.micro_batch_rows, again.train.steps) == (1, 2)
+    assert again.model == short.model
+    assert wished(parse(raw | {"train": {"sequence_length": 32}}), None, 1, resume=True).train.sequence_length == 32
 
 
 def test_flops_are_those_of_the_products() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,23 @@ def test_the_seed_decides(tokens: Path, tmp_path: Path) -> None:
         pretrain(recipe(tokens, tmp_path / str(i), seed=seed), quiet=True)["digest"] for i, seed in enumerate((1, 1, 2))
     ]
     assert digests[0] == digests[1] != digests[2]
+
+
+def test_changed_data_is_known_wherever_the_project_lies(tokens: Path, tmp_path: Path) -> None:
+    (tmp_path / "p1").mkdir()
+    shutil.copytree(tokens, tmp_path / "p1" / "tokens")
+    pretrain(recipe(tmp_path / "p1" / "tokens", tmp_path / "p1" / "run"), quiet=True)
+    (tmp_path / "p1").rename(tmp_path / "p2")
+    moved = recipe(tmp_path / "p2" / "tokens", tmp_path / "p2" / "run").settings()
+    moved["data"]["tokens"] = str(tmp_path / "p1" / "tokens")  # as relative paths would leave it
+    (tmp_path / "p1").symlink_to(tmp_path / "p2")
+    manifest = tmp_path / "p2" / "tokens" / "camelid.json"
+    text = manifest.read_text()
+    pretrain(parse(moved | {"train": moved["train"]}), resume=True, quiet=True)
+    body = text.partition(',\n "seal"')[0].replace('"documents"', '"other": 1,\n "documents"', 1)
+    manifest.write_text(body + "\n}")
+    with pytest.raises(InputError, match="is not the data that this run began with"):
+        pretrain(parse(moved), resume=True, quiet=True)
 
 
 def test_a_run_is_never_overwritten(tokens: Path, tmp_path: Path) -> None:
