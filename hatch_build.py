@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -30,18 +31,21 @@ FLAGS = [
 
 def compile_library() -> bool:
     """Compile native/*.cpp, on all cores. Returns whether there is a library now."""
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
+    named = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    compiler = shlex.split(named or "")
+    if not compiler:
         print("camelid: no C++ compiler found, the native library is left out", file=sys.stderr)
         return False
     part = TARGET.with_suffix(".so.part")
     with TemporaryDirectory() as scratch:
         sources = sorted((ROOT / "native").glob("*.cpp"))
         objects = [Path(scratch) / f"{source.stem}.o" for source in sources]
-        commands = [[compiler, *FLAGS, "-c", "-o", made, source] for made, source in zip(objects, sources, strict=True)]
+        commands = [
+            [*compiler, *FLAGS, "-c", "-o", made, source] for made, source in zip(objects, sources, strict=True)
+        ]
         with ThreadPoolExecutor(os.cpu_count()) as workers:
             results = list(workers.map(_run, commands))
-        results.append(_run([compiler, "-shared", "-pthread", "-o", part, *objects]))
+        results.append(_run([*compiler, "-shared", "-pthread", "-o", part, *objects]))
     failed = next((r for r in results if r.returncode), None)
     if failed:
         print(f"camelid: the native library does not compile here and is left out:\n{failed.stderr}", file=sys.stderr)
@@ -51,7 +55,11 @@ def compile_library() -> bool:
 
 
 def _run(command: list[str | Path]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    words = list(map(str, command))
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=False)
+    except OSError as error:  # CXX names no program
+        return subprocess.CompletedProcess(words, 127, "", f"{words[0]}: {error.strerror}")
 
 
 class NativeLibrary(BuildHookInterface[Any]):

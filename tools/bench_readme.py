@@ -23,7 +23,13 @@ def rows_of(found: dict[str, Any]) -> list[tuple[str, ...]]:
     lines = []
     groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in found["rows"]:
-        groups.setdefault((row["task"], row.get("threads", 0)), []).append(row)
+        if "error" not in row:
+            groups.setdefault((row["task"], row.get("threads", 0)), []).append(row)
+    for row in found["rows"]:  # what failed has no single task, and none at all may have been run
+        if "error" in row:
+            for (task, threads), rows in groups.items():
+                if task.startswith(row["task"]) and threads == row.get("threads", threads):
+                    rows.append(row)
     for (task, threads), rows in groups.items():
         good = [row for row in rows if "error" not in row]
         ours = [row for row in good if row["implementation"].startswith("camelid")]

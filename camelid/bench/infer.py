@@ -1,8 +1,8 @@
 """Generating beside transformers, llama.cpp, CTranslate2 and OpenVINO, from the same weights: prefill, decoding alone
 and in batches (`contestants/infer_protocol.py`). One process for each of them and number of threads, in turns.
 
-The limits beside the figures: how fast this machine reads memory, which bounds decoding by the bytes of the weights,
-and how fast it multiplies, which bounds prefill.
+The limits beside the figures: how fast this machine reads memory, which decoding cannot outrun by much (all weights are
+read for each token; a cache may hold some), and how fast it multiplies, which prefill cannot.
 """
 
 from __future__ import annotations

@@ -44,9 +44,10 @@ def interpreter(contestant: Contestant) -> Path | None:
     if not contestant.packages:
         return Path(sys.executable)
     folder = cache_folder() / contestant.packages[0].partition("==")[0]
-    python = folder / "bin" / "python"
-    if (folder / "ready").exists():
+    python, ready, wanted = folder / "bin" / "python", folder / "ready", "\n".join(contestant.packages)
+    if ready.exists() and ready.read_text(encoding="utf-8") == wanted:
         return python
+    ready.unlink(missing_ok=True)
     print(f"installing {', '.join(contestant.packages)} into {folder} (once)", file=sys.stderr)
     for command in (
         [sys.executable, "-m", "venv", folder],
@@ -54,7 +55,7 @@ def interpreter(contestant: Contestant) -> Path | None:
     ):
         if subprocess.run(list(map(str, command)), capture_output=True, check=False).returncode:
             return None
-    (folder / "ready").touch()
+    ready.write_text(wanted, encoding="utf-8")
     return python
 
 

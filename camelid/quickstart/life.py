@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from camelid.artifact import MANIFEST, write_manifest
+from camelid.artifact import check_free, write_manifest
 from camelid.corpus import build as build_corpus
 from camelid.corpus import documents
 from camelid.disk import write_atomic
@@ -94,10 +94,11 @@ def run(out: str | Path, minutes: float, quiet: bool = False) -> dict[str, Any]:
 
 
 def _fresh(folder: Path) -> None:
-    """An empty folder: an earlier quickstart there is replaced, anything else is left alone."""
-    ours = (folder / MANIFEST).exists() or (folder / ".quickstart").exists()
-    if folder.exists() and any(folder.iterdir()) and not ours:
-        raise InputError(f"{folder} exists and is not a quickstart: choose another --out")
+    """An empty folder: an earlier quickstart there, whole or not, is replaced, anything else is left alone."""
+    if folder.is_file():
+        raise InputError(f"{folder} is a file: choose another --out")
+    if folder.exists() and any(folder.iterdir()) and not (folder / ".quickstart").exists():
+        check_free(folder, "quickstart")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     (folder / ".quickstart").touch()

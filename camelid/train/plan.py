@@ -9,6 +9,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from contextlib import suppress
 
 import torch
 
@@ -127,7 +128,9 @@ def peak_memory(who: Ranks) -> int:
     """The most memory this process has held, bytes; on a GPU, of the GPU's."""
     if who.device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(who.device))
-    # kilobytes on Linux, bytes on macOS
+    with suppress(OSError, StopIteration), open("/proc/self/status", encoding="utf-8") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
+    # Begins with the parent's; kilobytes on Linux, bytes on macOS.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

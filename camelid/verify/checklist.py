@@ -12,9 +12,11 @@ from typing import Literal, TypeVar
 import torch
 
 from camelid.errors import CamelidError, InputError
+from camelid.formats.adapter import is_adapter
 from camelid.formats.checkpoint import Checkpoint
 from camelid.formats.load import load, load_tokenizer, open_model, resolve
 from camelid.model.llama import Llama
+from camelid.model.lora import merge
 from camelid.model.quantized import make_dense
 from camelid.tokenizer.tokenizer import Tokenizer
 
@@ -47,11 +49,19 @@ class Subject:
 
     @cached_property
     def model(self) -> Llama:
-        """In float32, on the CPU, rounded layers as the full numbers that they stand for: the reference."""
+        """The reference: in float32, on the CPU, rounded layers as the full numbers that they stand for, an adapter
+        merged into its base."""
         with torch.inference_mode(False):  # whoever asks first: its weights are turned and put back
             model: Llama = load(self.path, dtype=torch.float32)
             make_dense(model)
+            for name in list(model.adapters):
+                merge(model, name)
         return model
+
+    @property
+    def adapted(self) -> bool:
+        """Whether it is an adapter, whose weights are its base's for the most part."""
+        return self.path.is_dir() and is_adapter(self.path)
 
     @property
     def words(self) -> Tokenizer:

@@ -55,24 +55,27 @@ def numbers(subject: Subject) -> str:
 def tied(subject: Subject) -> str:
     """The output projection: shared as the config says, if the files hold one."""
     shared = subject.checkpoint.config.tie_word_embeddings
+    says = "as the config says"
     looked_at = ("embed_tokens.weight", "lm_head.weight")
     kept = {name: stored.read() for name, stored in subject.checkpoint.tensors().items() if name in looked_at}
     if "lm_head.weight" not in kept or "embed_tokens.weight" not in kept:
         if not shared:
             raise NotApplicable("the tensors do not open")
-        return "the embedding is the output projection, as the config says"
+        return f"the embedding is the output projection, {says}"
     head, embedding = kept["lm_head.weight"], kept["embed_tokens.weight"]
     if not isinstance(head, torch.Tensor) or not isinstance(embedding, torch.Tensor):
         return "the output projection is rounded, and its own"
     same = head.shape == embedding.shape and torch.equal(head, embedding)
     if shared and not same:
         raise Failed("tie_word_embeddings is true, but the file's lm_head differs from the embedding and is not used")
-    return f"the output projection is {'the embedding' if same else 'its own'}, as the config says"
+    if same and not shared:
+        return "the output projection is kept by itself, as the config says, and equals the embedding"
+    return f"the output projection is {'the embedding' if same else 'its own'}, {says}"
 
 
 def copy(subject: Subject) -> str:
     """Written and read again: the same bits."""
-    _small_enough(subject)
+    _can_be_copied(subject)
     model: Llama = load(subject.path)
     if any(isinstance(m, QuantizedLinear) for m in model.modules()) and subject.path.is_file():
         raise NotApplicable("a rounded GGUF file has no folder of its own kind")
@@ -84,7 +87,7 @@ def copy(subject: Subject) -> str:
 
 def gguf(subject: Subject) -> str:
     """Written as GGUF and read again: the same bits, the same tokens."""
-    _small_enough(subject)
+    _can_be_copied(subject)
     model: Llama = load(subject.path)
     kind = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}[model.dtype]
     if any(isinstance(m, QuantizedLinear) for m in model.modules()):
@@ -109,7 +112,9 @@ def gguf(subject: Subject) -> str:
     return f"a {kind} copy opens with the same bits and cuts text the same"
 
 
-def _small_enough(subject: Subject) -> None:
+def _can_be_copied(subject: Subject) -> None:
+    if subject.adapted:
+        raise NotApplicable("an adapter: camelid merge makes a model of it, which can be copied")
     if subject.weights.num_parameters() * 4 > LARGEST_COPY:
         raise NotApplicable("the model is too large to be copied for a check")
 

@@ -58,7 +58,9 @@ class Disk:
         return operation
 
     def _follow(self, name: str, path: str, target: str) -> None:
-        if name == "fsync":
+        if name in ("write", "open"):  # to write: it may be cut, and what is added is not on the disk yet
+            self.settled.discard(path)
+        elif name == "fsync":
             self.settled.add(path)
             self.loose_names = [(a, b) for a, b in self.loose_names if os.path.dirname(b) != path]
         elif name in ("rename", "replace"):

@@ -3,9 +3,11 @@ there."""
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from camelid.cli import run as cli
-from camelid.formats import save
+from camelid.formats import load, save
+from camelid.formats.adapter import write_adapter
 from camelid.formats.convert import convert
+from camelid.generate.engine import Engine, runner_for
+from camelid.generate.runner import Chunk
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
+from camelid.model.lora import LoraConfig, adapt
 from camelid.model.rope import half_split_to_interleaved, interleaved_to_half_split
 from camelid.tokenizer.load import from_folder
 from camelid.verify import behaviour, deep, language, stored
@@ -259,6 +265,105 @@ def test_the_command(sound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert cli(["verify", str(tmp_path / "nothing")]) == 2
 
 
+Patch = pytest.MonkeyPatch
+
+
+def another_copy(patch: Patch) -> None:
+    def changed(model: Llama, folder: Path) -> None:
+        other = copy.deepcopy(model)
+        with torch.no_grad():
+            other.norm.weight[0] += 1
+        save(other, folder)
+
+    patch.setattr(stored, "save", changed)
+
+
+def unpermuted(patch: Patch) -> None:
+    patch.setattr("camelid.formats.gguf_write.half_split_to_interleaved", lambda tensor, heads: tensor)
+
+
+def shifted(patch: Patch) -> None:
+    patch.setattr(behaviour, "Chunk", lambda ids, start, *more: Chunk(ids, max(0, start - 1), *more))
+
+
+def documents_seen(patch: Patch) -> None:
+    forward = Llama.forward
+    patch.setattr(Llama, "forward", lambda self, ids, document_ids=None, **more: forward(self, ids, **more))
+
+
+def with_another_runner(module: Any) -> Callable[[Patch], None]:
+    """Whose scores are too small."""
+
+    def fault(patch: Patch) -> None:
+        def made(*words: Any) -> Any:
+            runner = runner_for(*words)
+            run = runner.run
+            runner.run = lambda chunks: [scores * 0.3 for scores in run(chunks)]
+            return runner
+
+        patch.setattr(module, "runner_for", made)
+
+    return fault
+
+
+def other_scores_alone(patch: Patch) -> None:
+    generate = Engine.generate
+
+    def changed(self: Engine, prompts: Any, params: Any) -> Any:
+        found = generate(self, prompts, params)
+        if len(prompts) > 1:
+            return found
+        return [replace(f, logprobs=[replace(t, logprob=t.logprob - 0.01) for t in f.logprobs or ()]) for f in found]
+
+    patch.setattr(Engine, "generate", changed)
+
+
+def one_other_token(patch: Patch) -> None:
+    generate = Engine.generate
+
+    def changed(self: Engine, prompts: Any, params: Any) -> Any:
+        return [replace(one, ids=[*one.ids[:40], 9, *one.ids[41:]]) for one in generate(self, prompts, params)]
+
+    patch.setattr(Engine, "generate", changed)
+
+
+def other_weights(patch: Patch) -> None:
+    whole = deep._ids
+
+    def changed(subject: Subject) -> Tensor:
+        with torch.no_grad():
+            subject.weights.norm.weight[0] *= 1.5
+        return whole(subject)
+
+    patch.setattr(deep, "_ids", changed)
+
+
+FAULTS: dict[str, Callable[[Patch], None]] = {
+    "copy": another_copy, "gguf": unpermuted, "cache": shifted, "packing": documents_seen,
+    "native": with_another_runner(behaviour), "batch": other_scores_alone, "long text": one_other_token,
+    "int8": with_another_runner(deep), "int4": with_another_runner(deep), "int8 cache": with_another_runner(deep),
+    "transformers": other_weights,
+}  # fmt: skip
+
+
+def test_every_check_can_fail() -> None:
+    named = {check.name for check in [*CHECKS, *deep.CHECKS, deep.TRANSFORMERS]}
+    assert named == {wanted for wanted, _ in BROKEN.values()} | FAULTS.keys()
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_of_the_program_fails_on_its_line(sound: Path, name: str, monkeypatch: Patch) -> None:
+    [check] = [one for one in [*CHECKS, *deep.CHECKS, deep.TRANSFORMERS] if one.name == name]
+    [before] = run(Subject(sound), [check])
+    if before.status == "not_applicable":
+        pytest.skip(before.detail)
+    assert before.status == "pass", before.detail
+    FAULTS[name](monkeypatch)
+    [found] = run(Subject(sound), [check])
+    assert found.status == "fail", found.detail
+    assert "could not be finished" not in found.detail
+
+
 def test_files_and_adapters_are_verified_too(sound: Path, tmp_path: Path) -> None:
     convert(sound, tmp_path / "model.gguf", to="gguf", kind="F32")
     found = {one.name: one.status for one in run(Subject(tmp_path / "model.gguf"), [*stored.CHECKS, *language.CHECKS])}
@@ -267,3 +372,13 @@ def test_files_and_adapters_are_verified_too(sound: Path, tmp_path: Path) -> Non
     with (tmp_path / "cut.gguf").open("r+b") as file:
         file.truncate(10_000)
     assert "tensors" in failures(tmp_path / "cut.gguf", stored.CHECKS)
+    model: Llama = load(sound)
+    adapt(model, LoraConfig(r=4), seed=0)
+    learned = {name: p.detach() + 0.01 for name, p in model.named_parameters() if ".adapters." in name}
+    (tmp_path / "adapter").mkdir()
+    ends = json.loads((sound / "generation_config.json").read_text())
+    write_adapter(LoraConfig(r=4), learned, tmp_path / "adapter", sound, ends)
+    found = {one.name: one.status for one in run(Subject(tmp_path / "adapter"), [*CHECKS, *deep.CHECKS])}
+    assert [name for name, status in found.items() if status == "fail"] == []
+    assert {found["copy"], found["gguf"]} == {"not_applicable"}
+    assert {found["reads"], found["cache"], found["positions"]} == {"pass"}

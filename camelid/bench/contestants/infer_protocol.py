@@ -16,8 +16,9 @@ import os
 import random
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
+
+from process import peak_bytes
 
 REPEATS = 3
 USUAL = 512  # tokens of the longest prompt
@@ -46,14 +47,6 @@ def race(generate: Generate, vocab_size: int, version: str, load_seconds: float,
         cells[f"batch {rows}"] = 32 * rows / (-seconds(rows, 64, 1) + seconds(rows, 64, 33))
     print(json.dumps({"cells": cells, "unit": "tokens/s", "version": version, "load_seconds": load_seconds,
                       "first_token_seconds": first, "peak_bytes": peak} | more))  # fmt: skip
-
-
-def peak_bytes() -> int:
-    """Of this process alone: what getrusage tells begins with the parent's."""
-    [line] = [
-        line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM")
-    ]
-    return int(line.split()[1]) * 1024
 
 
 def prompt_length() -> int:

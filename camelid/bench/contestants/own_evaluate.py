@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import process
 import torch
 
 from camelid import __version__
@@ -43,7 +43,7 @@ def main() -> None:
         sums = [x for answer in choice(model, tokenizer, asked)["answers"] for x in answer["log_likelihoods"]]
         seconds = time.perf_counter() - started
         found = {"value": len(asked) / seconds, "unit": "questions/s", "nats": -sum(sums)}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = process.peak_bytes()
     print(json.dumps(found | {"version": __version__, "peak_bytes": peak}))
 
 

@@ -6,25 +6,24 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_TOP_PAD_": "268435456"}
+import process
 
 
 def main() -> None:
     task, folder = sys.argv[1], Path(sys.argv[2])
     best = bool(os.environ.get("BENCH_BEST"))
-    if best and "MALLOC_MMAP_MAX_" not in os.environ:
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | KEPT)
+    if best:
+        process.keep_memory()
     import torch
 
     torch.set_num_threads(int(os.environ["BENCH_THREADS"]))
     found = (perplexity if task == "perplexity" else choice)(folder, os.environ["BENCH_DTYPE"], best)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = process.peak_bytes()
     print(json.dumps(found | {"peak_bytes": peak}))
 
 

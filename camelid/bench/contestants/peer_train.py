@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import time
 from pathlib import Path
 from statistics import median
 
-KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_TOP_PAD_": "268435456"}
+import process
 
 
 def peak_bytes(device: str) -> int:
@@ -19,13 +18,14 @@ def peak_bytes(device: str) -> int:
 
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak: int = process.peak_bytes()
+    return peak
 
 
 def main() -> None:
     best = bool(os.environ.get("BENCH_BEST"))
-    if best and "MALLOC_MMAP_MAX_" not in os.environ:
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | KEPT)
+    if best:
+        process.keep_memory()
     import numpy as np
     import torch
     import transformers
@@ -35,9 +35,11 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     narrow = device == "cuda" or torch.cpu._is_avx512_bf16_supported()
     model = transformers.AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32).train().to(device)
-    lora = os.environ.get("BENCH_TASK") == "lora"
+    lora, version = os.environ.get("BENCH_TASK") == "lora", transformers.__version__
     if lora:
         import peft
+
+        version = peft.__version__
 
         if narrow:
             model.to(torch.bfloat16)
@@ -68,7 +70,7 @@ def main() -> None:
         seconds.append(time.perf_counter() - started)
     peak = peak_bytes(device)
     print(json.dumps({"value": rows * length / median(seconds[1:]), "unit": "tokens/s",
-                      "version": transformers.__version__, "first_step_seconds": seconds[0], "losses": losses,
+                      "version": version, "first_step_seconds": seconds[0], "losses": losses,
                       "peak_bytes": peak, "peak_of_training": peak - before}))  # fmt: skip
 
 
