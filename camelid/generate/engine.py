@@ -188,6 +188,8 @@ class Engine:
                 if end > shown:
                     yield text.text[shown:end]
                     shown = end
+            if text.shown() > shown:  # another call's step ended it
+                yield text.text[shown : text.shown()]
         finally:
             self.scheduler.cancel(text)
         _check([text])

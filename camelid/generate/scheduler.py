@@ -157,9 +157,10 @@ class Scheduler:
 
     def _guess(self, sequence: Sequence, most: int) -> None:
         """Propose up to `most` tokens for a text that has nothing else to feed than its last token; no more than there
-        are pages for, so that a guess sends nobody back."""
+        are pages for, so that a guess sends nobody back. None where positions depend on how much is known: what is read
+        together would be turned otherwise."""
         sequence.proposed = []
-        if sequence.params.lookup and sequence.fed == sequence.length - 1:
+        if sequence.params.lookup and self.reuse and sequence.fed == sequence.length - 1:
             there = (len(sequence.pages) + self.pages.free) * PAGE - sequence.length
             most = min(most, there, sequence.params.lookup, sequence.budget - len(sequence.ids) - 1)
             sequence.proposed = propose(sequence.prompt + sequence.ids, most)

@@ -20,6 +20,7 @@ from camelid.serve.limits import Limits
 from camelid.serve.metrics import Metrics
 from camelid.serve.requests import Sampling
 from camelid.serve.worker import Progress, Ticket, Worker
+from camelid.tokenizer.template_child import Ended
 from camelid.tokenizer.tokenizer import Tokenizer
 
 CONTEXTS = 16  # worth of tokens that one request may ask for
@@ -246,6 +247,8 @@ def rendered(call: Call, messages: Sequence[dict[str, Any]], tools: Sequence[dic
     check_size(call, (str(message.get("content") or "") for message in messages), "messages")
     try:
         ids: list[int] = call.tokenizer.apply_chat_template(messages, tools=tools)
+    except Ended:
+        raise Fault(503, "the server is shutting down", code="shutting_down", retry_after=5) from None
     except CamelidError as error:
         raise Fault(400, str(error), "messages", "invalid_value") from None
     return ids

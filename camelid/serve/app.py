@@ -67,6 +67,7 @@ class Service:
         self._templates: TemplateChild | None = None
         self._threads: ThreadPoolExecutor | None = None
         self.draining = False
+        self.open = 0  # requests that are not answered yet
         self.started = int(time.time())
 
     def start(self) -> None:
@@ -145,7 +146,6 @@ class Gate:
     ) -> None:
         self._inner, self._service, self._quiet = inner, service, quiet
         self._hosts, self._origins = frozenset(map(str.lower, hosts)), frozenset(origins)
-        self._open = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -166,7 +166,7 @@ class Gate:
                 message["headers"] = [*message["headers"], *headers]
             await send(message)
 
-        self._open += 1
+        self._service.open += 1
         self._service.metrics.open.inc()
         try:
             await self._pass(scope, receive, sending, origin, request_id, told)
@@ -183,7 +183,7 @@ class Gate:
                 raise
             await reply(sending, 500, unforeseen().body())
         finally:
-            self._open -= 1
+            self._service.open -= 1
             self._service.metrics.open.dec()
             self._log(scope, request_id, status, time.perf_counter() - begun, told)
 
@@ -199,7 +199,7 @@ class Gate:
         if scope["path"] not in OPEN:
             if self._service.draining:
                 raise Fault(503, "the server is shutting down", code="shutting_down", retry_after=5)
-            if self._open > self._service.limits.requests:
+            if self._service.open > self._service.limits.requests:
                 raise Fault(429, "too many requests at once; ask again", code="too_many_requests", retry_after=2)
         scope.setdefault("state", {}).update(caller=caller, request_id=request_id, told=told)
         scope["app"] = self  # so the router raises what it refuses

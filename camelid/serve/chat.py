@@ -53,7 +53,7 @@ async def chat(call: Call, body: dict[str, Any]) -> dict[str, Any] | Events:
 
 def _prompt(call: Call, request: ChatRequest, offered: Sequence[Tool]) -> list[int]:
     template = call.tokenizer.chat_template or ""
-    told = tools.messages(request, offered, template)
+    told = tools.messages(request.messages, offered, template)
     described = [tool.model_dump(exclude_none=True) for tool in offered] if tools.tools_known(template) else None
     return rendered(call, told, described or None) + list(request.begin_with_ids or [])
 
@@ -71,6 +71,9 @@ def _choice(
     answers: Answers, request: ChatRequest, offered: Sequence[Tool], number: int, progress: Progress
 ) -> dict[str, Any]:
     said, called = _read(request, offered, progress.text)
+    reason = "tool_calls" if called else finish_reason(progress)
+    if not called and tools.demanded(request) and (begun := tools.begun_call(progress.text, ended=True)):
+        said, called = "", [begun]  # cut off: as much of the call as came, and why it ended
     message: dict[str, Any] = {"role": "assistant", "content": said, "refusal": None}
     if called:
         made = [{"id": _call_id(), "type": "function", "function": vars(one)} for one in called]
@@ -79,7 +82,6 @@ def _choice(
     if request.logprobs:
         found = answers.tickets[number].logprobs(0, shown_tokens(progress))
         logprobs = {"content": token_entries(answers.call.tokenizer, found), "refusal": None}
-    reason = "tool_calls" if called else finish_reason(progress)
     return {"index": number, "message": message, "logprobs": logprobs, "finish_reason": reason}
 
 
@@ -138,9 +140,8 @@ class _Writer:
         """The changes to tell, and why the text ended if it has."""
         reason = finish_reason(checked(now))
         if self._demanded:
-            whole = now.finish in ("stop", "eos")
-            called = tools.begun_call(now.text, whole)
-            complete = whole and called is not None and tools.is_json(called.arguments)
+            called = tools.begun_call(now.text, ended=now.finish is not None)
+            complete = now.finish in ("stop", "eos") and called is not None and tools.is_json(called.arguments)
             return self._of_call(called), "tool_calls" if complete else reason
         said, found = now.text, list[tools.FunctionCall]()
         if reason is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import time
 import uuid
 from collections.abc import Sequence
@@ -114,14 +115,19 @@ def _logprobs(answers: Answers, number: int, before: Progress, now: Progress) ->
     found = answers.tickets[number].logprobs(before.tokens, shown_tokens(now))
 
     def text(token: int) -> str:
-        return tokenizer.token_bytes(token).decode("utf-8", "replace")
+        """OpenAI's way with a token that is a part of a character."""
+        raw = tokenizer.token_bytes(token)
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
-    tokens, at, offsets = [text(one.token) for one in found], len(before.text), []
-    for token in tokens:
+    characters, at, offsets = codecs.getincrementaldecoder("utf-8")("replace"), len(before.text), []
+    for one in found:
         offsets.append(at)
-        at += len(token)
+        at += len(characters.decode(tokenizer.token_bytes(one.token)))
     return {
-        "tokens": tokens,
+        "tokens": [text(one.token) for one in found],
         "token_logprobs": [finite(one.logprob) for one in found],
         "top_logprobs": [{text(token): finite(logprob) for token, logprob in one.top} for one in found],
         "text_offset": offsets,

@@ -140,18 +140,21 @@ class Conversation:
         if not name:
             raise InputError("/save FILE: say where")
         opening = [{"role": "system", "content": self.system}] if self.system else []
-        path = Path(name).expanduser()
+        path = _place(name)
         if path.exists():
             raise InputError(f"{path} is there already")
-        write_atomic(path, json.dumps({"messages": [*opening, *self.messages]}, ensure_ascii=False) + "\n")
+        try:
+            write_atomic(path, json.dumps({"messages": [*opening, *self.messages]}, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
         return f"{len(self.messages)} messages in {path}"
 
     def _load(self, name: str) -> str:
-        path = Path(name).expanduser()
+        path = _place(name)
         try:
             messages = json.loads(path.read_text(encoding="utf-8"))["messages"]
             found = [{"role": str(m["role"]), "content": str(m["content"])} for m in messages]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(f"{path}: no conversation can be read from it: {error}") from None
         first = found[:1] if found and found[0]["role"] == "system" else []
         self.ids(found[len(first) :] or found)  # the template must take it
@@ -162,6 +165,13 @@ class Conversation:
     def _tokens(self, _: str) -> str:
         used, most = len(self.ids(self.messages)) if self.messages else 0, self.engine.context_length
         return f"{used:,} of {most:,} tokens of the context are used ({used / most:.0%})"
+
+
+def _place(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # the home of nobody that is known
+        raise InputError(f"{name}: there is no such home") from None
 
 
 def _number(name: str, value: str) -> int | float:

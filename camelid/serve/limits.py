@@ -104,7 +104,7 @@ def _walk(value: Any, depth: int) -> None:
                 deeper += one.values()
             elif isinstance(one, list):
                 deeper += one
-            elif isinstance(one, str) and not _is_unicode(one):
+            elif isinstance(one, str) and not is_unicode(one):
                 raise Fault(400, "a string holds half of a surrogate pair", code="invalid_json")
         if not deeper:
             return
@@ -112,7 +112,7 @@ def _walk(value: Any, depth: int) -> None:
     raise Fault(400, f"the body is nested more than {depth} deep", code="invalid_json")
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     try:
         text.encode()
     except UnicodeEncodeError:

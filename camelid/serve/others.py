@@ -15,6 +15,7 @@ import torch
 from camelid.errors import CamelidError, InputError
 from camelid.generate.constrain import Form
 from camelid.generate.sampling import SamplingParams
+from camelid.serve import tools
 from camelid.serve.answer import Answers, Call, by_template, check_size, held, rendered
 from camelid.serve.completions import prompt_ids
 from camelid.serve.endpoint import Events
@@ -62,7 +63,7 @@ async def tokenize(call: Call, body: dict[str, Any]) -> dict[str, Any]:
     if (request.text is None) == (request.messages is None):
         raise Fault(400, "give text or messages, one of them", "text", "invalid_value")
     if request.messages is not None:
-        told = [{"role": m.role, "content": m.text()} for m in request.messages]
+        told = tools.messages(request.messages, [], call.tokenizer.chat_template or "")
         ids = await by_template(call, rendered, call, told, None)
     else:
         check_size(call, [request.text or ""], "text")

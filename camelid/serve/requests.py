@@ -23,7 +23,7 @@ class Body(BaseModel):
 
 
 class Sampling(Body):
-    """How tokens are chosen, in every kind of request."""
+    """How tokens are chosen, in chats and completions."""
 
     model: Annotated[str, Field(max_length=256)]
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None

@@ -77,7 +77,7 @@ class _Server(uvicorn.Server):
     async def _drain(self) -> None:
         worker, loop = self._service.worker, asyncio.get_running_loop()
         deadline = loop.time() + self._service.limits.grace_time
-        while worker.pending and loop.time() < deadline:
+        while (worker.pending or self._service.open) and loop.time() < deadline:
             await asyncio.sleep(0.02)
         self._service.end_all()
         self.should_exit = True

@@ -15,6 +15,7 @@ from typing import Any
 from camelid.errors import InputError
 from camelid.generate.constrain import Form
 from camelid.serve.faults import Fault
+from camelid.serve.limits import is_unicode
 from camelid.serve.requests import ChatMessage, ChatRequest, NamedTool, Tool
 
 INSTRUCTION = (
@@ -84,11 +85,11 @@ def _elsewhere(schema: Any, prefix: str) -> Any:
     return moved
 
 
-def messages(request: ChatRequest, tools: Sequence[Tool], template: str) -> list[dict[str, Any]]:
+def messages(said: Sequence[ChatMessage], tools: Sequence[Tool], template: str) -> list[dict[str, Any]]:
     """The conversation as the template takes it."""
     if tools_known(template):
-        return [_native(message) for message in request.messages]
-    told = [_plain(message) for message in request.messages]
+        return [_native(message) for message in said]
+    told = [_plain(message) for message in said]
     if tools:
         lines = "\n".join(json.dumps(t.function.model_dump(exclude_none=True), ensure_ascii=False) for t in tools)
         text = INSTRUCTION.format(tools=lines)
@@ -164,7 +165,7 @@ def read_calls(text: str, tools: Sequence[Tool], one: bool = False) -> tuple[str
 def _values(text: str) -> list[Any]:
     """The JSON values that the text is, one after another; [None] for a text that is something else."""
     values: list[Any] = []
-    decoder, at = json.JSONDecoder(), 0
+    decoder, at = json.JSONDecoder(parse_constant=_no_number), 0
     while text := _BETWEEN.sub("", text[at:], count=1):
         try:
             value, at = decoder.raw_decode(text)
@@ -174,13 +175,18 @@ def _values(text: str) -> list[Any]:
     return values
 
 
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
 def _call(value: Any, tools: Sequence[Tool]) -> FunctionCall | None:
     if not isinstance(value, dict) or value.get("name") not in [t.function.name for t in tools]:
         return None
     arguments = value.get("arguments", value.get("parameters"))
     if not isinstance(arguments, dict):
         return None
-    return FunctionCall(value["name"], json.dumps(arguments, ensure_ascii=False))
+    told = json.dumps(arguments, ensure_ascii=False)
+    return FunctionCall(value["name"], told) if is_unicode(told) else None  # half of a pair can be spelled, not sent
 
 
 def certain_text(text: str) -> int:
@@ -195,10 +201,14 @@ def certain_text(text: str) -> int:
     return len(text[:begun].rstrip())
 
 
-def begun_call(text: str, whole: bool) -> FunctionCall | None:
-    """As much as is certain of a demanded call: its name, and its arguments so far. The last brace is not theirs."""
+def begun_call(text: str, ended: bool) -> FunctionCall | None:
+    """As much as is certain of a demanded call: its name, and its arguments so far, or all that came when the text has
+    `ended`. The last brace of a whole call is not theirs."""
     match = _CALL.match(text)
     if match is None:
         return None
     rest = text[match.end() :]
-    return FunctionCall(match[1], rest.rstrip().removesuffix("}").rstrip() if whole else rest[:-1].rstrip("} \n"))
+    if not ended:
+        return FunctionCall(match[1], rest[:-1].rstrip("} \n"))
+    within = rest.rstrip().removesuffix("}").rstrip()
+    return FunctionCall(match[1], within if is_json(within) else rest.rstrip())

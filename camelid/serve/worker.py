@@ -44,9 +44,6 @@ class Ticket:
             self.changed.clear()
         return self.progress
 
-    def ids(self, start: int, end: int) -> list[int]:
-        return self.sequence.ids[start:end]
-
     def logprobs(self, start: int, end: int) -> list[TokenLogprob]:
         return self.sequence.logprobs[start:end]
 

@@ -31,6 +31,10 @@ def can_be_limited() -> bool:
     return hasattr(signal, "setitimer")
 
 
+class Ended(FormatError):
+    """The child was closed: the server ends."""
+
+
 class TemplateChild:
     """Renders like `render`, for any thread, in a child that has `seconds` for a text and `memory` bytes in all."""
 
@@ -46,7 +50,7 @@ class TemplateChild:
         with self._lock:
             answer = self._asked(line)
         if self._closed:
-            raise FormatError("no chat template is applied any more: the server ends")
+            raise Ended("no chat template is applied any more: the server ends")
         if not answer:
             raise FormatError(
                 f"the chat template was stopped: it has {self._seconds:g} s and {self._memory >> 20} MiB for a text"

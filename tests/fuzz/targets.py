@@ -184,7 +184,7 @@ def request(data: bytes, folder: Path) -> None:
     if isinstance(read, requests.ChatRequest):
         offered = tools.offered(read)
         for known in ("", "{{ tools }}"):
-            json.dumps(tools.messages(read, offered, known))
+            json.dumps(tools.messages(read.messages, offered, known))
         if offered:
             tools.form(offered)
 

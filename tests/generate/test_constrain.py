@@ -114,4 +114,4 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert json.loads(json.loads(capsys.readouterr().out)["text"]) in ("yes", "no")
     assert run(["generate", str(folder), "Well?", "--regex", "a", "--json-schema", str(schema)]) == 2
     assert run(["generate", str(folder), "Well?", "--regex", "["]) == 2
-    assert run(["generate", str(folder), "Well?", "--json-schema", str(tmp_path / "none.json")]) == 1
+    assert run(["generate", str(folder), "Well?", "--json-schema", str(tmp_path / "none.json")]) == 2

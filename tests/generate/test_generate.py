@@ -62,6 +62,16 @@ def test_the_stream_is_the_text(speaking: Engine) -> None:
         assert "".join(speaking.stream("骆驼 in the", params)) == result.text
 
 
+def test_a_stream_that_another_call_ends_is_whole(speaking: Engine) -> None:
+    params = SamplingParams(max_new_tokens=20, ignore_eos=True)
+    [alone] = speaking.generate(["The meaning of"], params)
+    stream, pieces = speaking.stream("The meaning of", params), []
+    pieces.append(next(stream))
+    speaking.generate(["x"], SamplingParams(max_new_tokens=40, ignore_eos=True))  # whose steps are also the stream's
+    pieces += stream
+    assert "".join(pieces) == alone.text
+
+
 def test_closing_a_stream_frees_what_it_held(speaking: Engine) -> None:
     stream = speaking.stream("骆驼 in the", SamplingParams(max_new_tokens=60, temperature=1.5, seed=0))
     next(stream)

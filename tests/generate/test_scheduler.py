@@ -351,6 +351,22 @@ def test_dynamic_rope_depends_on_its_own_text_alone() -> None:
         assert busy.generate([prompt, long[:7]], params)[0].ids == [expected]
 
 
+def test_dynamic_rope_is_not_guessed_at() -> None:
+    """A guess is read together with what follows it, by another rotation than alone: the text would change."""
+    torch.manual_seed(0)
+    scaling = RopeScaling("dynamic", factor=4.0)
+    model = Llama(dataclasses.replace(CONFIG, rope_scaling=scaling, max_position_embeddings=64)).double().eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(3) if weight.dim() > 1 else None
+    asked = [p[:12] * 6 for p in prompts(5, seed=2)]
+    plain, guessed = (
+        engine(TorchRunner(model)).generate(asked, SamplingParams(max_new_tokens=60, ignore_eos=True, lookup=lookup))
+        for lookup in (0, 8)
+    )
+    assert [r.ids for r in guessed] == [r.ids for r in plain]
+
+
 def test_what_cannot_fit_is_refused_before_it_waits() -> None:
     small = Engine(Noise(), None, stop_ids=(), cache_tokens=2 * PAGE)
     with pytest.raises(InputError, match="at most 63"):

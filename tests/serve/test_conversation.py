@@ -102,6 +102,9 @@ def test_a_saved_conversation_goes_on_and_is_fine_tuning_data(
         ("/params top_p=2", "between 0 and 1"),
         ("/save", "say where"),
         ("/load /nonexistent", "no conversation can be read"),
+        ("/save /nonexistent/x.json", "cannot be written"),
+        ("/save ~nobody-of-this-name/x", "there is no such home"),
+        ("/load ~nobody-of-this-name/x", "there is no such home"),
     ],
 )
 def test_what_a_command_refuses(talk: Conversation, command: str, told: str) -> None:

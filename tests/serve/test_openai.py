@@ -291,6 +291,29 @@ def test_tokenize(running: Running, engine: Engine) -> None:
     assert found["ids"] == engine.tokenizer.encode("Café 骆驼")
     assert found["count"] == len(found["ids"]) == len(found["tokens"])
     assert running.post("/tokenize", {"messages": MESSAGES}).json()["ids"] == ids_of(engine)
+    called = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    for messages in (
+        [{"role": "developer", "content": "Be brief."}, *MESSAGES],
+        [
+            *MESSAGES,
+            {"role": "assistant", "tool_calls": [called]},
+            {"role": "tool", "content": "2"},
+        ],
+    ):
+        usage = running.post(CHAT, {"model": "tiny", "messages": messages, "max_tokens": 1}).json()["usage"]
+        assert running.post("/tokenize", {"messages": messages}).json()["count"] == usage["prompt_tokens"]
+
+
+def test_tokens_that_are_a_part_of_a_character(running: Running) -> None:
+    """OpenAI writes them as bytes, each its own key; offsets are those of the text."""
+    bias = {str(i): 100 for i in range(200, 230)}  # single bytes beyond ASCII
+    asked = {"model": "tiny", "prompt": "a", "max_tokens": 12, "logprobs": 5, "temperature": 1, "seed": 1}
+    found = running.post("/v1/completions", {**asked, "logit_bias": bias}).json()["choices"][0]
+    logprobs = found["logprobs"]
+    assert any(token.startswith("bytes:\\x") for token in logprobs["tokens"])
+    assert {len(top) for top in logprobs["top_logprobs"]} == {5}
+    assert logprobs["text_offset"] == sorted(logprobs["text_offset"])
+    assert logprobs["text_offset"][-1] <= len(found["text"])
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -68,6 +69,35 @@ def test_it_ends_well(folder: Path, number: signal.Signals) -> None:
         line = json.loads(err.strip().splitlines()[-1])
         assert (line["route"], line["status"], line["completion_tokens"]) == (CHAT, 200, 8)
         assert "meaning" not in err  # the log holds nothing that was said
+
+
+def test_a_request_that_was_on_its_way_is_answered(folder: Path) -> None:
+    body = json.dumps(HELLO).encode()
+    with process(folder, "--quiet") as (run, base):
+        port = int(base.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as link:
+            fields = {"host": "127.0.0.1", "content-type": "application/json", "content-length": len(body)}
+            head = "\r\n".join([f"POST {CHAT} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())])
+            link.sendall(f"{head}\r\n\r\n".encode() + body[:20])
+            time.sleep(0.3)
+            run.send_signal(signal.SIGTERM)
+            time.sleep(0.3)
+            link.sendall(body[20:])
+            answer = b""
+            while part := link.recv(65536):
+                answer += part
+                if b'"usage"' in answer:
+                    break
+        assert answer.startswith(b"HTTP/1.1 200"), answer
+        assert ended(run)[0] == 0
+
+
+@pytest.mark.parametrize("port", ["70000", "-1"])
+def test_what_is_no_port(folder: Path, port: str) -> None:
+    command = [sys.executable, "-m", "camelid", "serve", str(folder), f"--port={port}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert f"--port {port}: 0 to 65535" in done.stderr
 
 
 def streams(base: str, found: list[str], begun: list[int]) -> list[threading.Thread]:

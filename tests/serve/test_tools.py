@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from camelid.serve.chat import _Writer
 from camelid.serve.requests import ChatRequest, read
-from camelid.serve.tools import offered, read_calls
+from camelid.serve.tools import begun_call, offered, read_calls
 from camelid.serve.worker import Progress
 
 PARIS = '{"name": "weather", "arguments": {"city": "Paris"}}'
@@ -54,6 +54,10 @@ TOOLS = offered(request())
         ("<tool_call></tool_call>", "<tool_call></tool_call>", ""),
         ("[" * 100_000, "[" * 100_000, ""),
         ("", "", ""),
+        # what Python spells and JSON does not, and what cannot be sent
+        ('{"name": "clock", "arguments": {"t": NaN}}', '{"name": "clock", "arguments": {"t": NaN}}', ""),
+        ('{"name": "clock", "arguments": {"t": "\\ud83d"}}', '{"name": "clock", "arguments": {"t": "\\ud83d"}}', ""),
+        ('{"name": "clock", "arguments": {"t": "\\ud83d\\ude00"}}', "", "clock"),
     ],
 )
 def test_calls_as_models_write_them(text: str, said: str, names: str) -> None:
@@ -106,6 +110,28 @@ def test_piece_by_piece_is_the_whole(text: str, data: st.DataObject) -> None:
 def test_what_an_argument_says_is_kept() -> None:
     [call] = read_calls('{"name": "clock", "arguments": {"t": "a <tool_call> b"}}', TOOLS)[1]
     assert json.loads(call.arguments) == {"t": "a <tool_call> b"}
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments"),
+    [
+        ('{"name": "clock", "arguments": {"a": "f', '{"a": "f'),
+        ('{"name": "clock", "arguments": {"a": 1}', '{"a": 1}'),
+        ('{"name": "clock", "arguments": {"a": 1}}', '{"a": 1}'),
+        ('{"name": "clock", "arguments": ', ""),
+    ],
+)
+def test_a_demanded_call_that_was_cut_off(text: str, arguments: str) -> None:
+    """All that came of it, whole or streamed."""
+    demanded = request(tool_choice="required")
+    writer, told = _Writer(demanded, TOOLS), ""
+    for end in (10, 40, len(text) - 1, len(text)):
+        deltas, reason = writer.deltas(Progress(text[:end], end, "max_new_tokens" if end == len(text) else None))
+        told += "".join(d["tool_calls"][0]["function"]["arguments"] for d in deltas)
+    assert (told, reason) == (arguments, "length")
+    call = begun_call(text, ended=True)
+    assert call is not None
+    assert (call.name, call.arguments) == ("clock", arguments)
 
 
 def test_a_footnote_is_streamed() -> None:

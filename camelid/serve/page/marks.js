@@ -81,14 +81,14 @@ export function blocks(text, copyWord, depth = 0) {
       made.push(element("hr"));
       i++;
     } else if (ITEM.test(line)) {
-      const end = while_(i, (l) => ITEM.test(l) || (/^\s{2,}\S/.test(l)));
+      const end = while_(i, (l) => ITEM.test(l) || (/^\s{2,}\S/.test(l) && !/^\s*(```|~~~)/.test(l)));
       made.push(list(lines.slice(i, end)));
       i = end;
     } else if (/^\s*>/.test(line) && depth < 8) {
       const end = while_(i, (l) => /^\s*>/.test(l));
       made.push(element("blockquote", {}, ...blocks(lines.slice(i, end).map((l) => l.replace(/^\s*> ?/, "")).join("\n"), copyWord, depth + 1)));
       i = end;
-    } else if (line.includes("|") && /^\s*\|?[\s:|-]+\|[\s:|-]*$/.test(lines[i + 1] ?? "")) {
+    } else if (line.includes("|") && /^(?=.*\|)(?=.*-)[\s:|-]+$/.test(lines[i + 1] ?? "")) {
       const end = while_(i, (l) => l.includes("|"));
       made.push(table(lines.slice(i, end)));
       i = end;

@@ -29,8 +29,11 @@ function save(one = current) {
     try {
       return write("conversations", conversations);
     } catch (error) {
-      if (conversations.length < 2) return; // the browser's storage is full: the oldest go
-      conversations.pop();
+      // The browser's storage is full: first the alternatives of the oldest go, then they themselves.
+      const bulky = conversations.slice(1).findLast((c) => c.messages.some((m) => m.sides?.some((s) => s.tokens?.length)));
+      if (bulky) bulky.messages = bulky.messages.map((m) => (m.sides ? { ...m, sides: m.sides.map((s) => ({ ...s, tokens: [] })) } : m));
+      else if (conversations.length < 2) return;
+      else conversations.pop();
     }
   }
 }
@@ -234,7 +237,11 @@ function knobs(side) {
   }
   for (const [name, [min, max, step]] of Object.entries(RANGES)) {
     const input = element("input", { type: "number", min, max, step, value: values[name] });
-    input.onchange = () => keep(values, name, input.validity.valid ? input.value : (input.value = DEFAULTS[name]));
+    const fine = () => { // between two steps is fine but for whole numbers
+      const { badInput, rangeUnderflow, rangeOverflow, valueMissing, stepMismatch } = input.validity;
+      return input.value !== "" && !(badInput || rangeUnderflow || rangeOverflow || valueMissing || (step === 1 && stepMismatch));
+    };
+    input.onchange = () => keep(values, name, fine() ? input.value : (input.value = DEFAULTS[name]));
     rows.push(element("label", {}, element("span", {}, word(name)), input));
   }
   return rows;
