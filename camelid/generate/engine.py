@@ -246,8 +246,12 @@ class Engine:
     def embed(self, texts: abc.Sequence[Prompt], adapter: str | None = None) -> torch.Tensor:
         """The mean of each text's last states, scaled to length 1: float32 [texts, hidden]. A model that was not
         trained for it places texts only roughly by their meaning."""
-        means = [self.scheduler.mean_state(self._ids(text), adapter).cpu() for text in texts]
-        return torch.nn.functional.normalize(torch.stack(means), dim=1)
+        return torch.stack([_result(self.embedding(text, adapter)) for text in texts])
+
+    def embedding(self, text: Prompt, adapter: str | None = None) -> abc.Generator[None, None, torch.Tensor]:
+        """`embed` of one text, float32 [hidden], a chunk at a time: other texts' steps may come between."""
+        mean = yield from self.scheduler.mean_state(self._ids(text), adapter)
+        return torch.nn.functional.normalize(mean.cpu(), dim=0)
 
     def _ids(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
@@ -270,6 +274,16 @@ class Engine:
         else:
             memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return min(wanted, max(PAGE, int(SHARE_OF_MEMORY * memory / self.runner.page_bytes()) * PAGE))
+
+
+def _result(rounds: abc.Generator[None, None, torch.Tensor]) -> torch.Tensor:
+    """What a generator comes to."""
+    while True:
+        try:
+            next(rounds)
+        except StopIteration as end:
+            found: torch.Tensor = end.value
+            return found
 
 
 def _check(texts: abc.Sequence[Sequence]) -> None:

@@ -49,15 +49,18 @@ class Scheduler:
         """Whether a step would have something to do."""
         return bool(self.waiting or self.running)
 
-    def mean_state(self, ids: abc.Sequence[int], adapter: str | None = None) -> Tensor:
-        """The mean of a text's last states, float32 [hidden]. Its pages come from those that are free, and go back.
-        Raises CamelidError when there are not enough."""
-        with self._lock, self.pages_for(-(-len(ids) // PAGE)) as pages:
+    def mean_state(self, ids: abc.Sequence[int], adapter: str | None = None) -> abc.Generator[None, None, Tensor]:
+        """The mean of a text's last states, float32 [hidden], after as many rounds as it has chunks: steps may come
+        between them. Its pages come from those that are free, and go back. Raises CamelidError when there are not
+        enough."""
+        with self.pages_for(-(-len(ids) // PAGE)) as pages:
             total: Tensor | None = None
             for start in range(0, len(ids), self.runner.at_once):
                 part = ids[start : start + self.runner.at_once]
-                sums = self.runner.states(Chunk(part, start, pages, 0, adapter)).double().sum(0)
+                with self._lock:
+                    sums = self.runner.states(Chunk(part, start, pages, 0, adapter)).double().sum(0)
                 total = sums if total is None else total + sums
+                yield
             assert total is not None
             return (total / len(ids)).float()
 

@@ -7,6 +7,7 @@ import base64
 import json
 import time
 import uuid
+from collections.abc import Generator
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ from camelid.errors import CamelidError, InputError
 from camelid.generate.constrain import Form
 from camelid.generate.sampling import SamplingParams
 from camelid.serve import tools
-from camelid.serve.answer import Answers, Call, by_template, check_size, held, rendered
+from camelid.serve.answer import CONTEXTS, Answers, Call, by_template, check_size, held, rendered
 from camelid.serve.completions import prompt_ids
 from camelid.serve.endpoint import Events
 from camelid.serve.faults import Fault
@@ -35,11 +36,14 @@ async def embed(call: Call, body: dict[str, Any]) -> dict[str, Any]:
     most = call.engine.context_length
     if any(len(ids) > most for ids in texts):
         raise Fault(400, f"a text is longer than the context of {most} tokens", "input", "context_length_exceeded")
+    if sum(map(len, texts)) > CONTEXTS * most:
+        told = f"the texts have {sum(map(len, texts)):,} tokens in all; {CONTEXTS * most:,} are read for one request"
+        raise Fault(400, told, "input", "request_too_large")
     data = []
     for index, ids in enumerate(texts):
         try:
             with held(call, 1):
-                [vector] = await call.worker.do(partial(call.engine.embed, [ids], adapter))
+                vector = await _vector(call, ids, adapter)
         except InputError as error:
             raise Fault(400, str(error), "input", "invalid_value") from None
         except CamelidError:
@@ -53,6 +57,27 @@ async def embed(call: Call, body: dict[str, Any]) -> dict[str, Any]:
     call.told["prompt_tokens"] = tokens
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return {"object": "list", "data": data, "model": request.model, "usage": usage}
+
+
+async def _vector(call: Call, ids: list[int], adapter: str | None) -> torch.Tensor:
+    """One text's embedding, between the steps of the texts that are being written."""
+    rounds = call.engine.embedding(ids, adapter)
+    try:
+        while (found := await call.worker.do(partial(_round, rounds))) is None:
+            pass
+        vector: torch.Tensor = found
+        return vector
+    finally:
+        call.worker.later(rounds.close)  # the caller may have left
+
+
+def _round(rounds: Generator[None, None, torch.Tensor]) -> torch.Tensor | None:
+    try:
+        next(rounds)
+    except StopIteration as end:
+        found: torch.Tensor = end.value
+        return found
+    return None
 
 
 async def tokenize(call: Call, body: dict[str, Any]) -> dict[str, Any]:

@@ -118,6 +118,10 @@ class Worker:
         self._inbox.put(partial(self._calls.append, call))
         return await done
 
+    def later(self, function: Callable[[], Any]) -> None:
+        """Call a function between two steps, in the engine's thread, whoever waits."""
+        self._inbox.put(function)
+
     def _run(self) -> None:
         scheduler = self.engine.scheduler
         while self._empty_inbox(wait=not scheduler.busy and not self._calls):

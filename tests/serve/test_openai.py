@@ -248,6 +248,9 @@ def test_embeddings(running: Running, engine: Engine) -> None:
     answer = running.client.embeddings.create(model="tiny", input=texts)  # the client asks for base64
     found = torch.tensor([one.embedding for one in answer.data])
     assert torch.equal(found, engine.embed(texts))
+    many = [[1] * 100] * (1 + 16 * engine.context_length // 100)
+    refused = running.post("/v1/embeddings", {"model": "tiny", "input": many})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "request_too_large")
     plain = running.post("/v1/embeddings", {"model": "tiny", "input": texts[0], "encoding_format": "float"}).json()
     assert plain["data"][0]["embedding"] == pytest.approx(found[0].tolist(), rel=1e-6)
     assert found.norm(dim=1).tolist() == pytest.approx([1, 1, 1], rel=1e-5)
