@@ -83,3 +83,67 @@ def test_the_phone_and_chinese(browser: Any, running: Running) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert page.locator("html").get_attribute("lang").startswith("zh")
     assert page.faults == []
+
+
+def test_markdown_that_models_write(browser: Any, running: Running) -> None:
+    page = opened(browser.new_context(), running)
+    shown = """async (text) => {
+        const { blocks } = await import("/page/marks.js");
+        const box = document.createElement("div"), begun = performance.now();
+        box.append(...blocks(text, "copy"));
+        const code = box.querySelector("pre code")?.textContent ?? "";
+        return [code, box.querySelectorAll("table").length, performance.now() - begun];
+    }"""
+    code, _, _ = page.evaluate(shown, "1. Run this:\n   ```python\n   for x in y:\n       print(x)\n   ```\n2. Done")
+    assert "for x in y:\n" in code
+    assert page.evaluate(shown, "a | b\n--- | ---\n1 | 2")[1] == 1
+    assert page.evaluate(shown, "a | b\nno | table")[1] == 0
+    _, tables, took = page.evaluate(shown, "a | b\n" + " " * 4000 + "|" * 4000 + "x")
+    assert tables == 0
+    assert took < 1000  # it took a minute
+    assert page.faults == []
+
+
+def test_values_between_two_steps_are_kept(browser: Any, running: Running) -> None:
+    page = opened(browser.new_context(), running)
+    for name, value, wanted in (("temperature", "0.75", "0.75"), ("max_tokens", "1.5", "512"), ("top_p", "2", "0.95")):
+        kept = page.evaluate(
+            """([name, value]) => {
+                const label = [...document.querySelectorAll("fieldset input[type=number]")];
+                const names = Object.keys(JSON.parse(localStorage.getItem("camelid.settings")).sides[0]);
+                const input = label[["temperature", "top_p", "min_p", "max_tokens", "seed"].indexOf(name)];
+                input.value = value; input.dispatchEvent(new Event("change"));
+                return [String(input.value), names.length];
+            }""",
+            [name, value],
+        )
+        assert kept[0] == wanted, name
+
+
+def test_a_full_storage_loses_alternatives_before_conversations(browser: Any, running: Running) -> None:
+    context = browser.new_context()
+    page = opened(context, running)
+    page.evaluate(
+        """() => {
+            const tokens = [{ text: "x".repeat(150_000) }];
+            const old = (n) => ({ id: `old ${n}`, messages: [{ role: "user", content: `question ${n}` },
+                { role: "assistant", sides: [{ text: "answer", tokens }] }] });
+            let kept = [];
+            try {
+                for (let n = 0; n < 60; n++) {
+                    kept = [...kept, old(n)];
+                    localStorage.setItem("camelid.conversations", JSON.stringify(kept));
+                }
+            } catch { kept.pop(); }
+        }"""
+    )
+    page.reload()
+    page.wait_for_selector("#model option", state="attached")
+    before = page.evaluate("JSON.parse(localStorage.getItem('camelid.conversations')).length")
+    page.click("#fresh")
+    for n in range(3):
+        say(page, f"The meaning {n}")
+    stored = page.evaluate("JSON.parse(localStorage.getItem('camelid.conversations'))")
+    assert len(stored) == before + 1
+    assert [one for one in stored if one["messages"][0]["content"] == f"question {before - 1}"]
+    assert page.faults == []
