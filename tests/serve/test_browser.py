@@ -135,6 +135,13 @@ def test_a_full_storage_loses_alternatives_before_conversations(browser: Any, ru
                     localStorage.setItem("camelid.conversations", JSON.stringify(kept));
                 }
             } catch { kept.pop(); }
+            let filler = "";
+            for (let size = 1 << 17; size > 64; size /= 2) {
+                try {
+                    localStorage.setItem("filler", filler + "x".repeat(size));
+                    filler += "x".repeat(size);
+                } catch { /* less, then */ }
+            }
         }"""
     )
     page.reload()
