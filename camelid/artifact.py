@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -153,7 +154,8 @@ def _describe(path: Path) -> dict[str, Any]:
         return {"path": str(path), "sha256": sha256_file(path), "bytes": path.stat().st_size}
     if (path / MANIFEST).is_file():
         return {"path": str(path), "sha256": sha256_file(path / MANIFEST), "kind": read_manifest(path)["kind"]}
-    return {"path": str(path), "sha256": identity(path), "kind": "folder without a manifest"}
+    known = {"sha256": identity(path)} if _of_a_model(path) else {}
+    return {"path": str(path), **known, "kind": "folder without a manifest"}
 
 
 def identity(path: Path) -> str:
@@ -162,8 +164,19 @@ def identity(path: Path) -> str:
         return sha256_file(path)
     if (path / MANIFEST).exists():
         return sha256_file(path / MANIFEST)
-    names = [p for p in sorted(path.iterdir()) if p.suffix in (".safetensors", ".bin", ".pth", ".json", ".model")]
-    return hashlib.sha256("".join(f"{p.name} {sha256_file(p)}\n" for p in names).encode()).hexdigest()
+    told = "".join(f"{p.name} {_digest(p, s.st_ino, s.st_size, s.st_mtime_ns)}\n" for p, s in _of_a_model(path))
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+def _of_a_model(folder: Path) -> list[tuple[Path, os.stat_result]]:
+    found = [p for p in sorted(folder.iterdir()) if p.suffix in (".safetensors", ".bin", ".pth", ".json", ".model")]
+    return [(path, path.stat()) for path in found if path.is_file()]
+
+
+@lru_cache(maxsize=1024)
+def _digest(path: Path, *_: int) -> str:
+    """A file's digest, read once for as long as its place, size and time stay: each checkpoint names its base."""
+    return sha256_file(path)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

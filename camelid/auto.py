@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +100,12 @@ class CausalLM(Llama):
     def _ends(self, given: int | Sequence[int] | None) -> tuple[int, ...]:
         if given is _UNSET:
             return self.stop_ids or self.config.stop_ids
-        ends = () if given is None else (given,) if isinstance(given, int) else tuple(given)
-        if not all(isinstance(i, int) for i in ends):
-            raise InputError(f"eos_token_id is {given!r}: an id, or several")
-        return ends
+        try:
+            if given is None or not isinstance(given, Iterable):
+                return () if given is None else (index(given),)
+            return tuple(map(index, given))  # also numpy's numbers, and a tensor's
+        except TypeError:
+            raise InputError(f"eos_token_id is {given!r}: an id, or several") from None
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a Hugging Face folder."""

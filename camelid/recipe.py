@@ -307,7 +307,7 @@ def _explain(error: Any, name: str, text: str, given: Sequence[str]) -> str:
     if path[1:2] != ["sources"]:
         path = path[:2]  # below a key there are only the kinds that it may be
     key = ".".join(path)
-    line = None if key in given else _line_of(path, text)
+    line = None if any(f"{one}.".startswith(f"{key}.") for one in given) else _line_of(path, text)
     where = f"{name}, line {line}" if line else name
     if error["type"] != "extra_forbidden":
         if isinstance(error["input"], dict):

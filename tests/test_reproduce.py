@@ -70,6 +70,18 @@ def test_a_download_that_changed_is_told(chat_tokenizer: Tokenizer, tmp_path: Pa
         reproduce(tmp_path / "copy")
 
 
+def test_what_weights_were_rounded_by_is_known(chat_tokenizer: Tokenizer, tmp_path: Path) -> None:
+    save(tiny_model(chat_tokenizer), tmp_path / "m")
+    chat_tokenizer.save(tmp_path / "m")
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text("The meaning of life is to learn. " * 40)
+    words = ["--format", "int8", "--calibration", str(tmp_path / "*.txt"), "--out", str(tmp_path / "q")]
+    assert cli.run(["quantize", str(tmp_path / "m"), *words]) == 0
+    assert [Path(node["path"]).name for node in lineage(tmp_path / "q")["inputs"]] == ["m", "a.txt", "b.txt"]
+    (tmp_path / "b.txt").write_text("other words")
+    assert [node["changed"] for node in lineage(tmp_path / "q")["inputs"]] == [False, False, True]
+
+
 def test_what_python_made_names_no_command(chat_tokenizer: Tokenizer, tmp_path: Path) -> None:
     save(tiny_model(chat_tokenizer), tmp_path / "out")
     assert damage(tmp_path / "out") is None

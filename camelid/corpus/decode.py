@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 
 from camelid.errors import MissingExtra
 
@@ -103,7 +104,12 @@ def _mixed(raw: bytes) -> str | None:
 def encoding_of(head: bytes) -> str | None:
     """What the beginning of a file of lines is in, for `decode` of each: one line tells too little. None for UTF-8,
     some lines of it in another encoding or not, and when it cannot be told."""
-    lines = head[: head.rfind(b"\n") + 1] or head
+    lines = head[: head.rfind(b"\n") + 1]
+    if not lines:  # the first line is longer: it may be cut inside a character
+        lines = head
+        with suppress(UnicodeDecodeError):
+            codecs.getincrementaldecoder("utf-8")().decode(head)
+            return None
     if _strict(lines, "utf-8") is not None or _utf16(lines) is not None or _mixed(lines) is not None:
         return None
     return next((name for name, _ in _guesses(lines)), None)

@@ -120,7 +120,7 @@ def _sniffed(head: bytes, form: str | None) -> str | None:
         return "warc"
     if start.startswith(b"<mediawiki"):
         return "wiki"
-    if form is None and re.match(rb"\{\s*\n|\[\s*[{\"]", start):  # an object over several lines, an array of records
+    if form is None and re.match(rb"\{\s*\n|\[\s*\{", start):  # an object over several lines, an array of records
         return "json"
     if form is None and start[:1] == b"{":
         return "jsonl"

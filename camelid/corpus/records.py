@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -164,8 +165,8 @@ def read_csv(stream: Stream, source: str, field: str, delimiter: str) -> Iterato
             yield text
 
     csv.field_size_limit(MAX_RECORD_BYTES)
-    # In a .tsv a quote is a letter.
-    rows = csv.reader(lines(), delimiter=delimiter, quoting=csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL)
+    quoted = delimiter != "\t" or _quotes(stream.peek(HEAD))
+    rows = csv.reader(lines(), delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
     field = field if field == "auto" else field.strip().lower()
     header: list[str] | None = None
     number = 0
@@ -188,6 +189,15 @@ def read_csv(stream: Stream, source: str, field: str, delimiter: str) -> Iterato
             yield Document(name, taken, fault="bad_csv")
         else:
             yield from_record(name, dict(zip(header, row, strict=True)), taken, field)
+
+
+def _quotes(head: bytes) -> bool:
+    """Whether a .tsv that begins so quotes its fields, as csv writers do; in others a quote is a letter."""
+    lines = head[: head.rfind(b"\n") + 1].decode("latin-1").splitlines()
+    opened = [field for line in lines for field in line.split("\t") if field.startswith('"')]
+    if all(re.fullmatch(r'"(?:[^"]|"")*"', field) for field in opened):
+        return bool(opened)
+    return any(line.count("\t") != lines[0].count("\t") for line in lines)  # a quoted field goes on in the next line
 
 
 def read_parquet(path: Path, field: str) -> Iterator[Document]:

@@ -50,7 +50,7 @@ _GUTENBERG_START = re.compile(
     r"^.{0,30}(?:\*\*\* ?START OF (?:THE|THIS) PROJECT GUTENBERG|\*END[ *]THE SMALL PRINT).*$", re.M
 )
 _GUTENBERG_END = re.compile(
-    r"^.{0,10}(?:\*\*\* ?END OF (?:THE|THIS) PROJECT GUTENBERG|End of (?:the )?Project Gutenberg)", re.M
+    r"^.{0,10}(?:\*\*\* ?END OF (?:THE|THIS) PROJECT GUTENBERG|End of (?:[Tt]he )?Project Gutenberg)", re.M
 )
 _GUTENBERG_CREDITS = re.compile(
     r"\A\s*(?:Produced by|E-text prepared by|Transcribed (?:from|by)|\[Illustration).*?\n\n", re.S | re.I
@@ -63,20 +63,25 @@ def without_gutenberg(text: str) -> str:
         return text
     marks = [(m.start(), m.end(), True) for m in _GUTENBERG_START.finditer(text)]
     marks += [(m.start(), m.start(), False) for m in _GUTENBERG_END.finditer(text)]
-    books, begin = [], None if any(start for *_, start in marks) else 0
-    for at, after, start in sorted(marks):
+    marks.sort()
+    books: list[str] = []
+    # A part of a file may begin within a book; and books of about 2002 have their small print at the end.
+    begin = None if marks and marks[0][2] and marks[0][0] < 60_000 else 0
+    for at, after, start in marks:
         if start:
+            if begin == 0:
+                books.append(text[:at])
             begin = after
         elif begin is not None:
             books.append(text[begin:at])
             begin = None
     if begin is not None:  # the end was cut off
         books.append(text[begin:])
-    return "\n\n".join(_GUTENBERG_CREDITS.sub("", book).strip("\n") for book in books)
+    return "\n\n".join(b for book in books if (b := _GUTENBERG_CREDITS.sub("", book).strip("\n")))
 
 
 _LICENCE = re.compile(r"copyright|licen[cs]e|all rights reserved|spdx-", re.I)
-_BLOCK_COMMENT = r"[ \t]*/\*.*?\*/[ \t]*(?:\n|\Z)"
+_BLOCK_COMMENT = r"[ \t]*/\*(?:(?!\*/).)*\*/[ \t]*\n?"  # code may follow it on its line
 _MARKS = {"#": "py pyi rb pl r jl sh", "--": "lua hs sql"}  # of line comments; // in all others
 _COMMENTS = {
     suffix: re.compile(rf"(?:[ \t]*{mark}[^\n]*(?:\n|\Z))+|{_BLOCK_COMMENT}|[ \t]*\n", re.S)

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from camelid.artifact import MANIFEST, damage, identity, new_folder, read_manifest, write_manifest
-from camelid.corpus.read import find_files
+from camelid.artifact import damage, identity, new_folder, read_manifest, write_manifest
 from camelid.disk import write_atomic
 from camelid.errors import InputError
 from camelid.evaluate.perplexity import Scored
+from camelid.evaluate.texts import files_of
 from camelid.report.page import Page
 from camelid.tokenizer.tokenizer import Tokenizer
 
@@ -35,7 +35,7 @@ def write(
     """Make the evaluation folder `out` of what was `measured` (a model, or a file of hypotheses) on `data`. Raises
     InputError when something else is there."""
     kept = dict(result) | ({"items": [{"nats": s.nats} for s in scored]} if scored else {})
-    files = [f for path in data for f in ([path] if (path / MANIFEST).exists() else find_files([str(path)]))]
+    files = [file for path in data for file in files_of(path)]
     with new_folder(out, "evaluation") as folder:
         write_atomic(folder / RESULT, json.dumps(kept, ensure_ascii=False) + "\n")
         page(out.name, measure, result, tokenizer, scored).write(folder / "report.html")

@@ -27,6 +27,12 @@ class Text:
     ids: list[int]
 
 
+def files_of(data: str | Path) -> list[Path]:
+    """What a manifest names of `data`: a folder of camelid's as it is, else the files of a folder, a glob or a name."""
+    path = Path(data).expanduser()
+    return [path] if (path / MANIFEST).exists() else find_files([str(data)])
+
+
 def read_texts(data: Path, tokenizer: Tokenizer) -> list[Text]:
     """The documents of `data`. Raises InputError naming what cannot be read, or tokens of another tokenizer."""
     if not (data / MANIFEST).exists():

@@ -35,6 +35,8 @@ TYPE_NAMES = {
 }  # fmt: skip
 
 
+# Fields of RoPE scaling by the values that change nothing (llama.cpp's defaults).
+UNFELT = {"attn_factor": (1.0,), "yarn_attn_factor": (1.0,), "yarn_ext_factor": (1.0, -1.0)}
 STOPS = tuple(f"tokenizer.ggml.{kind}_token_id" for kind in ("eos", "eot", "eom"))
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -285,10 +287,11 @@ def _scaling(file: GGUF, config: LlamaConfig) -> RopeScaling:
     }  # fmt: skip
     if kind == "yarn":
         found |= {name: said.pop(f"yarn_{name}") for name in ("beta_fast", "beta_slow") if f"yarn_{name}" in said}
-    if kind == "none" or (kind == "linear" and factor in (None, 0.0, 1.0)):
-        return RopeScaling()
-    if kind not in ("linear", "yarn"):
+    if kind not in ("none", "linear", "yarn"):
         raise FormatError(f"llama.rope.scaling.type is {kind!r}; camelid reads 'linear' and 'yarn'")
+    if kind == "none" or factor in (None, 0.0, 1.0):
+        return RopeScaling()
+    said = {name: value for name, value in said.items() if value not in UNFELT.get(name, ())}
     if said:
         name, value = said.popitem()
         raise FormatError(f"{start}{name} is {value!r}, which camelid does not read")

@@ -114,7 +114,7 @@ def save(
     """Write `model` as a Hugging Face folder: transformers, vLLM and llama.cpp's converter open it unchanged.
 
     Quantised layers are written as they are kept. The folder appears complete or not at all. It must not exist, be
-    empty, or be an earlier output of camelid.
+    empty, or be a model that camelid wrote.
     """
     from camelid.artifact import new_folder, write_manifest
 

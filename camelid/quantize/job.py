@@ -15,7 +15,7 @@ from camelid.artifact import new_folder, write_manifest
 from camelid.errors import InputError
 from camelid.evaluate.opened import measured_in
 from camelid.evaluate.perplexity import WINDOW, Cut, Piece, pieces
-from camelid.evaluate.texts import read_texts
+from camelid.evaluate.texts import files_of, read_texts
 from camelid.formats.adapter import is_adapter
 from camelid.formats.checkpoint import Checkpoint
 from camelid.formats.compressed import Scheme, named_tensors
@@ -173,7 +173,7 @@ def _windows(data: str | None, tokenizer: Tokenizer, context: int, most: int) ->
         return []
     found, total = [], 0
     cut = Cut(min(WINDOW, context), min(WINDOW, context), "document")
-    for number, text in enumerate(read_texts(Path(data), tokenizer)):
+    for number, text in enumerate(read_texts(Path(data).expanduser(), tokenizer)):
         for piece in pieces(number, text.ids, cut, tokenizer.bos_token_id):
             if total < most:
                 found.append(piece)
@@ -206,7 +206,7 @@ def _write(
     """What was not rounded goes in the file's dtype."""
     source, whole, dtype = checkpoint.path, dict(rounded.named_parameters()), _dtype(checkpoint)
     tensors = {name: t.to(dtype) if name in whole else t for name, t in named_tensors(rounded)[0].items()}
-    inputs = [source, *([Path(wish.calibration)] if wish.calibration else [])]
+    inputs = [source, *(files_of(wish.calibration) if wish.calibration else [])]
     with new_folder(out, "model") as folder:
         known = write_weights(rounded.config, tensors, folder, generation_of(source), quantization=scheme.to_dict())
         load_tokenizer(source).save(folder)

@@ -23,6 +23,7 @@ from camelid.recipe import LENGTHS, Recipe, parse
 from camelid.train.log import flops_per_token, peak_flops
 from camelid.train.pretrain import token_folders
 
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
 CHOSEN = (*LENGTHS, "global_batch_tokens", "learning_rate", "optimizer", "warmup_steps")
 TOKENS_PER_WEIGHT, EFFICIENCY = 20, 0.5  # the share of a matrix product's speed that whole steps reach
 DEEPEST = 40
@@ -81,10 +82,11 @@ def choose(recipe: Recipe, budget: str | None, depth: int | None, quiet: bool = 
     vocab, length = len(load_tokenizer(folders[0] / "tokenizer")), recipe.train.sequence_length
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     speed, named = peak_flops(device)
+    own = {k: v for k, v in recipe.settings().get("model", {}).items() if k != "size" and k not in SIZES}
     work = seconds(budget) * speed * EFFICIENCY if budget is not None else None
 
     def cost(layers: int) -> tuple[int, float]:
-        config = LlamaConfig(vocab_size=vocab, **shape(layers))
+        config = LlamaConfig(vocab_size=vocab, **(shape(layers) | own))
         tokens = TOKENS_PER_WEIGHT * config.num_parameters()
         return tokens, tokens * flops_per_token(config, length)
 
@@ -101,11 +103,7 @@ def choose(recipe: Recipe, budget: str | None, depth: int | None, quiet: bool = 
     for key in LENGTHS:
         train.pop(key, None)
     train |= {"steps": max(1, tokens // batch)} if budget is None else {"minutes": seconds(budget) / 60}
-    sizes = shape(depth)
-    own = {k: v for k, v in recipe.settings().get("model", {}).items() if k != "size" and k not in sizes}
-    if recipe.model.tie_word_embeddings is not None:
-        own["tie_word_embeddings"] = recipe.model.tie_word_embeddings
-    raw = recipe.settings() | {"model": sizes | own, "train": train}
+    raw = recipe.settings() | {"model": shape(depth) | own, "train": train}
     if not quiet:
         goal = f"{budget} at half of {named}" if budget is not None else f"{tokens:,} tokens, 20 a weight"
         print(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import csv
 import gzip
 import json
 import lzma
@@ -116,6 +117,23 @@ def test_tables_as_they_are_written(tmp_path: Path) -> None:
     assert [d.text for d in found[1:]] == ['"Hello, he said', "plain", 'ends" here']
 
 
+def test_tables_of_tabs_that_are_quoted(tmp_path: Path) -> None:
+    """By Python's csv, or pandas: the quotes are told by what stands in the file."""
+    texts = ['line one "quoted"\nline two', "plain", 'all "quoted"', "a\ttab"]
+    for some in (texts, texts[:2], texts[2:3], texts[1:2]):
+        with (tmp_path / "t.tsv").open("w", newline="") as file:
+            csv.writer(file, delimiter="\t").writerows([["id", "text"], *([n, text] for n, text in enumerate(some))])
+        assert [d.text for d in read(tmp_path / "t.tsv") if not d.skip] == some
+        assert sum(d.size for d in read(tmp_path / "t.tsv")) == (tmp_path / "t.tsv").stat().st_size
+
+
+def test_a_first_line_that_is_longer_than_what_is_looked_at(tmp_path: Path) -> None:
+    korean = json.dumps({"text": "한국어 문장입니다. " * 6000}, ensure_ascii=False).encode()
+    other = json.dumps({"text": "다른 인코딩의 줄"}, ensure_ascii=False).encode("cp949")
+    (tmp_path / "a.jsonl").write_bytes(korean + b"\n" + other + b"\n")
+    assert [d.text for d in read(tmp_path / "a.jsonl")][1] == "다른 인코딩의 줄"
+
+
 def test_json_by_what_it_holds(tmp_path: Path) -> None:
     """Lines in a .json file, as C4's are named; an array or an object over lines in a file that says nothing."""
     (tmp_path / "c4.json").write_text('{"text": "one"}\n{"text": "two"}\nbroken\n')
@@ -123,9 +141,10 @@ def test_json_by_what_it_holds(tmp_path: Path) -> None:
     (tmp_path / "object").write_text('{\n "text": "one"\n}\n')
     (tmp_path / "lines").write_text('{"text": "one"}\n{"text": "two"}\n')
     (tmp_path / "notes").write_text("[1] A reference.\n")
+    (tmp_path / "said").write_text('["Hello," he said, and left.\n')
     two = ["one", "two"]
     wanted = {"c4.json": [*two, "bad_json"], "array": two, "object": ["one"], "lines": two}
-    wanted["notes"] = ["[1] A reference.\n"]
+    wanted["notes"], wanted["said"] = ["[1] A reference.\n"], ['["Hello," he said, and left.\n']
     for name, texts in wanted.items():
         found = list(read(tmp_path / name))
         assert [d.fault or d.text for d in found] == texts

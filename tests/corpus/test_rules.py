@@ -55,6 +55,11 @@ def test_what_is_not_the_authors_goes() -> None:
         f"licence\n{start}\n\nStory {n}.\n\nEnd of the Project Gutenberg EBook\n{end}\nmore" for n in (1, 2, 3)
     )
     assert polish(books, "text") == "Story 1.\n\nStory 2.\n\nStory 3."
+    story, small = "The story. " * 8000, "*END THE SMALL PRINT! FOR PUBLIC DOMAIN ETEXTS*"
+    for end_of in ("End of The Project Gutenberg Etext of X\nlicence\n", "", f"{end}\nlicence\n"):  # of about 2002
+        assert polish(f"The Project Gutenberg Etext\n{story}\n{end_of}{small}\n", "text").count("story") == 8000
+    part = f"The end of one.\n{end}\nlicence\n{start}\n\nThe next, gutenberg."
+    assert polish(part, "text") == "The end of one.\n\nThe next, gutenberg."
     assert polish(f"{start}\nsmall print\n{start}\n\nThe story.", "text") == "The story."
     assert polish("A line.\nShare this on Facebook\nA line.\nPrivacy Policy", "web") == "A line."
 
@@ -69,6 +74,8 @@ def test_what_is_not_the_authors_goes() -> None:
         ("c", "// Copyright X\n#include <stdio.h>\n#define N 3\n\nint x;", "#include <stdio.h>\n#define N 3\n\nint x;"),
         ("h", '#include "license.h"\n#ifndef A_H\n#define A_H\n\nint x;\n#endif', None),
         ("rs", "/* SPDX-License-Identifier: MIT */\n\n#[derive(Debug)]\nstruct A;", "#[derive(Debug)]\nstruct A;"),
+        ("c", "/* Copyright X */ int f;\n/* helper */\nint g;", "int f;\n/* helper */\nint g;"),
+        ("js", "/*! MIT license */(function(){})();\n/* more */\nvar b=2;", "(function(){})();\n/* more */\nvar b=2;"),
         ("lua", "-- Copyright X\nlocal a = 1", "local a = 1"),
         ("js", "/* What it does. */\n/* (c) Copyright X */\nlet a = 1", "/* What it does. */\nlet a = 1"),
     ],

@@ -167,6 +167,8 @@ def test_settings_that_files_leave_out(tmp_path: Path, wide: Llama) -> None:
         ({"rope.scaling.factor": 4.0}, RopeScaling("linear", factor=4.0)),  # llama.cpp's default type
         ({"rope.scaling.type": "none", "rope.scaling.factor": 4.0}, RopeScaling()),
         ({"rope.scaling.type": "linear"}, RopeScaling()),
+        ({"rope.scaling.type": "yarn"}, RopeScaling()),
+        ({"rope.scaling.factor": 2.0, "rope.scaling.attn_factor": 1.0}, RopeScaling("linear", factor=2.0)),
         (
             {"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0, "rope.scaling.yarn_beta_fast": 8.0,
              "rope.scaling.yarn_beta_slow": 2.0},

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -124,6 +125,10 @@ def test_what_generate_cannot_take(decapoda: Path, ids: Any, wishes: dict[str, A
     with pytest.raises(InputError, match=says):
         model.generate(ids, **wishes)
     assert model.generate(torch.tensor([[1, 2]], dtype=torch.int32), max_new_tokens=2).dtype is torch.int64
+    wanted = model.generate([[1, 2]], max_new_tokens=6, eos_token_id=[7, 9])
+    for ends in (np.array([7, 9]), torch.tensor([7, 9]), [np.int64(7), 9]):
+        assert torch.equal(model.generate([[1, 2]], max_new_tokens=6, eos_token_id=ends), wanted)
+    assert model.generate([[1, 2]], max_new_tokens=2, eos_token_id=np.int64(7)).shape[0] == 1
     masked = [[0, 1, 1]]
     assert model.generate([[9, 1, 2]], attention_mask=masked, max_new_tokens=2).shape == (1, 5)
 

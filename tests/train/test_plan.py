@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from camelid.errors import InputError, RecipeError
+from camelid.formats.load import load_tokenizer
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
 from camelid.model.lora import LoraConfig, adapt
@@ -109,6 +110,9 @@ def test_a_wish_leaves_what_it_does_not_choose(tokens: Path, tmp_path: Path) -> 
     found = choose(parse(raw), None, 1, quiet=True)
     assert found.model.model_dump(include=set(own)) == own
     assert found.model.hidden_size == 64
+    vocab = len(load_tokenizer(tokens / "tokenizer"))
+    untied = LlamaConfig(vocab_size=vocab, **(shape(1) | own)).num_parameters()
+    assert found.train.steps * found.train.global_batch_tokens == pytest.approx(20 * untied, rel=0.05)
     short = parse(found.settings() | {"train": found.settings()["train"] | {"steps": 2, "dtype": "float32"}})
     pretrain(short, quiet=True)
     again = wished(parse(raw | {"train": {"sequence_length": 64, "micro_batch_rows": 1}}), None, 1, resume=True)
