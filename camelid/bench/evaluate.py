@@ -66,9 +66,13 @@ def _prepare(
     from camelid.evaluate.texts import read_texts
     from camelid.formats.hf import save
     from camelid.formats.load import load, load_tokenizer
+    from camelid.model.llama import Llama
+    from camelid.model.quantized import make_dense
 
     tokenizer = load_tokenizer(model)
-    save(load(model, dtype=torch.float32), folder / "model")
+    full: Llama = load(model, dtype=torch.float32)
+    make_dense(full)  # peers open no rounded folder
+    save(full, folder / "model")
     tokenizer.save(folder / "model")
     if data:
         ids = [i for text in read_texts(Path(data), tokenizer) for i in text.ids][: tokens + 1]

@@ -99,6 +99,7 @@ def run(model: str, threads: int = 2, peers: bool = True, quiet: bool = False) -
     from camelid.formats import gguf_write
     from camelid.formats.load import load, load_tokenizer
     from camelid.model.llama import Llama
+    from camelid.model.quantized import make_dense
 
     rows: list[dict[str, Any]] = []
     with TemporaryDirectory() as scratch:
@@ -106,6 +107,7 @@ def run(model: str, threads: int = 2, peers: bool = True, quiet: bool = False) -
         prepare(folder, model)
         words = load_tokenizer(model)
         full: Llama = load(model)
+        make_dense(full)
         gguf_write.write(full.config, dict(full.named_parameters()), words, folder / "Q8_0.gguf", "Q8_0")
         racing = [s for s in servers(folder, threads) if peers or s.name.startswith("camelid")]
         with progress("bench", len(racing), quiet) as advance:
