@@ -24,7 +24,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         help="measure what it cost, on a text, corpus or tokens folder: both models are then opened in float32",
     )
-    parser.add_argument("--tokens", type=int, default=65536, help="at most so many of it")
+    parser.add_argument("--tokens", type=int, default=65536, help="whole windows of it, until so many are read")
     settings.example(parser, "camelid convert model.gguf --to hf --out models/full")
 
 

@@ -26,7 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "scaled by their inputs), or both",
     )  # fmt: skip
     parser.add_argument("--data", help="what the cost is measured on: a text, corpus or tokens folder")
-    parser.add_argument("--tokens", type=int, default=65536, help="at most so many of each")
+    parser.add_argument("--tokens", type=int, default=65536, help="whole windows of each, until so many are read")
     parser.add_argument("--by-layer", action="store_true", help="also the cost of each layer alone")
     parser.add_argument("--kv-cache", choices=("int8",), help="measure with keys and values kept so too")
     settings.example(

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+from camelid.errors import InputError
 
 
 def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -14,11 +18,6 @@ def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def text_of(path: str) -> str:
     """A file's text, or with - that of stdin. Raises InputError for what cannot be read as UTF-8."""
-    import sys
-    from pathlib import Path
-
-    from camelid.errors import InputError
-
     try:
         if path != "-":
             return Path(path).read_text(encoding="utf-8")

@@ -1,4 +1,5 @@
-"""Model files in and out: Hugging Face folders (native) and GGUF, each over the same named tensors."""
+"""Model files in and out: Hugging Face folders (native), Meta's, GGUF and PEFT's adapters, each over the same named
+tensors."""
 
 from __future__ import annotations
 

@@ -144,7 +144,8 @@ def write_adapter(
 
 
 class Fingerprint:
-    """What tells one model's weights from another's: names, shapes and up to a thousand numbers of every tensor."""
+    """What tells one model's weights from another's: names, shapes and a thousand or two of the numbers of every
+    tensor."""
 
     def __init__(self) -> None:
         self._parts: dict[str, bytes] = {}

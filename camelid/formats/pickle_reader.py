@@ -134,6 +134,8 @@ class Archive:
                 description = archive.getinfo(f"{root}/data.pkl")
                 if description.file_size > MAX_DESCRIPTION_BYTES:
                     raise FormatError("its data.pkl is too large for a description of tensors")
+                if f"{root}/byteorder" in archive.namelist() and archive.read(f"{root}/byteorder") != b"little":
+                    raise FormatError("its numbers are not little-endian, as those of every machine that runs this are")
                 stream = archive.read(description)
                 _check_sizes(stream)
                 found = _Unpickler(io.BytesIO(stream), archive, root).load()

@@ -81,7 +81,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     """softmax(Q K^T / sqrt(d_k)) V over [batch, heads, seq, head_dim]; k and v may have fewer heads.
 
     `mask` is bool, True where a query may look, broadcastable to [batch, heads, q_len, k_len], or what `packed` made.
-    None means causal: with more keys than queries the queries are the last ones.
+    None means causal, of as many queries as keys; or of one query, which comes last.
     """
     if isinstance(mask, Stretches):
         return _flash(q, k, v, mask)

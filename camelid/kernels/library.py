@@ -27,5 +27,6 @@ def describe() -> str:
     """One line for `camelid info`."""
     if library() is not None:
         return f"native library {PATH.name}"
-    why = "switched off by CAMELID_NATIVE=0" if os.environ.get("CAMELID_NATIVE") == "0" else "not built"
+    why = "of another version, or not for this system" if PATH.exists() else "not built"
+    why = "switched off by CAMELID_NATIVE=0" if os.environ.get("CAMELID_NATIVE") == "0" else why
     return f"Python reference (native library {why}; with a C++ compiler, reinstalling builds it)"

@@ -7,6 +7,7 @@ Shapes: LLaMA paper table 2 (arXiv:2302.13971), Llama 2 (arXiv:2307.09288), Llam
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self, get_args
@@ -262,8 +263,8 @@ class LlamaConfig:
 
 
 def _check_number(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise InputError(f"{name} must be a positive number, not {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < sys.float_info.max:
+        raise InputError(f"{name} must be a positive number, not {value!s:.40}")
 
 
 def _refuse_other_models(raw: Mapping[str, Any]) -> None:

@@ -1,1 +1,1 @@
-"""Weights into int8 and int4: to nearest or by GPTQ, and what it costs, measured."""
+"""Weights into int8 and int4: to nearest, by GPTQ or AWQ, and what it costs, measured."""

@@ -37,8 +37,8 @@ from camelid.tokenizer.tokenizer import Tokenizer
 @dataclass(frozen=True)
 class Wish:
     """`group` None: one scale a row. `calibration`: a text, corpus or tokens folder, for `method` (GPTQ by default);
-    without it weights are rounded to nearest. `data`: what the cost is measured on. `tokens`: at most so many of
-    each. With `kv_cache` keys and values are in int8 too where the cost is measured."""
+    without it weights are rounded to nearest. `data`: what the cost is measured on. `tokens`: of each whole windows
+    are read until there are so many. With `kv_cache` keys and values are in int8 too where the cost is measured."""
 
     format: str
     group: int | None = BLOCK

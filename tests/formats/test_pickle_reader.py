@@ -143,6 +143,13 @@ def test_descriptions_made_by_hand(tmp_path: Path, description: bytes, said: str
         assert read_tensors(tmp_path / "w.bin")["w"].flatten().tolist() in ([0, 1], [2, 3], [0], [0, 1, 0, 1])
 
 
+def test_numbers_the_other_way_round(tmp_path: Path) -> None:
+    torch.save({"w": torch.zeros(4)}, tmp_path / "w.bin")
+    rewrite(tmp_path / "w.bin", tmp_path / "big.bin", byteorder=b"big")
+    with pytest.raises(FormatError, match="not little-endian"):
+        read_tensors(tmp_path / "big.bin")
+
+
 def test_members_at_fault(tmp_path: Path) -> None:
     """Packed ones could unpack to more than there is memory; of two of a name it is not known which is meant."""
     for name, kind, members, said in (
