@@ -47,6 +47,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def is_json(text: str | bytes) -> bool:
+    """Whether it is one JSON value."""
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 def write_file(path: Path, parts: Iterable[bytes | memoryview]) -> str:
     """Write `path` piece by piece, down to the disk. Returns the SHA-256 of what was written."""
     digest = hashlib.sha256()

@@ -15,6 +15,7 @@ from typing import Any
 from camelid.corpus.bytestream import Stream
 from camelid.corpus.decode import Undecodable, declared_in_page, decode, decode_line, encoding_of
 from camelid.corpus.document import MAX_RECORD_BYTES, Document, Kind
+from camelid.disk import is_json
 from camelid.errors import InputError, MissingExtra
 
 PART_BYTES = 8 * 2**20  # a longer text is cut into documents of about this size, at the end of a line
@@ -99,7 +100,7 @@ def read_json(stream: Stream, source: str, field: str) -> Iterator[Document]:
         yield Document(source, len(raw), fault=str(error))
         return
     except (ValueError, RecursionError):
-        if _is_json(raw.partition(b"\n")[0]):
+        if is_json(raw.partition(b"\n")[0]):
             yield from read_json_lines(Stream(iter([raw])), source, field)
         else:
             yield Document(source, len(raw), fault="bad_json")
@@ -112,14 +113,6 @@ def read_json(stream: Stream, source: str, field: str) -> Iterator[Document]:
         size = left if number == len(records) else min(left, share)
         left -= size
         yield from_record(f"{source}:{number}", record, size, field)
-
-
-def _is_json(raw: bytes) -> bool:
-    try:
-        json.loads(raw)
-    except (ValueError, RecursionError):
-        return False
-    return True
 
 
 def from_record(name: str, record: Any, size: int, field: str) -> Document:

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
+from camelid.disk import is_json
 from camelid.errors import InputError
 from camelid.generate.constrain import Form
 from camelid.serve import tools
@@ -141,7 +142,7 @@ class _Writer:
         reason = finish_reason(checked(now))
         if self._demanded:
             called = tools.begun_call(now.text, ended=now.finish is not None)
-            complete = now.finish in ("stop", "eos") and called is not None and tools.is_json(called.arguments)
+            complete = now.finish in ("stop", "eos") and called is not None and is_json(called.arguments)
             return self._of_call(called), "tool_calls" if complete else reason
         said, found = now.text, list[tools.FunctionCall]()
         if reason is not None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from camelid.disk import is_json
 from camelid.errors import InputError
 from camelid.generate.constrain import Form
 from camelid.serve.faults import Fault
@@ -135,14 +136,6 @@ def _arguments(call: Any) -> Any:
         return json.loads(call.function.arguments)
     except (ValueError, RecursionError):
         raise Fault(400, "the arguments of a tool call are not JSON", "messages", "invalid_value") from None
-
-
-def is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
 
 
 def read_calls(text: str, tools: Sequence[Tool], one: bool = False) -> tuple[str, list[FunctionCall]]:

@@ -336,13 +336,19 @@ def test_several_threads_may_use_one_engine(runner: Runner) -> None:
     assert found == expected
 
 
-def test_dynamic_rope_depends_on_its_own_text_alone() -> None:
+def stretched(trained: int) -> Llama:
+    """A model of dynamic RoPE with sharp attention."""
     torch.manual_seed(0)
     scaling = RopeScaling("dynamic", factor=4.0)
-    model = Llama(dataclasses.replace(CONFIG, rope_scaling=scaling, max_position_embeddings=128)).double().eval()
+    model = Llama(dataclasses.replace(CONFIG, rope_scaling=scaling, max_position_embeddings=trained)).double().eval()
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(3) if weight.dim() > 1 else None
+    return model
+
+
+def test_dynamic_rope_depends_on_its_own_text_alone() -> None:
+    model = stretched(128)
     busy, params = engine(TorchRunner(model)), SamplingParams(max_new_tokens=1)
     long = prompts(1, seed=4)[0] * 12
     for prompt in (long[:400], long[:100], long[:300]):
@@ -383,12 +389,7 @@ def test_a_long_text_to_embed_lets_others_step_between() -> None:
 
 def test_dynamic_rope_is_not_guessed_at() -> None:
     """A guess is read together with what follows it, by another rotation than alone: the text would change."""
-    torch.manual_seed(0)
-    scaling = RopeScaling("dynamic", factor=4.0)
-    model = Llama(dataclasses.replace(CONFIG, rope_scaling=scaling, max_position_embeddings=64)).double().eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.mul_(3) if weight.dim() > 1 else None
+    model = stretched(64)
     asked = [p[:12] * 6 for p in prompts(5, seed=2)]
     plain, guessed = (
         engine(TorchRunner(model)).generate(asked, SamplingParams(max_new_tokens=60, ignore_eos=True, lookup=lookup))
