@@ -62,15 +62,14 @@ class Checkpoint:
 
 def named_weights(checkpoint: Checkpoint) -> dict[str, Stored]:
     """Every weight of a model under its own names and in its own order, in one dtype: the embedding's, or float32 where
-    weights were rounded. A tied lm_head is there once, as the embedding. No weight is read.
+    weights were rounded. A tied lm_head is there once, as the embedding. No other weight is read.
 
     Raises FormatError naming the tensor that is missing, is none of this model's, or has another shape.
     """
     with torch.device("meta"):
         model = Llama(checkpoint.config)
     found = checkpoint.tensors()
-    if checkpoint.config.tie_word_embeddings:
-        found.pop("lm_head.weight", None)
+    drop_tied_head(checkpoint, found)
     weights: dict[str, Stored] = {}
     for name, parameter in model.named_parameters():
         if name not in found:
@@ -85,6 +84,22 @@ def named_weights(checkpoint: Checkpoint) -> dict[str, Stored]:
         name: replace(weight, dtype=dtype, read=partial(_as_declared, checkpoint.path, name, weight))
         for name, weight in weights.items()
     }
+
+
+def drop_tied_head(checkpoint: Checkpoint, tensors: dict[str, Stored]) -> None:
+    """Take an lm_head out that the config says is the embedding. Raises FormatError when it is another: some programs
+    would use it, and others not."""
+    if not checkpoint.config.tie_word_embeddings or "lm_head.weight" not in tensors:
+        return
+    head, embedding = tensors.pop("lm_head.weight"), tensors.get("embed_tokens.weight")
+    if embedding is None or head.shape != embedding.shape:
+        return  # told by its own check
+    own, shared = head.read(), embedding.read()
+    if isinstance(own, Tensor) and isinstance(shared, Tensor) and not torch.equal(own, shared):
+        raise FormatError(
+            f"{checkpoint.path}: tie_word_embeddings is true, but lm_head.weight is not the embedding: set it to false "
+            "to use both, or take lm_head.weight out of the file"
+        )
 
 
 def _as_declared(path: Path, name: str, weight: Stored) -> Tensor | Integers:

@@ -14,7 +14,7 @@ from camelid.disk import read_json
 from camelid.errors import FormatError, InputError
 from camelid.formats import hf, meta
 from camelid.formats.adapter import Fingerprint, attach, base_of, is_adapter
-from camelid.formats.checkpoint import Checkpoint, check_kind, check_shape, strange
+from camelid.formats.checkpoint import Checkpoint, check_kind, check_shape, drop_tied_head, strange
 from camelid.formats.hub import is_hub_id, snapshot
 from camelid.kernels.packed import BLOCK
 from camelid.model.llama import Llama
@@ -94,10 +94,9 @@ def read_model(
     with torch.device("meta"):
         model = model_class(checkpoint.config)
     missing = set(model.state_dict())
-    tied = checkpoint.config.tie_word_embeddings
-    for name, stored in checkpoint.tensors().items():
-        if name == "lm_head.weight" and tied:
-            continue
+    tensors = checkpoint.tensors()
+    drop_tied_head(checkpoint, tensors)
+    for name, stored in tensors.items():
         tensor = stored.read()
         if isinstance(tensor, Integers):
             fingerprint.add(name, tensor.packed)
@@ -107,7 +106,7 @@ def read_model(
             fingerprint.add(name, tensor)
             _assign(model, name, tensor.to(device=device, dtype=dtype or tensor.dtype), checkpoint)
         missing.discard(name)
-    if tied:
+    if checkpoint.config.tie_word_embeddings:
         missing.discard("lm_head.weight")
     if missing:
         raise FormatError(f"{checkpoint.path}: tensor {min(missing)!r} is missing ({len(missing)} in all)")

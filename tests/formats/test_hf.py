@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from camelid.errors import FormatError, InputError
 from camelid.formats import load, save
+from camelid.formats.checkpoint import named_weights
 from camelid.formats.hf import dtype_named
 from camelid.formats.load import open_model, stop_ids
 from camelid.model.llama import Llama
@@ -125,6 +127,23 @@ def test_missing_tensor(saved: Path) -> None:
     save_file(tensors, shard)
     with pytest.raises(FormatError, match=r"norm\.weight"):
         load(saved)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_head_beside_a_tied_embedding(model: Llama, tmp_path: Path, same: bool) -> None:
+    """Some programs would use it, and others not."""
+    save(model, tmp_path / "m")
+    tensors = load_file(tmp_path / "m" / "model.safetensors")
+    if same:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, tmp_path / "m" / "model.safetensors")
+    edit(tmp_path / "m" / "config.json", tie_word_embeddings=True)
+    for read in (load, lambda folder: named_weights(open_model(folder))):
+        if same:
+            read(tmp_path / "m")
+        else:
+            with pytest.raises(FormatError, match=r"true, but lm_head\.weight is not the embedding"):
+                read(tmp_path / "m")
 
 
 def test_wrong_shape(saved: Path) -> None:

@@ -160,7 +160,7 @@ ALSO = {"permuted": {"reads"}, "permuted the other way": {"reads"},
         "a NaN": {"reads", "cache", "packing", "native", "batch", "positions", "copy", "gguf"},
         "a flipped exponent": {"reads", "cache", "packing", "native", "batch", "positions"},
         "a lost decoder": {"template"},
-        "tied, with a head of its own": {"reads", "positions"}}  # fmt: skip
+        "tied, with a head of its own": {"tensors"}}  # fmt: skip
 
 
 @pytest.fixture(scope="session")
