@@ -54,6 +54,12 @@ def compile_library() -> bool:
     return True
 
 
+def _is_new() -> bool:
+    """Whether the library that lies in a checkout was made from its present sources: another extra needs no other."""
+    sources = [Path(__file__), *(ROOT / "native").iterdir()]
+    return TARGET.exists() and TARGET.stat().st_mtime > max(source.stat().st_mtime for source in sources)
+
+
 def _run(command: list[str | Path]) -> subprocess.CompletedProcess[str]:
     words = list(map(str, command))
     try:
@@ -68,9 +74,11 @@ class NativeLibrary(BuildHookInterface[Any]):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if self.target_name != "wheel":
             return
-        compile_library()
         if version == "editable":
+            if not _is_new():
+                compile_library()
             return
+        compile_library()
         build_data["force_include"][str(ROOT / "recipes")] = "camelid/recipes"  # found by name: see recipe.find
         if TARGET.exists():  # also one of an earlier build: it goes into the wheel
             build_data["pure_python"] = False
