@@ -33,12 +33,17 @@ def check_free(out: Path, kind: str) -> None:
     """Raise InputError when `out` is a file, a folder that camelid did not make, or one of another kind."""
     if out.exists() and not (out / MANIFEST).exists() and (out.is_file() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not an output of camelid: choose another --out, or remove it")
-    try:
-        found = read_manifest(out)["kind"]
-    except InputError:  # there is none, or a damaged one
-        return
-    if found != kind:
+    found = kind_of(out)
+    if found not in (None, kind):
         raise InputError(f"{out} is a {found} folder, which a {kind} would take the place of: choose another --out")
+
+
+def kind_of(folder: Path) -> str | None:
+    """The kind that a folder's manifest tells; None without one, or with a damaged one."""
+    try:
+        return str(read_manifest(folder)["kind"])
+    except InputError:
+        return None
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from camelid.artifact import check_free, write_manifest
+from camelid.artifact import MANIFEST, kind_of, write_manifest
 from camelid.corpus import build as build_corpus
 from camelid.corpus import documents
 from camelid.disk import write_atomic
@@ -97,8 +97,9 @@ def _fresh(folder: Path) -> None:
     """An empty folder: an earlier quickstart there, whole or not, is replaced, anything else is left alone."""
     if folder.is_file():
         raise InputError(f"{folder} is a file: choose another --out")
-    if folder.exists() and any(folder.iterdir()) and not (folder / ".quickstart").exists():
-        check_free(folder, "quickstart")
+    ours = (folder / ".quickstart").exists() or ((folder / MANIFEST).exists() and kind_of(folder) == "quickstart")
+    if folder.exists() and any(folder.iterdir()) and not ours:
+        raise InputError(f"{folder} exists and is not a quickstart: choose another --out")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     (folder / ".quickstart").touch()

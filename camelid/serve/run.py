@@ -77,7 +77,8 @@ class _Server(uvicorn.Server):
     async def _drain(self) -> None:
         worker, loop = self._service.worker, asyncio.get_running_loop()
         deadline = loop.time() + self._service.limits.grace_time
-        while (worker.pending or self._service.open) and loop.time() < deadline:
+        soon = loop.time() + self._service.limits.template_time  # for requests whose body or prompt is on its way
+        while loop.time() < deadline and (worker.pending or (self._service.open and loop.time() < soon)):
             await asyncio.sleep(0.02)
         self._service.end_all()
         self.should_exit = True

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from camelid.artifact import damage, new_folder, write_manifest
 from camelid.errors import InputError
 from camelid.quickstart import life, source
 from camelid.quickstart.baselines import Nearest, name_as_words
@@ -118,3 +119,9 @@ def test_a_folder_of_someone_else_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a quickstart"):
         life.run(tmp_path, minutes=1)
     assert (tmp_path / "thesis.txt").exists()
+    with new_folder(tmp_path / "model", "model") as folder:
+        write_manifest(folder, "model")
+    for other, why in ((tmp_path / "model", "not a quickstart"), (tmp_path / "thesis.txt", "is a file")):
+        with pytest.raises(InputError, match=why):
+            life.run(other, minutes=1)
+    assert damage(tmp_path / "model") is None

@@ -113,7 +113,7 @@ def gguf_cases() -> Cases:
         yield f"architecture {value!r}", setting("general.architecture", value)
     for value in (0, 3, 8192, 2**31, "32", [32], 2.5):
         yield f"alignment {value!r}", setting("general.alignment", value)
-    for value in ("longrope", 7, ["linear"], "linear", "yarn"):
+    for value in ("longrope", 7, ["linear"], "LINEAR", 2.5):
         yield f"scaling {value!r}", setting("llama.rope.scaling.type", value)
     tokens = "tokenizer.ggml.tokens"
     for told, raw in {
