@@ -164,11 +164,12 @@ def test_what_meta_cannot_say(tmp_path: Path) -> None:
             params_of(config)
 
 
-def test_an_output_projection_of_its_own_is_kept(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_an_output_projection_of_its_own_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the shape of Llama 3.2 1B, whose published files hold the embedding twice."""
+    monkeypatch.setattr("camelid.formats.meta.LLAMA3_ROWS", 63)  # of a vocabulary that is quickly written
     for tied in (False, True):
         shape = LlamaConfig(
-            vocab_size=100_008, hidden_size=2048, intermediate_size=8, num_hidden_layers=16, num_attention_heads=2,
+            vocab_size=64, hidden_size=2048, intermediate_size=8, num_hidden_layers=16, num_attention_heads=2,
             num_key_value_heads=1, head_dim=1024, rope_theta=500000.0, tie_word_embeddings=tied,
         )  # fmt: skip
         with torch.device("meta"):
