@@ -207,7 +207,8 @@ def _preference(row: Row, name: str) -> Record:
         before = before if before[:1] and before[0]["role"] == "system" else [*_opening(row), *before]
     else:
         key = next((k for k in ("prompt", "conversations", "messages", "question", "instruction") if row.get(k)), "")
-        before = _with_history(row, _asked(row, key)) if key else []
+        before = _asked(row, key) if key else []
+        before = _with_history(row, before) if key == "instruction" else before
     if not any(message["role"] != "system" for message in before):
         raise BadRow("has chosen and rejected, but no prompt that both answer")
     if chosen == rejected:
