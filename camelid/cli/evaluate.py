@@ -234,13 +234,8 @@ MEASURES: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
 
 
 def _lines(path: str) -> list[str]:
-    try:
-        # Not splitlines(): a segment may hold U+2028 and the like.
-        return Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except (FileNotFoundError, IsADirectoryError):
-        raise InputError(f"{path}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8: {error}") from None
+    # Not splitlines(): a segment may hold U+2028 and the like.
+    return settings.text_of(path).removesuffix("\n").split("\n")
 
 
 def _shown(value: Any) -> str:

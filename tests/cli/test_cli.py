@@ -146,7 +146,7 @@ def test_info(life: tuple[Path, dict[str, Any]]) -> None:
         (["pretrain", "nowhere.toml"], "no recipe at nowhere.toml"),
         (["corpus", "build", "nowhere", "--out", "o"], "nowhere"),
         (["corpus", "build", ".", "--out", "o", "min_charcters=3"], "did you mean 'min_characters'"),
-        (["evaluate", "bleu", "--hypotheses", "no", "--references", "no"], "no: no such file"),
+        (["evaluate", "bleu", "--hypotheses", "no", "--references", "no"], "no cannot be read: No such file"),
         (["lineage", "."], "not a model"),
         (["tokenizer", "train", __file__, "--out", "o"], "is a file, where a folder that camelid made is needed"),
         (["corpus", "build", __file__, "--out", "o", "languages=en,english"], "'english' is no ISO 639 code"),

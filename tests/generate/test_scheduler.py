@@ -19,7 +19,7 @@ from camelid.generate.sampling import SamplingParams
 from camelid.generate.scheduler import run_to_end
 from camelid.kernels.decoder import PAGE
 from camelid.kernels.library import library
-from camelid.model.config import LlamaConfig, RopeScaling
+from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
 
 CONFIG = LlamaConfig(
@@ -334,68 +334,6 @@ def test_several_threads_may_use_one_engine(runner: Runner) -> None:
     with ThreadPoolExecutor(4) as threads:
         found = list(threads.map(lambda p: shared.generate([p], params)[0].ids, asked))
     assert found == expected
-
-
-def stretched(trained: int) -> Llama:
-    """A model of dynamic RoPE with sharp attention."""
-    torch.manual_seed(0)
-    scaling = RopeScaling("dynamic", factor=4.0)
-    model = Llama(dataclasses.replace(CONFIG, rope_scaling=scaling, max_position_embeddings=trained)).double().eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.mul_(3) if weight.dim() > 1 else None
-    return model
-
-
-def test_dynamic_rope_depends_on_its_own_text_alone() -> None:
-    model = stretched(128)
-    busy, params = engine(TorchRunner(model)), SamplingParams(max_new_tokens=1)
-    long = prompts(1, seed=4)[0] * 12
-    for prompt in (long[:400], long[:100], long[:300]):
-        with torch.inference_mode():
-            expected = int(model(torch.tensor([prompt])).logits[0, -1].argmax())
-        assert busy.generate([prompt, long[:7]], params)[0].ids == [expected]
-
-
-class Narrow(TorchRunner):
-    at_once = 8
-
-
-def test_a_long_text_to_embed_lets_others_step_between() -> None:
-    torch.manual_seed(0)
-    both, params = engine(Narrow(Llama(CONFIG).eval())), SamplingParams(max_new_tokens=20, ignore_eos=True)
-    long, short = prompts(1, seed=4)[0] * 2, prompts(1, seed=5)[0][:5]
-    alone, wanted = both.embed([long]), both.generate([short], params)[0].ids
-    written = both.prepare(short, params)
-    both.scheduler.add(written)
-    rounds, count, found = both.embedding(long), 0, None
-    while found is None:
-        try:
-            next(rounds)
-            both.scheduler.step()
-            count += 1
-        except StopIteration as end:
-            found = end.value
-    assert torch.equal(found, alone[0])
-    assert count == -(-len(long) // 8) > 3
-    assert written.ids == wanted[: len(written.ids)] != []
-    both.scheduler.cancel(written)
-    left = both.embedding(long)
-    next(left)
-    assert both.scheduler.pages.taken > 0
-    left.close()  # whoever asked has left
-    assert both.scheduler.pages.taken == 0
-
-
-def test_dynamic_rope_is_not_guessed_at() -> None:
-    """A guess is read together with what follows it, by another rotation than alone: the text would change."""
-    model = stretched(64)
-    asked = [p[:12] * 6 for p in prompts(5, seed=2)]
-    plain, guessed = (
-        engine(TorchRunner(model)).generate(asked, SamplingParams(max_new_tokens=60, ignore_eos=True, lookup=lookup))
-        for lookup in (0, 8)
-    )
-    assert [r.ids for r in guessed] == [r.ids for r in plain]
 
 
 def test_what_cannot_fit_is_refused_before_it_waits() -> None:
