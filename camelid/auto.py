@@ -48,6 +48,7 @@ class CausalLM(Llama):
         num_beams: int = 1,
         length_penalty: float = 1.0,
         early_stopping: bool = False,
+        assistant_model: Llama | None = None,
     ) -> Tensor:
         """Complete each row of input_ids [batch, seq]; returns prompt + new ids, int64 [batch * num_return_sequences,
         longest].
@@ -55,7 +56,8 @@ class CausalLM(Llama):
         Greedy unless do_sample, or a beam search (generate/beam.py) with num_beams above 1. `max_length` counts prompt
         and new tokens, `max_new_tokens` new ones only; without either, 20 new tokens. `attention_mask` marks padding
         (0), on either side. `eos_token_id=None` never stops early. Shorter rows are filled with pad_token_id (default:
-        the first end token, else 0). `finish_reasons` holds, per row, what ended it.
+        the first end token, else 0). `assistant_model` is a draft (generate/draft.py): faster, the same ids.
+        `finish_reasons` holds, per row, what ended it.
         """
         rows = torch.as_tensor(input_ids)
         if rows.dim() != 2 or not len(rows) or rows.is_floating_point():
@@ -73,6 +75,8 @@ class CausalLM(Llama):
         )
         if num_beams > 1 and do_sample:
             raise InputError("num_beams with do_sample: a beam search does not draw; leave one of them out")
+        if num_beams > 1 and assistant_model is not None:
+            raise InputError("num_beams with assistant_model: a beam search guesses nothing; leave one of them out")
         if num_beams > 1 and num_return_sequences > num_beams:
             raise InputError(
                 f"num_return_sequences={num_return_sequences}: num_beams={num_beams} has no more than that"
@@ -84,7 +88,8 @@ class CausalLM(Llama):
             top_k=top_k, top_p=top_p, min_p=min_p, seed=seed,
         )  # fmt: skip
         prompts = [row[mask.bool()].tolist() for row, mask in zip(rows, keep, strict=True)]
-        engine = Engine(self, None, ends, _cache_tokens(self, prompts, params, search) if num_beams > 1 else None)
+        cache_tokens = _cache_tokens(self, prompts, params, search) if num_beams > 1 else None
+        engine = Engine(self, None, ends, cache_tokens, assistant_model)
         if num_beams > 1:
             results = [found for prompt in prompts for found in engine.beam_search(prompt, search)]
         else:

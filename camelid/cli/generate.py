@@ -11,7 +11,7 @@ from camelid.cli import settings
 # What says how tokens are drawn, of which a beam search draws none.
 DRAWING = (
     "best_of", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "presence_penalty",
-    "frequency_penalty", "lookup", "seed", "stop", "json_schema", "regex",
+    "frequency_penalty", "lookup", "draft", "seed", "stop", "json_schema", "regex",
 )  # fmt: skip
 
 
@@ -34,14 +34,19 @@ def sampling_arguments(parser: argparse.ArgumentParser, temperature: float, min_
     )
     parser.add_argument("--seed", type=int)
     parser.add_argument("--stop", action="append", default=[], help="end at this string; may be given again")
+    engine_arguments(parser)
+
+
+def engine_arguments(parser: argparse.ArgumentParser) -> None:
+    """How the model is opened and run: what `open_engine` reads."""
     parser.add_argument("--threads", type=int)
     parser.add_argument("--dtype", help="of the weights; by default the file's own")
     parser.add_argument("--quantization", choices=("int8", "int4"), help="round the weights while opening the model")
-    kv_cache_argument(parser)
-
-
-def kv_cache_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kv-cache", choices=("int8",), help="keep keys and values so: half of bfloat16's memory")
+    parser.add_argument(
+        "--draft", metavar="MODEL", help="a smaller model of the same vocabulary that guesses; the text is the same"
+    )
+    parser.add_argument("--draft-quantization", choices=("int8", "int4"), help="round the draft's weights")
 
 
 def sampling(options: argparse.Namespace, form: Any = None) -> Any:
@@ -66,15 +71,16 @@ def sampling(options: argparse.Namespace, form: Any = None) -> Any:
     )
 
 
-def open_engine(options: argparse.Namespace) -> Any:
-    """The Engine that the options ask for."""
+def open_engine(options: argparse.Namespace, **more: Any) -> Any:
+    """The Engine that the options ask for; `more` goes to `Engine.from_pretrained` too."""
     from camelid.formats.hf import dtype_named
     from camelid.generate.engine import Engine
 
     dtype = dtype_named(options.dtype) if options.dtype else None
     return Engine.from_pretrained(
-        options.model, options.quantization, threads=options.threads, dtype=dtype, kv_cache=options.kv_cache
-    )
+        options.model, options.quantization, threads=options.threads, dtype=dtype, kv_cache=options.kv_cache,
+        draft=options.draft, draft_quantization=options.draft_quantization, **more,
+    )  # fmt: skip
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

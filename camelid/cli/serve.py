@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from camelid.cli import settings
-from camelid.cli.generate import kv_cache_argument
+from camelid.cli.generate import engine_arguments, open_engine
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,10 +29,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--cors-origin", action="append", default=[], help="a web page's origin that may ask")
     parser.add_argument("--cache-tokens", type=int, help="tokens of all texts that the KV cache holds")
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--dtype", help="of the weights; by default the file's own")
-    parser.add_argument("--quantization", choices=("int8", "int4"), help="round the weights while opening the model")
-    kv_cache_argument(parser)
+    engine_arguments(parser)
     parser.add_argument(
         "--control-tokens",
         action="store_true",
@@ -50,8 +47,6 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     missing = next((name for name in ("starlette", "uvicorn", "prometheus_client") if find_spec(name) is None), None)
     if missing:
         raise MissingExtra(missing, "serve", "camelid serve")
-    from camelid.formats.hf import dtype_named
-    from camelid.generate.engine import Engine
     from camelid.serve.app import Service, app_of
     from camelid.serve.auth import LOOPBACK, Keys
     from camelid.serve.run import listen, run
@@ -67,10 +62,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         raise InputError(f"--adapter {name}: the model itself has that name (see --name)")
     bound = listen(options.host, options.port)
     address = bound.getsockname()
-    engine = Engine.from_pretrained(
-        options.model, options.quantization, options.threads, dtype_named(options.dtype) if options.dtype else None,
-        adapters or None, options.cache_tokens, options.kv_cache,
-    )  # fmt: skip
+    engine = open_engine(options, adapters=adapters or None, cache_tokens=options.cache_tokens)
     service = Service(engine, name, keys, control_tokens=options.control_tokens)
     hosts = {*LOOPBACK, options.host, *options.allowed_host}
     if keys and options.host in ("0.0.0.0", "::"):  # called by any of the machine's names; a key is asked for anyway

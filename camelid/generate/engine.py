@@ -18,6 +18,7 @@ import torch
 from camelid.errors import CamelidError, InputError
 from camelid.generate.beam import BeamParams, Hypothesis, beam_search
 from camelid.generate.constrain import Matcher
+from camelid.generate.draft import Draft, check_same
 from camelid.generate.runner import NativeRunner, Runner, TorchRunner, depends_on_length, native_refusal
 from camelid.generate.sampling import SamplingParams, TokenLogprob, generator_for, mean_logprob, nth, whole
 from camelid.generate.scheduler import Scheduler, run_to_end
@@ -60,12 +61,13 @@ class Engine:
     """A model and its tokenizer, ready to generate. Without a tokenizer, prompts must be ids and text stays empty.
 
     `cache_tokens`: how many tokens of all texts together the KV cache holds; by default 32,768, or a whole context if
-    that is more, in at most a quarter of memory (of a GPU's free memory).
+    that is more, in at most a quarter of memory (of a GPU's free memory). `draft`: a smaller model of the same
+    vocabulary that guesses what comes next (generate/draft.py); no text depends on it.
     """
 
     def __init__(
         self, model: Llama | Runner, tokenizer: Tokenizer | None = None, stop_ids: abc.Sequence[int] | None = None,
-        cache_tokens: int | None = None,
+        cache_tokens: int | None = None, draft: Llama | Runner | None = None,
     ) -> None:  # fmt: skip
         self.runner: Runner = TorchRunner(model) if isinstance(model, Llama) else model
         self._model = self.runner.model if isinstance(self.runner, TorchRunner) else None
@@ -74,9 +76,17 @@ class Engine:
         self.stop_ids = frozenset(self.config.stop_ids if stop_ids is None else stop_ids)
         if cache_tokens is not None and cache_tokens < 1:
             raise InputError(f"cache_tokens must be at least 1, not {cache_tokens}")
-        pages = -(-(cache_tokens or self._cache_tokens()) // PAGE)
-        self.runner.reserve(pages)
-        self.scheduler = Scheduler(self.runner, pages, reuse=not depends_on_length(self.config))
+        guessing = TorchRunner(draft) if isinstance(draft, Llama) else draft
+        if guessing is not None and depends_on_length(self.config):
+            raise InputError("a draft cannot guess for a model whose rope scaling is dynamic")
+        runners = [self.runner] if guessing is None else [self.runner, guessing]
+        pages = -(-(cache_tokens or self._cache_tokens(sum(r.page_bytes() for r in runners))) // PAGE)
+        for runner in runners:
+            runner.reserve(pages)
+        self.scheduler = Scheduler(
+            self.runner, pages, reuse=not depends_on_length(self.config),
+            draft=Draft(guessing, self.config.vocab_size) if guessing else None,
+        )  # fmt: skip
 
     @classmethod
     def from_pretrained(
@@ -88,18 +98,23 @@ class Engine:
         adapters: abc.Mapping[str, str | Path] | None = None,
         cache_tokens: int | None = None,
         kv_cache: Literal["int8"] | None = None,
+        draft: str | Path | None = None,
+        draft_quantization: str | None = None,
     ) -> Engine:
         """Open MODEL with its tokenizer, and more adapters of it by name, for `SamplingParams.adapter`.
 
         `quantization` "int8" or "int4" rounds the weights of a full-precision model to groups of 32, to nearest.
         `threads` is what the native decoder uses, and torch for the process. `kv_cache` "int8" keeps keys and values as
-        bytes, each head's of a token by its greatest: half the memory of bfloat16. Raises InputError naming what is
-        wrong.
+        bytes, each head's of a token by its greatest: half the memory of bfloat16. `draft` names a smaller model that
+        guesses for it, rounded by `draft_quantization`. Raises InputError naming what is wrong.
         """
         from camelid.formats.load import load, load_adapters, load_tokenizer, stop_ids
 
-        if quantization is not None and quantization not in BITS:
-            raise InputError(f"quantization is {quantization!r}; it can be {', '.join(BITS)} or None")
+        for name, given in (("quantization", quantization), ("draft_quantization", draft_quantization)):
+            if given is not None and given not in BITS:
+                raise InputError(f"{name} is {given!r}; it can be {', '.join(BITS)} or None")
+        if draft_quantization is not None and draft is None:
+            raise InputError("draft_quantization: there is no draft to round")
         if kv_cache not in (None, "int8"):
             raise InputError(f"kv_cache is {kv_cache!r}; it can be int8 or None")
         if threads is not None:
@@ -113,7 +128,12 @@ class Engine:
                 f"{path}: the tokenizer has {len(tokenizer)} tokens but the embedding only "
                 f"{model.config.vocab_size} rows (vocab_size in config.json): they do not belong together"
             )
-        engine = cls(runner_for(model, quantization, threads, kv_cache), tokenizer, stop_ids(path), cache_tokens)
+        runner = runner_for(model, quantization, threads, kv_cache)
+        guessing = None
+        if draft is not None:
+            check_same(tokenizer, load_tokenizer(draft), str(draft))
+            guessing = runner_for(load(draft, dtype=dtype), draft_quantization, threads, kv_cache)
+        engine = cls(runner, tokenizer, stop_ids(path), cache_tokens, guessing)
         # An adapter may have learned to end its answers by a token of its own.
         engine.adapter_stop_ids = {name: frozenset(stop_ids(folder)) for name, folder in (adapters or {}).items()}
         return engine
@@ -267,13 +287,13 @@ class Engine:
             raise InputError(f"the prompt holds token id {bad}; the model's vocabulary is {self.config.vocab_size}")
         return list(ids)
 
-    def _cache_tokens(self) -> int:
+    def _cache_tokens(self, page_bytes: int) -> int:
         wanted = max(DEFAULT_CACHE, _context(self.runner))
         if self._model is not None and self._model.device.type == "cuda":
             memory = torch.cuda.mem_get_info(self._model.device)[0]
         else:
             memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return min(wanted, max(PAGE, int(SHARE_OF_MEMORY * memory / self.runner.page_bytes()) * PAGE))
+        return min(wanted, max(PAGE, int(SHARE_OF_MEMORY * memory / page_bytes) * PAGE))
 
 
 def _result(rounds: abc.Generator[None, None, torch.Tensor]) -> torch.Tensor:

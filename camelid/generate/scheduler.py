@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from torch import Tensor
 
 from camelid.errors import CamelidError
+from camelid.generate.draft import MOST, Draft
 from camelid.generate.lookup import propose
 from camelid.generate.pages import Pages, page_names
 from camelid.generate.runner import Chunk, Runner
@@ -24,8 +25,12 @@ class Scheduler:
     """Runs sequences on a runner with `pages` pages, at most `most_texts` at a time. `add`, `cancel` and `step` may be
     called from several threads; one step runs at a time."""
 
-    def __init__(self, runner: Runner, pages: int, most_texts: int = 64, reuse: bool = True) -> None:
+    def __init__(
+        self, runner: Runner, pages: int, most_texts: int = 64, reuse: bool = True, draft: Draft | None = None
+    ) -> None:
         self.runner, self.pages, self.most_texts, self.reuse = runner, Pages(pages), most_texts, reuse
+        self.draft = draft
+        self.guessed = self.came_true = 0
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.preempted = 0
@@ -100,23 +105,28 @@ class Scheduler:
         planned = self._plan()
         if not planned:
             return []
+        drafted = self._draft(planned)
         chunks = []
         for sequence, count in planned:
-            end = sequence.fed + count
+            end = min(sequence.fed + count, sequence.length + len(sequence.proposed))  # a draft may guess fewer
             done = end == sequence.length + len(sequence.proposed)
             wanted = 1 + len(sequence.proposed) if done else 0
             ids = sequence.tokens(sequence.fed, end)
             chunks.append(Chunk(ids, sequence.fed, sequence.pages, wanted, sequence.params.adapter))
+        self._read({s: c.position + len(c.ids) for (s, _), c in zip(planned, chunks, strict=True) if s not in drafted})
         took = []
-        for (sequence, count), chunk, logits in zip(planned, chunks, self.runner.run(chunks), strict=True):
+        for (sequence, _), chunk, logits in zip(planned, chunks, self.runner.run(chunks), strict=True):
             guesses = len(sequence.proposed) if chunk.wanted else 0
-            sequence.fed += count - guesses
+            sequence.fed += len(chunk.ids) - guesses
             if chunk.wanted:
                 before = len(sequence.ids)
                 sequence.take(logits)
                 # Guesses that came true have their keys and values already; the last token has not.
-                sequence.fed += max(0, len(sequence.ids) - before - 1)
+                came_true = max(0, len(sequence.ids) - before - 1)
+                sequence.fed += came_true
+                self.guessed, self.came_true = self.guessed + guesses, self.came_true + came_true
                 took.append(sequence)
+            sequence.drafted = min(sequence.drafted, sequence.fed)
             self._name(sequence)
             if sequence.finish:
                 self._leave(sequence)
@@ -133,8 +143,7 @@ class Scheduler:
         for sequence in [*writing, *reading]:
             if sequence not in self.running:  # sent back by one before it
                 continue
-            self._guess(sequence, share - 1)
-            count = min(room, sequence.length + len(sequence.proposed) - sequence.fed)
+            count = min(room, sequence.length + self._guess(sequence, share - 1) - sequence.fed)
             if count > 0 and self._extend(sequence, count):
                 planned.append((sequence, count))
                 room -= count
@@ -158,15 +167,37 @@ class Scheduler:
             room -= count
         return [(sequence, count) for sequence, count in planned if sequence in self.running]
 
-    def _guess(self, sequence: Sequence, most: int) -> None:
-        """Propose up to `most` tokens for a text that has nothing else to feed than its last token; no more than there
-        are pages for, so that a guess sends nobody back. None where positions depend on how much is known: what is read
+    def _guess(self, sequence: Sequence, most: int) -> int:
+        """How many tokens, up to `most`, to guess for a text that has nothing else to feed than its last token: what is
+        looked up is proposed at once, a draft's guesses are made when they have their pages. No more than there are
+        pages for, so that a guess sends nobody back. None where positions depend on how much is known: what is read
         together would be turned otherwise."""
         sequence.proposed = []
-        if sequence.params.lookup and self.reuse and sequence.fed == sequence.length - 1:
-            there = (len(sequence.pages) + self.pages.free) * PAGE - sequence.length
-            most = min(most, there, sequence.params.lookup, sequence.budget - len(sequence.ids) - 1)
-            sequence.proposed = propose(sequence.prompt + sequence.ids, most)
+        if not self.reuse or sequence.fed < sequence.length - 1:
+            return 0
+        there = (len(sequence.pages) + self.pages.free) * PAGE - sequence.length
+        most = max(0, min(most, there, sequence.budget - len(sequence.ids) - 1))
+        if sequence.params.lookup:
+            sequence.proposed = propose(sequence.prompt + sequence.ids, min(most, sequence.params.lookup))
+        if sequence.proposed or self.draft is None:
+            return len(sequence.proposed)
+        return max(0, min(most, MOST, self.draft.context - sequence.length))
+
+    def _draft(self, planned: abc.Sequence[tuple[Sequence, int]]) -> set[Sequence]:
+        """Have the draft guess for the texts that have room for it; returns them."""
+        drafted = {s: count - 1 for s, count in planned if s.fed == s.length - 1 and count > 1 and not s.proposed}
+        if self.draft is not None and drafted:
+            texts = [Chunk(s.tokens(s.drafted, s.length), s.drafted, s.pages) for s in drafted]
+            for sequence, found in zip(drafted, self.draft.guess(texts, list(drafted.values())), strict=True):
+                sequence.proposed, sequence.drafted = found, sequence.length + max(0, len(found) - 1)
+        return set(drafted)
+
+    def _read(self, ends: abc.Mapping[Sequence, int]) -> None:
+        """Let the draft, if there is one, read texts up to where the model is reading them."""
+        if self.draft is not None:
+            self.draft.read([Chunk(s.tokens(s.drafted, end), s.drafted, s.pages) for s, end in ends.items()])
+        for sequence, end in ends.items():
+            sequence.drafted = end
 
     def _expect(self, sequence: Sequence) -> None:
         """Name the full pages of what a text is to read before its last token, which is always fed: its logits are
@@ -183,7 +214,7 @@ class Scheduler:
         if needed + bool(self.running) > self.pages.free:  # beside others it would be sent back soon
             self._drop(sequence)
             return False
-        sequence.fed = len(sequence.pages) * PAGE
+        sequence.fed = sequence.drafted = len(sequence.pages) * PAGE
         return True
 
     def _extend(self, sequence: Sequence, count: int) -> bool:
@@ -212,11 +243,12 @@ class Scheduler:
     def _drop(self, sequence: Sequence) -> None:
         for page in reversed(sequence.pages):  # so that of a beginning the end is given away first
             self.pages.release(page)
-        sequence.pages, sequence.names, sequence.fed, sequence.proposed = [], [], 0, []
+        sequence.pages, sequence.names, sequence.proposed = [], [], []
+        sequence.fed = sequence.drafted = 0
 
     def _name(self, sequence: Sequence) -> None:
-        """Make the pages that have become full findable."""
-        full = sequence.fed // PAGE
+        """Make the pages that have become full findable, of the draft's too."""
+        full = sequence.drafted // PAGE
         if self.reuse and full > len(sequence.names):
             before = len(sequence.names)
             sequence.names = page_names(sequence.tokens(0, full * PAGE), self._salt(sequence), sequence.names)

@@ -20,7 +20,8 @@ FinishReason = Literal["eos", "stop", "max_new_tokens", "max_length", "cancelled
 class Sequence:
     """`prompt` and then `ids`; the keys and values of the first `fed` tokens lie in `pages`, whose names are `names` as
     far as they are full; `expected` are those of what it had to read when it last waited. `proposed` are guesses at the
-    next tokens, to be checked in one step. Texts share pages with those of the same `salt` only."""
+    next tokens, to be checked in one step; a draft that makes them has read `drafted` tokens. Texts share pages with
+    those of the same `salt` only."""
 
     prompt: list[int]
     params: SamplingParams
@@ -41,6 +42,7 @@ class Sequence:
     names: list[bytes] = field(default_factory=list)
     expected: list[bytes] = field(default_factory=list)
     proposed: list[int] = field(default_factory=list)
+    drafted: int = 0
 
     @property
     def length(self) -> int:

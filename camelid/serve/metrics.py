@@ -20,6 +20,8 @@ class Metrics:
         self._pending = gauge("texts_pending", "Texts waiting or running")
         self._pages = gauge("cache_pages_taken", "Pages of the KV cache that a text holds")
         self._preempted = gauge("preempted", "Texts sent back to the queue for want of pages, since the start")
+        self._guessed = gauge("guessed_tokens", "Tokens that were guessed, by lookup or a draft, since the start")
+        self._came_true = gauge("guesses_come_true", "Guessed tokens that the model then chose, since the start")
         self._first = Histogram(
             "camelid_first_token_seconds", "Until a text's first token", registry=self._registry,
             buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
@@ -46,6 +48,8 @@ class Metrics:
             (self._pending, lambda: worker.pending),
             (self._pages, lambda: scheduler.pages.taken),
             (self._preempted, lambda: scheduler.preempted),
+            (self._guessed, lambda: scheduler.guessed),
+            (self._came_true, lambda: scheduler.came_true),
         ]
         for gauge, value in watched:
             gauge.set_function(value)
