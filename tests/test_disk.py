@@ -129,3 +129,12 @@ def test_folders_above_are_made(tmp_path: Path) -> None:
     make_folder(tmp_path / "a" / "b" / "c")
     make_folder(tmp_path / "a" / "b" / "c")
     assert (tmp_path / "a" / "b" / "c").is_dir()
+
+
+def test_a_files_name_outlasts_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name is on the disk when its folder is settled after it was given."""
+    seen: list[tuple[Path, bool]] = []
+    settle = disk.settle
+    monkeypatch.setattr(disk, "settle", lambda path: (seen.append((path, (tmp_path / "out").exists())), settle(path)))
+    new_file(tmp_path / "out", [b"content"])
+    assert seen[-1] == (tmp_path.resolve(), True)

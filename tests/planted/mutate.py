@@ -25,8 +25,8 @@ ROOMS = {
     "auth": (["serve/auth.py"], "tests/serve/test_auth.py tests/serve/test_process.py tests/serve/test_page.py"),
     "checkpoint": (
         ["train/checkpoint.py", "artifact.py", "disk.py"],
-        "tests/test_disk.py tests/train/test_crashes.py tests/train/test_train.py tests/cli tests/test_reproduce.py "
-        "tests/formats/test_hf.py tests/crash",
+        "tests/test_disk.py tests/train/test_checkpoint.py tests/train/test_crashes.py tests/train/test_train.py "
+        "tests/train/test_parallel.py tests/cli tests/test_reproduce.py tests/formats/test_hf.py tests/crash",
     ),
     "order": (["tokens/order.py", "tokens/loader.py", "tokens/pack.py"], "tests/tokens"),
     "masks": (

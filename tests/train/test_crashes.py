@@ -9,12 +9,11 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from camelid.artifact import damage
 from camelid.errors import CamelidError, InputError
@@ -25,40 +24,12 @@ from camelid.recipe import TrainSection
 from camelid.tokenizer.tokenizer import Tokenizer
 from camelid.tokens.write import build
 from camelid.train import checkpoint, pretrain
-from camelid.train.checkpoint import LoopState, Saver
 from camelid.train.optimizer import optimizer_for
 
 from ..conftest import TEXT
+from .conftest import Trained
 from .shim import FAULTS, Died, Disk
 from .test_train import losses, recipe
-
-
-@dataclass
-class Trained:
-    """A tiny model with moments, and a run folder that it is saved into."""
-
-    model: Llama
-    optimizer: torch.optim.Optimizer
-    tokenizer: Tokenizer
-    run: Path
-
-    def save(self, step: int, keep: int = 2) -> None:
-        self.model(torch.arange(8)[None]).logits.square().mean().backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        taken = checkpoint.snapshot(self.model, self.optimizer, LoopState(step=step), keep=True, copy=True)
-        saver = Saver(self.run, keep)
-        parts = {"tokenizer": self.tokenizer, "inputs": [], "settings": {}, "generation": {}}
-        saver.save(taken, background=True, **parts)
-        saver.wait()
-
-
-@pytest.fixture
-def small() -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=400, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
-        tie_word_embeddings=True,
-    )  # fmt: skip
 
 
 def third_save(trained: Trained, run: Path, at: int, fault: str) -> tuple[Disk, str]:
