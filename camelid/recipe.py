@@ -131,14 +131,16 @@ class LogSection(_Section):
 
 class FinetuneSection(_Section):
     """How a model is taught. `method` is what is learned: whole answers (full, or through an adapter: lora, dora,
-    qlora), or which of two is better (dpo, orpo, kto, simpo), through `adapter`.
+    qlora), which of two is better (dpo, orpo, kto, simpo), or what is rewarded (grpo), through `adapter`.
 
     `template` is a named chat template, "own" the model's. An adapter has `rank`, `alpha`, `targets`; `bits` and
     `group` are qlora's, of the frozen weights. `beta` weighs a preference (of DPO and KTO against the reference, of
     ORPO its odds), `margin` is SimPO's gamma, `desirable` and `undesirable` KTO's weights.
+    For grpo each question is answered `samples` times a step, in at most `max_new_tokens` at `temperature`; `reward` is
+    1 for an answer that ends by itself and whose last number (`number`), or all of it (`exact`), is the data's.
     """
 
-    method: Literal["full", "lora", "dora", "qlora", "dpo", "orpo", "kto", "simpo"] = "full"
+    method: Literal["full", "lora", "dora", "qlora", "dpo", "orpo", "kto", "simpo", "grpo"] = "full"
     adapter: Literal["auto", "none", "lora", "dora", "qlora"] = "auto"
     template: Literal["own", "llama2", "llama3", "chatml", "alpaca"] = "own"
     rank: int = Field(default=16, ge=1)
@@ -151,6 +153,10 @@ class FinetuneSection(_Section):
     margin: float = Field(default=0.5, ge=0)
     desirable: float = Field(default=1.0, gt=0)
     undesirable: float = Field(default=1.0, gt=0)
+    samples: int = Field(default=8, ge=2)
+    reward: Literal["number", "exact"] = "number"
+    temperature: float = Field(default=1.0, gt=0)
+    max_new_tokens: int = Field(default=256, ge=1)
 
     @property
     def preference(self) -> bool:
@@ -162,7 +168,9 @@ class FinetuneSection(_Section):
         """The kind of adapter, "none" when all weights are learned."""
         if self.adapter != "auto":
             return self.adapter
-        return "none" if self.method == "full" else "lora" if self.preference else self.method
+        if self.preference or self.method == "grpo":
+            return "lora"
+        return "none" if self.method == "full" else self.method
 
 
 class EvaluateSection(_Section):

@@ -14,6 +14,7 @@ import torch
 
 from camelid.errors import InputError, RecipeError
 from camelid.finetune.conversation import Encoder, Example, end_of_turn
+from camelid.finetune.grpo import rewarded
 from camelid.finetune.pack import PackedExamples, Unit
 from camelid.finetune.preference import Preference, measured
 from camelid.finetune.read import Found, read_files
@@ -28,7 +29,7 @@ from camelid.model.quantized import keep_inputs, quantize_layers
 from camelid.recipe import FinetuneSection, Recipe
 from camelid.tokenizer.template import NAMED, NEEDED
 from camelid.tokenizer.tokenizer import Tokenizer
-from camelid.tokens.batch import Batch
+from camelid.tokens.batch import Batch, Source
 from camelid.tokens.order import item_at
 from camelid.train.loop import check_begun, run
 from camelid.train.loss import NextToken, Objective, loss_sum
@@ -41,7 +42,7 @@ HELD_OUT_ROWS = 16  # at most, for the losses along the way
 @dataclass(frozen=True)
 class Material:
     """What a recipe's base and files come to, before a weight is read: the tokenizer with its template, what is learned
-    from, units, verdicts and records held out, the ids that end an answer, and what was found."""
+    from, units, records and verdicts, and those held out, the ids that end an answer, and what was found."""
 
     base: Path
     tokenizer: Tokenizer
@@ -49,6 +50,7 @@ class Material:
     held: PackedExamples | None
     good: list[bool]
     held_good: list[bool]
+    records: list[Record]
     held_records: list[Record]
     stops: list[int]
     found: list[Found]
@@ -94,6 +96,7 @@ def tuning(
     model, fingerprint = base_model(base, recipe, who, weights)
     shard(model, who)
     objective: Objective = NextToken()
+    questions: Source | None = None
     if settings.preference:
         if train.z_loss:
             raise RecipeError(
@@ -108,9 +111,14 @@ def tuning(
                 if packed:
                     out = Path(recipe.log.out)
                     packed.facts = reference_facts(before, known, packed, good, out, who, not loud)
+    check = checker(held, objective, who) if held else None
+    if settings.method == "grpo":
+        questions, objective, check = rewarded(
+            recipe, material.records, material.held_records, material.tokenizer, material.stops, who, not loud
+        )
     return Job(
-        model, material.tokenizer, source, recipe, [base, *files_of(recipe)], {"eos_token_id": material.stops}, quiet,
-        objective, checker(held, objective, who) if held else None,
+        model, material.tokenizer, questions or source, recipe, [base, *files_of(recipe)],
+        {"eos_token_id": material.stops}, quiet, objective, check,
         {"base_fingerprint": fingerprint} if model.adapters else {},
     )  # fmt: skip
 
@@ -175,13 +183,13 @@ def read_material(recipe: Recipe, quiet: bool = True) -> Material:
         return PackedExamples(units, train.sequence_length, train.seed, tokenizer.pad_token_id or 0)
 
     source = packed([unit for _, unit in kept])
-    _say(sizes(source), quiet)
+    _say(sizes(source), quiet or settings.method == "grpo")
     ends = {end_of_turn(unit[0], tokenizer) for _, unit in kept[:100]}
     stops = {*stop_ids(base), *(i for i in ends if i is not None)}
     return Material(
         base, tokenizer, source, packed([unit for _, unit in held]) if held else None,
-        [r.good is not False for r, _ in kept], [r.good is not False for r, _ in held], [r for r, _ in held],
-        sorted(stops), founds,
+        [r.good is not False for r, _ in kept], [r.good is not False for r, _ in held], [r for r, _ in kept],
+        [r for r, _ in held], sorted(stops), founds,
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ with another row's answer, which only measures how far the model has moved.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -62,6 +63,8 @@ def scores(model: Llama, batch: Batch) -> Scores:
 
 class Preference:
     """DPO (arXiv:2305.18290), ORPO (2403.07691), SimPO (2405.14734) or KTO (2402.01306) as an `Objective`."""
+
+    told: Mapping[str, float] = {}
 
     def __init__(self, settings: FinetuneSection, micro_rows: int) -> None:
         self.settings, self.micro_rows = settings, micro_rows

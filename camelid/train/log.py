@@ -64,8 +64,10 @@ class Log:
     def __init__(self, out: Path, recipe: Recipe, model: Llama, who: Ranks, state: LoopState) -> None:
         self.out, self.recipe, self.who = out, recipe, who
         self.stopped: str | None = None
-        preferring = recipe.finetune is not None and recipe.finetune.preference
-        self.unit = "mean over pairs or verdicts" if preferring else "nats per token"
+        teaching = recipe.finetune
+        self.unit = "mean over pairs or verdicts" if teaching and teaching.preference else "nats per token"
+        if teaching and teaching.method == "grpo":
+            self.unit = "minus advantage times log-probability, mean over answers"
         self.unit += ", z-loss included" if recipe.train.z_loss else ""
         self.records = earlier(out / METRICS, state.step)
         self.started, self.first_tokens, self.taken = time.monotonic(), state.tokens, 0
@@ -94,8 +96,8 @@ class Log:
             if self._board:
                 self._board.close()
 
-    def step(self, state: LoopState, taken: Taken, rate: float) -> str:
-        """Record a step; returns what a progress line says about it."""
+    def step(self, state: LoopState, taken: Taken, rate: float, told: Mapping[str, float]) -> str:
+        """Record a step and what its objective told; returns what a progress line says about it."""
         seconds = time.monotonic() - self.started
         speed = (state.tokens - self.first_tokens) / seconds
         # The hardware multiplies padding too: utilisation counts all positions.
@@ -109,8 +111,12 @@ class Log:
         }  # fmt: skip
         if taken.skipped:
             record["skipped"] = taken.skipped
+        if told:
+            record["told"] = dict(told)
         self._write(record)
         loss = f"loss {taken.loss:.3f}" if finite else "skipped"
+        if "reward" in told:
+            loss = f"reward {told['reward']:.2f}  {loss}"
         return f"{loss}  {speed:,.0f} tokens/s  MFU {used:.0%}"
 
     def checked(self, state: LoopState, found: Mapping[str, float], seconds: float) -> None:
@@ -128,8 +134,9 @@ class Log:
         if self._file:
             print(json.dumps(record), file=self._file, flush=True)
         if self._board:
-            for name, value in record.get("held_out", {}).items():
-                self._board.add_scalar(f"held_out/{name}", value, record["step"])
+            for kind in ("held_out", "told"):
+                for name, value in record.get(kind, {}).items():
+                    self._board.add_scalar(f"{kind}/{name}", value, record["step"])
             for name in ("loss", "gradient_norm", "learning_rate", "tokens_per_second"):
                 if record.get(name) is not None:
                     self._board.add_scalar(name, record[name], record["step"])
@@ -164,8 +171,11 @@ class Log:
         curves = {name: Curve(f"held-out {name}", at, [r["held_out"][name] for r in checks]) for name in names}
         losses = [Curve("loss", x, [r["loss"] for r in steps]), *([curves.pop("loss")] if "loss" in curves else [])]
         page.plot(f"Training loss, {self.unit}", losses, x="step")
+        for name in steps[0].get("told", {}) if steps else ():
+            curve = Curve("of each step", x, [r["told"][name] for r in steps])
+            page.plot(_worded(name), [curve, *([curves.pop(name)] if name in curves else [])], x="step")
         for name, curve in curves.items():
-            page.plot(f"Held-out {name}", [curve], x="step")
+            page.plot(f"Held-out {_worded(name).lower()}", [curve], x="step")
         page.plot("Gradient norm before clipping", [Curve("norm", x, [r["gradient_norm"] for r in steps])], x="step")
         page.plot("Learning rate", [Curve("rate", x, [r["learning_rate"] for r in steps])], x="step")
         page.pre(drawn(self._steps, self.recipe.train))
@@ -174,6 +184,10 @@ class Log:
             page.table(["step", "why"], skipped)
         page.pre(json.dumps(self.recipe.settings(), indent=1))
         page.write(self.out / "report.html")
+
+
+def _worded(name: str) -> str:
+    return name.replace("_", " ").capitalize()
 
 
 def applied(out: Path) -> list[dict[str, Any]]:

@@ -134,7 +134,7 @@ class _Run:
                 taken = train_step(self.job.model, self.optimizer, batch, self.job.recipe.train, rate, self.who,
                                    state.recent, self.job.objective)  # fmt: skip
                 self._count(batch, taken)
-                advance(state.step, log.step(state, taken, rate))
+                advance(state.step, log.step(state, taken, rate, self.job.objective.told))
                 if taken.skipped:
                     self._dump(batch, taken)
                 if state.in_a_row >= self.job.recipe.train.max_skips:

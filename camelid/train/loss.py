@@ -7,6 +7,7 @@ issue 34191); a test holds accumulation equal to one big batch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from torch import Tensor
@@ -20,12 +21,17 @@ from camelid.train.parallel import Ranks
 class Objective(Protocol):
     """A loss over batches."""
 
+    @property
+    def told(self) -> Mapping[str, float]:
+        """Figures of the last batch beside its loss."""
+        ...
+
     def count(self, batch: Batch) -> int:
         """What the loss is the mean over, in this batch: supervised tokens, or pairs."""
         ...
 
     def prepare(self, model: Llama, batch: Batch, who: Ranks) -> Batch:
-        """The batch with what must be known of all of it before its parts are learned from."""
+        """The batch with what must be known of all of it before it is counted and its parts are learned from."""
         ...
 
     def __call__(self, model: Llama, batch: Batch, z_loss: float) -> Tensor:
@@ -35,6 +41,8 @@ class Objective(Protocol):
 
 class NextToken:
     """Cross-entropy of the next token."""
+
+    told: Mapping[str, float] = {}
 
     def count(self, batch: Batch) -> int:
         return batch.supervised()

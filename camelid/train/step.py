@@ -101,12 +101,12 @@ def train_step(
 ) -> Taken:  # fmt: skip
     """One update on this rank's rows of the global batch; skipped when `guard.objection` has one."""
     who, objective = who or Ranks(), objective or NextToken()
+    with autocast(model.device, settings.dtype):
+        batch = objective.prepare(model, batch, who)
     counts = torch.tensor([batch.supervised(), objective.count(batch)], device=model.device)
     supervised, count = (int(n) for n in total(who, counts))
     if not supervised:
         raise CamelidError("no token of a whole batch is supervised: check the data's labels")
-    with autocast(model.device, settings.dtype):
-        batch = objective.prepare(model, batch, who)
     rows, micro = len(batch.input_ids), micro_rows(settings)
     loss = torch.zeros((), dtype=torch.float64, device=model.device)
     for first in range(0, rows, micro):

@@ -1,0 +1,192 @@
+"""Learning from rewards of the model's own answers: GRPO (arXiv:2402.03300), without a value model.
+
+At each step the model, as it is then, answers every question of the batch `samples` times by the engine. An answer's
+advantage is its reward less its group's mean, over the group's deviation, and its tokens become likelier by that much.
+A batch is learned from once, so the paper's ratio of new to old probabilities is 1 and never clipped; like trl, nothing
+holds the model to a reference. What a group agrees on teaches nothing and is left out of the step.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from camelid.errors import RecipeError
+from camelid.evaluate.answers import same_number, same_text
+from camelid.finetune.conversation import Example
+from camelid.finetune.pack import PackedExamples
+from camelid.finetune.preference import answer_log_probs
+from camelid.finetune.records import Record
+from camelid.finetune.tasks import Question, questions
+from camelid.generate.engine import Engine, Result, runner_for
+from camelid.generate.runner import Runner, TorchRunner
+from camelid.generate.sampling import SamplingParams
+from camelid.model.llama import Llama
+from camelid.model.lora import merge
+from camelid.model.quantized import QuantizedLinear
+from camelid.recipe import FinetuneSection, Recipe
+from camelid.tokenizer.tokenizer import Tokenizer
+from camelid.tokens.batch import IGNORE, PADDING, Batch
+from camelid.tokens.order import item_at
+from camelid.train.parallel import Ranks
+from camelid.train.step import Check, compute_dtype, rows_per_step
+
+QUESTION, DRAW = 0, 1  # facts of a prompt: which question it is, and the number of the draw in the whole run
+ADVANTAGE, ANSWERS = 0, 1  # facts of an answer: its advantage, and how many answers its batch had
+HELD_OUT = 64  # questions asked along the way, at most
+
+
+class Questions:
+    """Prompts as a `Source`: a row is a question to be answered once, and the rows of a question follow each other."""
+
+    def __init__(self, asked: Sequence[Question], tokenizer: Tokenizer, settings: FinetuneSection, recipe: Recipe):
+        self.asked, self.samples, self.recipe = list(asked), settings.samples, recipe
+        self.prompts = [tokenizer.apply_chat_template(q.messages, tools=q.tools) for q in asked]
+
+    def __len__(self) -> int:
+        return len(self.asked) * self.samples
+
+    def batch(self, position: int, rows: int) -> Batch:
+        """The `rows` prompts from `position` on; facts float64 [rows, 1, 2]."""
+        length, seed = self.recipe.train.sequence_length, self.recipe.train.seed
+        ids, documents = torch.zeros(rows, length, dtype=torch.int64), torch.full((rows, length), PADDING)
+        facts = torch.zeros(rows, 1, 2, dtype=torch.float64)
+        for row, draw in enumerate(range(position, position + rows)):
+            number = item_at(draw // self.samples, len(self.asked), seed)
+            prompt = self.prompts[number]
+            ids[row, : len(prompt)], documents[row, : len(prompt)] = torch.tensor(prompt), 0
+            facts[row, 0, QUESTION], facts[row, 0, DRAW] = number, draw
+        return Batch(ids, torch.full_like(ids, IGNORE), documents, one_document=True, facts=facts)
+
+
+class Grpo:
+    """GRPO as an `Objective`: prompts become answers in `prepare`."""
+
+    def __init__(self, source: Questions, tokenizer: Tokenizer, stops: Sequence[int], recipe: Recipe) -> None:
+        self.source, self.tokenizer, self.stops, self.recipe = source, tokenizer, stops, recipe
+        self.settings = recipe.finetune or FinetuneSection()
+        self.told: Mapping[str, float] = {}
+
+    def count(self, batch: Batch) -> int:
+        """Answers of the whole batch, those too that teach nothing."""
+        assert batch.facts is not None
+        return int(batch.facts[0, 0, ANSWERS])
+
+    def prepare(self, model: Llama, batch: Batch, who: Ranks) -> Batch:
+        """The batch's questions answered: packed answers with their advantages."""
+        assert batch.facts is not None
+        numbers, draws = (batch.facts[:, 0, fact].long().tolist() for fact in (QUESTION, DRAW))
+        s, seed = self.settings, self.recipe.train.seed
+        params = [
+            SamplingParams(s.max_new_tokens, temperature=s.temperature, seed=(seed << 32) + draw) for draw in draws
+        ]
+        found = self.answers(model, [self.source.prompts[n] for n in numbers], params)
+        asked = [self.source.asked[n] for n in numbers]
+        rewards = torch.tensor([reward(a, q.reference, s.reward) for a, q in zip(found, asked, strict=True)])
+        advantage = advantages(rewards, s.samples)
+        self.told = {
+            "reward": float(rewards.mean()),
+            "stopped_by_itself": sum(a.finish_reason == "eos" for a in found) / len(found),
+            "answer_tokens": sum(len(a.ids) for a in found) / len(found),
+            "groups_that_differ": float((advantage.view(-1, s.samples) != 0).any(1).double().mean()),
+        }
+        taught = advantage.nonzero().flatten().tolist() or [0]
+        units, facts = [], []
+        for n in taught:
+            prompt = self.source.prompts[numbers[n]]
+            units.append((Example([*prompt, *found[n].ids], [*[IGNORE] * len(prompt), *found[n].ids]),))
+            facts.append([[float(advantage[n]), float(len(found))]])
+        packed = PackedExamples(units, self.recipe.train.sequence_length, seed, self.tokenizer.pad_token_id or 0)
+        packed.facts = torch.tensor(facts, dtype=torch.float64)
+        return packed.batch_of(range(len(packed)))
+
+    def __call__(self, model: Llama, batch: Batch, z_loss: float) -> Tensor:
+        """Sum over answers of minus the advantage times the mean log-probability of the answer's tokens."""
+        assert batch.facts is not None
+        sums, counts = answer_log_probs(model, batch)
+        there = counts > 0
+        advantage = batch.facts[:, : sums.shape[1], ADVANTAGE].to(sums)
+        return -(advantage[there] * sums[there] / counts[there]).sum()
+
+    def answers(
+        self, model: Llama, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]
+    ) -> Sequence[Result]:
+        """What the model says as it is now."""
+        # Lengths that change with every token are not worth compiling for.
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            runner = speaking(model, compute_dtype(model.device, self.recipe.train.dtype))
+            return Engine(runner, self.tokenizer, self.stops).generate(prompts, params)
+
+    def checker(self, held: Questions) -> Check:
+        """The greedy answers' mean reward over questions that are not learned from."""
+        asked, prompts = held.asked[:HELD_OUT], held.prompts[:HELD_OUT]
+
+        def check(model: Llama) -> dict[str, float]:
+            params = [SamplingParams(self.settings.max_new_tokens)] * len(prompts)
+            found = self.answers(model, prompts, params)
+            rewards = [reward(a, q.reference, self.settings.reward) for a, q in zip(found, asked, strict=True)]
+            stopped = sum(a.finish_reason == "eos" for a in found)
+            return {"reward": sum(rewards) / len(rewards), "stopped_by_itself": stopped / len(found)}
+
+        return check
+
+
+def reward(answer: Result, reference: str, kind: str) -> float:
+    """1 for an answer that the model ended by itself and that is right, else 0."""
+    same = same_number if kind == "number" else same_text
+    return float(answer.finish_reason == "eos" and same(answer.text, reference))
+
+
+def advantages(rewards: Tensor, samples: int) -> Tensor:
+    """Each reward [answers] less the mean of its group of `samples`, over the group's standard deviation (+ 1e-4)."""
+    groups = rewards.double().view(-1, samples)
+    apart = (groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)
+    return apart.flatten()
+
+
+def speaking(model: Llama, dtype: torch.dtype) -> Runner:
+    """What answers as the model would now: on a CPU the native decoder, from a copy with its adapter merged."""
+    if model.device.type != "cpu" or any(isinstance(m, QuantizedLinear) for m in model.modules()):
+        return TorchRunner(model)
+    twin = copy.deepcopy(model)
+    for name in list(twin.adapters):
+        merge(twin, name)
+    return runner_for(twin.to(dtype))
+
+
+def rewarded(
+    recipe: Recipe, records: Sequence[Record], held: Sequence[Record], tokenizer: Tokenizer, stops: Sequence[int],
+    who: Ranks, quiet: bool,
+) -> tuple[Questions, Grpo, Check | None]:  # fmt: skip
+    """The source, the objective and the check of a recipe. Raises RecipeError for one that cannot be run."""
+    settings, train = recipe.finetune or FinetuneSection(), recipe.train
+    if who.world > 1:
+        raise RecipeError("finetune.method grpo runs in one process: the engine that answers holds the whole model")
+    if train.z_loss:
+        raise RecipeError(f"train.z_loss {train.z_loss:g} is of the loss per token, which grpo has none of")
+    rows = rows_per_step(train)
+    if rows % settings.samples:
+        wanted = (rows // settings.samples + 1) * settings.samples * train.sequence_length
+        raise RecipeError(
+            f"train.global_batch_tokens {train.global_batch_tokens} is {rows} sequences, which is no whole number of "
+            f"questions answered {settings.samples} times (finetune.samples): set it to {wanted}"
+        )
+    room = train.sequence_length - settings.max_new_tokens
+    asked = questions(records, len(records), tokenizer, room)
+    if not asked:
+        raise RecipeError(
+            f"finetune.method grpo has no questions: of {len(records)} records none has an answer and a question of at "
+            f"most {room} tokens (train.sequence_length less finetune.max_new_tokens)"
+        )
+    if not quiet:
+        print(f"{len(asked):,} of {len(records):,} records are questions with room for an answer; a step asks "
+              f"{rows // settings.samples}, {settings.samples} times each", file=sys.stderr)  # fmt: skip
+    source = Questions(asked, tokenizer, settings, recipe)
+    objective = Grpo(source, tokenizer, stops, recipe)
+    kept = questions(held, HELD_OUT, tokenizer, room)
+    check = objective.checker(Questions(kept, tokenizer, settings, recipe)) if kept else None
+    return source, objective, check

@@ -1,0 +1,245 @@
+"""GRPO: its advantages and its gradient by the paper's formula, answers of the model as it is, and a model that learns
+what is rewarded; stopped and resumed, the same bits."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from camelid.errors import RecipeError
+from camelid.finetune import finetune, grpo
+from camelid.finetune.grpo import Grpo, advantages, reward, rewarded, speaking
+from camelid.finetune.job import planned, read_material
+from camelid.formats import load, save
+from camelid.formats.load import load_tokenizer
+from camelid.generate.engine import Engine, Result
+from camelid.generate.runner import TorchRunner
+from camelid.generate.sampling import SamplingParams
+from camelid.model.config import LlamaConfig
+from camelid.model.llama import Llama
+from camelid.model.lora import LoraConfig, adapt
+from camelid.model.quantized import quantize_layers
+from camelid.recipe import Recipe
+from camelid.train.estimate import estimate
+from camelid.train.parallel import Ranks
+
+from .test_finetune import SAID, answers, recipe, says, written
+
+
+@pytest.fixture(scope="module")
+def undecided(tokenizers: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that answers each word of SAID with any of the answers."""
+    folder = tmp_path_factory.mktemp("undecided")
+    torch.manual_seed(0)
+    tokenizer = load_tokenizer(tokenizers["byte-level"])
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=256, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    save(Llama(config), folder / "random")
+    tokenizer.save(folder / "random")
+    rows = [{"prompt": q, "completion": a} for q in SAID for a in SAID.values()]
+    taught = recipe(folder / "random", written(folder / "x.jsonl", rows), folder / "run",
+                    train={"steps": 120, "global_batch_tokens": 1024, "learning_rate": 3e-3})  # fmt: skip
+    save(load(finetune(taught, quiet=True)["checkpoint"]), folder / "base")
+    tokenizer.save(folder / "base")
+    return folder / "base"
+
+
+def rewarding(base: Path, files: str, out: Path, **more: Any) -> Recipe:
+    train = {"steps": 4, "sequence_length": 64, "global_batch_tokens": 64 * 16} | more.pop("train", {})
+    told = {"reward": "exact", "samples": 8, "max_new_tokens": 12, "adapter": "none"} | more.pop("finetune", {})
+    return recipe(base, files, out, "grpo", train=train, finetune=told, **more)
+
+
+def objective_of(chosen: Recipe) -> tuple[Grpo, Llama]:
+    material = read_material(chosen)
+    _, objective, _ = rewarded(chosen, material.records, [], material.tokenizer, material.stops, Ranks(), True)
+    return objective, load(chosen.model.from_ or "")
+
+
+def test_an_advantage_is_told_by_its_group() -> None:
+    found = advantages(torch.tensor([1.0, 0, 0, 1, 0, 0, 0, 0, 1, 1, 1, 0]), 4)
+    half = 0.5 / ((4 * 0.25 / 3) ** 0.5 + 1e-4)
+    assert found[:4].tolist() == pytest.approx([half, -half, -half, half])
+    assert found[4:8].tolist() == [0.0] * 4
+    assert found[8:].tolist() == pytest.approx([0.25 / 0.5001] * 3 + [-0.75 / 0.5001])
+
+
+@pytest.mark.parametrize(
+    ("text", "ended", "kind", "wanted"),
+    [("so it is 1,200.", "eos", "number", 1.0), ("so it is 1,200.", "max_new_tokens", "number", 0.0),
+     ("it is 12 of 13", "eos", "number", 0.0), ("#### 1200", "eos", "exact", 1.0), ("1200", "eos", "exact", 0.0)],
+)  # fmt: skip
+def test_only_what_is_right_and_ends_is_rewarded(text: str, ended: Any, kind: str, wanted: float) -> None:
+    assert reward(Result([1], text, ended, 3), "#### 1200", kind) == wanted
+
+
+@pytest.mark.parametrize(("length", "close"), [(40, 1e-9), (128, 1e-6)])
+def test_the_gradient_is_the_papers(undecided: Path, tmp_path: Path, length: int, close: float) -> None:
+    """min(ratio * A, clip(ratio) * A), a mean over tokens and then over answers, at the ratio 1; float64. Where several
+    answers share a row they are turned by other angles, whose sines are in float32."""
+    sizes = {"sequence_length": length, "global_batch_tokens": length * 16}
+    chosen = rewarding(undecided, answers(tmp_path), tmp_path / "run", train=sizes)
+    objective, model = objective_of(chosen)
+    model = model.double()
+    batch = objective.source.batch(0, 16)
+    prepared = objective.prepare(model, batch, Ranks())
+    told = dict(objective.told)
+    assert 0 < told["reward"] < 1
+    assert objective.count(prepared) == 16
+    (objective(model, prepared, 0.0) / 16).backward()
+    found = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+
+    said = objective.answers(model, *asked_by(objective, batch))
+    numbers = batch.facts[:, 0, 0].long().tolist()  # type: ignore[index]
+    rewards = [float(r.finish_reason == "eos" and r.text == objective.source.asked[n].reference)
+               for r, n in zip(said, numbers, strict=True)]  # fmt: skip
+    assert sum(rewards) / 16 == told["reward"]
+    total = torch.zeros((), dtype=torch.float64)
+    for first in range(0, 16, 8):
+        group = torch.tensor(rewards[first : first + 8], dtype=torch.float64)
+        for n in range(first, first + 8):
+            prompt = objective.source.prompts[numbers[n]]
+            logits = model(torch.tensor([[*prompt, *said[n].ids]])).logits[0, len(prompt) - 1 : -1]
+            logp = logits.log_softmax(-1).gather(1, torch.tensor(said[n].ids)[:, None])[:, 0]
+            ratio = (logp - logp.detach()).exp()
+            advantage = (rewards[n] - group.mean()) / (group.std() + 1e-4)
+            total = total - torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage).mean() / 16
+    total.backward()
+    wanted = [p.grad for p in model.parameters() if p.grad is not None]
+    largest = max(float(other.abs().max()) for other in wanted)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=close * largest)
+
+
+def asked_by(objective: Grpo, batch: Any) -> tuple[list[list[int]], list[SamplingParams]]:
+    """What `prepare` asks for a batch."""
+    numbers, draws = (batch.facts[:, 0, fact].long().tolist() for fact in (0, 1))
+    seed, s = objective.recipe.train.seed, objective.settings
+    params = [SamplingParams(s.max_new_tokens, temperature=s.temperature, seed=(seed << 32) + draw) for draw in draws]
+    return [objective.source.prompts[n] for n in numbers], params
+
+
+def test_a_step_in_parts_is_the_step(undecided: Path, tmp_path: Path) -> None:
+    chosen = rewarding(undecided, answers(tmp_path), tmp_path / "run", train={"global_batch_tokens": 64 * 64})
+    objective, model = objective_of(chosen)
+    prepared = objective.prepare(model, objective.source.batch(0, 64), Ranks())
+    model = model.double()
+    whole = objective(model, prepared, 0.0)
+    parts = sum(objective(model, prepared.part(n, n + 1), 0.0) for n in range(len(prepared.input_ids)))
+    assert len(prepared.input_ids) > 2
+    torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-12)
+
+
+def test_questions_come_in_groups_and_each_once_an_epoch(undecided: Path, tmp_path: Path) -> None:
+    objective, _ = objective_of(rewarding(undecided, answers(tmp_path), tmp_path / "run"))
+    source = objective.source
+    assert len(source) == 4 * 8
+    for epoch in range(2):
+        batch = source.batch(epoch * 32, 32)
+        assert batch.facts is not None
+        numbers = batch.facts[:, 0, 0].view(4, 8)
+        assert (numbers == numbers[:, :1]).all()
+        assert sorted(numbers[:, 0].tolist()) == [0, 1, 2, 3]
+        assert batch.facts[:, 0, 1].tolist() == list(range(epoch * 32, epoch * 32 + 32))
+        assert batch.supervised() == 0
+    later = source.batch(5, 3)
+    assert torch.equal(later.input_ids, source.batch(0, 32).input_ids[5:8])
+
+
+def test_where_all_agree_nothing_is_taught(undecided: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    objective, model = objective_of(rewarding(undecided, answers(tmp_path), tmp_path / "run"))
+    monkeypatch.setattr(grpo, "reward", lambda *given: 1.0)
+    prepared = objective.prepare(model, objective.source.batch(0, 16), Ranks())
+    objective(model, prepared, 0.0).backward()
+    assert prepared.supervised() > 0
+    assert all(not p.grad.any() for p in model.parameters() if p.grad is not None)
+    assert objective.told["groups_that_differ"] == 0
+
+
+@pytest.mark.parametrize("kind", ["plain", "lora", "qlora"])
+def test_what_answers_is_the_model_as_it_is(undecided: Path, kind: str) -> None:
+    model = load(undecided)
+    if kind == "qlora":
+        quantize_layers(model, 4, 16, symmetric=False, rounds_inputs=False)
+    if kind != "plain":
+        adapt(model, LoraConfig(4, 8.0, ("q_proj", "down_proj")))
+        torch.manual_seed(1)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.05)
+    prompts = [[1, 2, 3], [7, 8, 9, 10]]
+    params = SamplingParams(max_new_tokens=20, ignore_eos=True)
+    wanted = [r.ids for r in Engine(TorchRunner(copy.deepcopy(model)), None, ()).generate(prompts, params)]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = Engine(speaking(model, torch.float32), None, ()).generate(prompts, params)
+    assert [r.ids for r in found] == wanted
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize("adapter", ["none", "lora", "qlora"])
+def test_what_is_rewarded_is_learned(undecided: Path, tmp_path: Path, adapter: str) -> None:
+    rate = {"none": 1e-3, "lora": 5e-3, "qlora": 5e-3}[adapter]
+    rows = [{"prompt": q, "completion": "moon"} for q in SAID]
+    chosen = rewarding(undecided, written(tmp_path / "x.jsonl", rows * 4), tmp_path / "run", data={"held_out": 0.25},
+                       train={"steps": 40, "learning_rate": rate, "global_batch_tokens": 64 * 32},
+                       finetune={"adapter": adapter})  # fmt: skip
+    result = finetune(chosen, quiet=True)
+    held = result["held_out"]
+    assert held["before"]["reward"] < 0.7
+    assert held["after"]["reward"] == held["after"]["stopped_by_itself"] == 1.0
+    assert says(tmp_path / "run", "ping") == ("moon", "eos")
+    told = [json.loads(line).get("told") for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rewards = [t["reward"] for t in told if t]
+    assert len(rewards) == 40
+    assert sum(rewards[-5:]) / 5 > sum(rewards[:2]) / 2 + 0.15
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Reward" in page
+    assert "minus advantage times log-probability" in page
+
+
+def test_a_resumed_run_is_the_run(undecided: Path, tmp_path: Path) -> None:
+    files = answers(tmp_path)
+    whole = finetune(rewarding(undecided, files, tmp_path / "whole"), quiet=True)
+    finetune(rewarding(undecided, files, tmp_path / "cut"), quiet=True)
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "step-00000004")
+    again = finetune(rewarding(undecided, files, tmp_path / "cut"), resume=True, quiet=True)
+    assert again["digest"] == whole["digest"]
+    assert again["digest"] != finetune(rewarding(undecided, files, tmp_path / "other", train={"seed": 1}))["digest"]
+
+
+def test_a_plan_covers_it(undecided: Path, tmp_path: Path) -> None:
+    said = estimate(rewarding(undecided, answers(tmp_path), tmp_path / "run"), planned)
+    assert said["fits"]
+    assert said["hours"] > 0
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [({"train": {"global_batch_tokens": 64 * 12}}, r"12 sequences.*8 times.*set it to 1024"),
+     ({"finetune": {"max_new_tokens": 60}}, "no questions.*at most 4 tokens"),
+     ({"train": {"z_loss": 1e-4}}, "z_loss")],
+)  # fmt: skip
+def test_what_cannot_be_run_is_refused(undecided: Path, tmp_path: Path, more: dict[str, Any], why: str) -> None:
+    with pytest.raises(RecipeError, match=why):
+        finetune(rewarding(undecided, answers(tmp_path), tmp_path / "run", **more), quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_several_processes_are_refused(undecided: Path, tmp_path: Path) -> None:
+    chosen = rewarding(undecided, answers(tmp_path), tmp_path / "run")
+    material = read_material(chosen)
+    with pytest.raises(RecipeError, match="one process"):
+        rewarded(chosen, material.records, [], material.tokenizer, material.stops, replace(Ranks(), world=2), True)
