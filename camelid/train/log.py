@@ -21,7 +21,7 @@ from camelid.report.page import Curve, Page
 from camelid.train.checkpoint import LoopState
 from camelid.train.parallel import Ranks
 from camelid.train.schedule import drawn
-from camelid.train.step import Taken, rows_per_step
+from camelid.train.step import Taken
 
 METRICS = "metrics.jsonl"
 # Dense bfloat16 peaks of the makers' data sheets, FLOP/s.
@@ -70,10 +70,9 @@ class Log:
             self.unit = "minus advantage times log-probability, mean over answers"
         self.unit += ", z-loss included" if recipe.train.z_loss else ""
         self.records = earlier(out / METRICS, state.step)
-        self.started, self.first_tokens, self.taken = time.monotonic(), state.tokens, 0
+        self.started, self.first_tokens, self.positions = time.monotonic(), state.tokens, 0
         self._flops = flops_per_token(model.config, recipe.train.sequence_length, frozen=bool(model.adapters))
         self._steps = state.steps
-        self._width = rows_per_step(recipe.train) * recipe.train.sequence_length
         self.peak, self.denominator = peak_flops(who.device)
         self._file: TextIO | None = None
         self._board: Any = None
@@ -100,9 +99,8 @@ class Log:
         """Record a step and what its objective told; returns what a progress line says about it."""
         seconds = time.monotonic() - self.started
         speed = (state.tokens - self.first_tokens) / seconds
-        # The hardware multiplies padding too: utilisation counts all positions.
-        self.taken += 1  # the number of the step goes back with a rollback
-        used = self.taken * self._width / seconds * self._flops / (self.peak * self.who.world)
+        self.positions += taken.positions
+        used = self.positions / seconds * self._flops / (self.peak * self.who.world)
         finite = math.isfinite(taken.loss) and math.isfinite(taken.norm)
         record: dict[str, Any] = {
             "step": state.step, "loss": taken.loss if finite else None, "gradient_norm": taken.norm if finite else None,

@@ -48,11 +48,13 @@ class Job:
 @dataclass(frozen=True)
 class Taken:
     """What a step found: the mean loss over the global batch (see `Objective.count`), the gradient's norm before
-    clipping, how many tokens were supervised, and why the update was not applied, if it was not."""
+    clipping, how many tokens were supervised, how many positions were multiplied, padding too, and why the update was
+    not applied, if it was not."""
 
     loss: float
     norm: float
     supervised: int
+    positions: int
     skipped: str | None
 
 
@@ -103,8 +105,8 @@ def train_step(
     who, objective = who or Ranks(), objective or NextToken()
     with autocast(model.device, settings.dtype):
         batch = objective.prepare(model, batch, who)
-    counts = torch.tensor([batch.supervised(), objective.count(batch)], device=model.device)
-    supervised, count = (int(n) for n in total(who, counts))
+    counts = torch.tensor([batch.supervised(), batch.labels.numel(), objective.count(batch)], device=model.device)
+    supervised, positions, count = (int(n) for n in total(who, counts))
     if not supervised:
         raise CamelidError("no token of a whole batch is supervised: check the data's labels")
     rows, micro = len(batch.input_ids), micro_rows(settings)
@@ -125,4 +127,4 @@ def train_step(
             group["lr"] = rate
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return Taken(float(loss), norm, supervised, skipped)
+    return Taken(float(loss), norm, supervised, positions, skipped)
