@@ -1,6 +1,7 @@
 """Guesses at the next tokens by a smaller model of the same vocabulary (speculative decoding, arXiv:2211.17192). The
 model that is asked reads them all in one step and chooses each token as it would have without; a guess that is the same
-has saved a step. So the draft always guesses its likeliest token, and no text depends on it, drawn ones neither.
+has saved a step. So the draft always guesses its likeliest token, and no text depends on it, drawn ones neither: in the
+native decoder bit for bit, in torch up to the order of sums, as with any other neighbours in a batch.
 
 The draft keeps its keys and values in pages of the same numbers as the model, so what is shared, sent back or freed
 there is so here.

@@ -122,6 +122,8 @@ class Engine:
                 raise InputError(f"threads must be at least 1, not {threads}")
             torch.set_num_threads(threads)
         tokenizer = load_tokenizer(path)
+        if draft is not None:
+            check_same(tokenizer, load_tokenizer(draft), str(draft))
         model: Llama = load_adapters(path, adapters, dtype) if adapters else load(path, dtype=dtype)
         if len(tokenizer) > model.config.vocab_size:
             raise InputError(
@@ -131,8 +133,10 @@ class Engine:
         runner = runner_for(model, quantization, threads, kv_cache)
         guessing = None
         if draft is not None:
-            check_same(tokenizer, load_tokenizer(draft), str(draft))
-            guessing = runner_for(load(draft, dtype=dtype), draft_quantization, threads, kv_cache)
+            try:
+                guessing = runner_for(load(draft, dtype=dtype), draft_quantization, threads, kv_cache)
+            except InputError as error:
+                raise InputError(f"draft {draft}: {error}") from None
         engine = cls(runner, tokenizer, stop_ids(path), cache_tokens, guessing)
         # An adapter may have learned to end its answers by a token of its own.
         engine.adapter_stop_ids = {name: frozenset(stop_ids(folder)) for name, folder in (adapters or {}).items()}

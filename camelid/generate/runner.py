@@ -72,7 +72,7 @@ class Runner(Protocol):
 
 
 class TorchRunner:
-    """Runs the torch model: chunks of several tokens one by one, single tokens of one adapter together. Under dynamic
+    """Runs the torch model: short chunks of one length and one adapter together, long ones each alone. Under dynamic
     RoPE scaling every text is run by itself and every prompt in one piece, for what a token gets depends on the
     length. Keys and values are kept in the model's dtype or, with `integers`, in int8."""
 
@@ -111,13 +111,13 @@ class TorchRunner:
 
     def run(self, chunks: Sequence[Chunk]) -> list[Tensor]:
         found: dict[int, Tensor] = {}
-        single: dict[str | None, list[int]] = {}
+        alike: dict[tuple[int, str | None], list[int]] = {}
         for number, chunk in enumerate(chunks):
-            if len(chunk.ids) == 1 and chunk.wanted == 1 and not depends_on_length(self.config):
-                single.setdefault(chunk.adapter, []).append(number)
+            if len(chunk.ids) <= PAGE and not depends_on_length(self.config):
+                alike.setdefault((len(chunk.ids), chunk.adapter), []).append(number)
             else:
                 [found[number]] = self._together([chunk])
-        for numbers in single.values():
+        for numbers in alike.values():
             found.update(zip(numbers, self._together([chunks[n] for n in numbers]), strict=True))
         return [found[number] for number in range(len(chunks))]
 

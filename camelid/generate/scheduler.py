@@ -9,6 +9,7 @@ import threading
 import time
 from collections import abc, deque
 from contextlib import contextmanager
+from operator import eq
 
 from torch import Tensor
 
@@ -119,12 +120,12 @@ class Scheduler:
             guesses = len(sequence.proposed) if chunk.wanted else 0
             sequence.fed += len(chunk.ids) - guesses
             if chunk.wanted:
-                before = len(sequence.ids)
+                before, proposed = len(sequence.ids), sequence.proposed
                 sequence.take(logits)
                 # Guesses that came true have their keys and values already; the last token has not.
-                came_true = max(0, len(sequence.ids) - before - 1)
-                sequence.fed += came_true
-                self.guessed, self.came_true = self.guessed + guesses, self.came_true + came_true
+                sequence.fed += max(0, len(sequence.ids) - before - 1)
+                self.guessed += guesses
+                self.came_true += sum(map(eq, proposed, sequence.ids[before:]))
                 took.append(sequence)
             sequence.drafted = min(sequence.drafted, sequence.fed)
             self._name(sequence)
@@ -135,6 +136,8 @@ class Scheduler:
     def _plan(self) -> list[tuple[Sequence, int]]:
         """Sequences and how many of their tokens to feed, with pages for them."""
         room = self.runner.at_once
+        for sequence in self.running:  # a step that was broken off may have left more
+            sequence.proposed, sequence.drafted = [], min(sequence.drafted, sequence.fed)
         planned: list[tuple[Sequence, int]] = []
         writing = [s for s in self.running if s.fed == s.length - 1]
         reading = [s for s in self.running if s.fed < s.length - 1]
@@ -170,12 +173,11 @@ class Scheduler:
     def _guess(self, sequence: Sequence, most: int) -> int:
         """How many tokens, up to `most`, to guess for a text that has nothing else to feed than its last token: what is
         looked up is proposed at once, a draft's guesses are made when they have their pages. No more than there are
-        pages for, so that a guess sends nobody back. None where positions depend on how much is known: what is read
-        together would be turned otherwise."""
-        sequence.proposed = []
+        pages for beside one for every other text, so that a guess sends nobody back. None where positions depend on how
+        much is known: what is read together would be turned otherwise."""
         if not self.reuse or sequence.fed < sequence.length - 1:
             return 0
-        there = (len(sequence.pages) + self.pages.free) * PAGE - sequence.length
+        there = (len(sequence.pages) + max(0, self.pages.free - len(self.running) + 1)) * PAGE - sequence.length
         most = max(0, min(most, there, sequence.budget - len(sequence.ids) - 1))
         if sequence.params.lookup:
             sequence.proposed = propose(sequence.prompt + sequence.ids, min(most, sequence.params.lookup))
@@ -193,9 +195,11 @@ class Scheduler:
         return set(drafted)
 
     def _read(self, ends: abc.Mapping[Sequence, int]) -> None:
-        """Let the draft, if there is one, read texts up to where the model is reading them."""
+        """Let the draft, if there is one, read texts up to where the model is reading them; beyond its context, where
+        it guesses nothing, it need not."""
         if self.draft is not None:
-            self.draft.read([Chunk(s.tokens(s.drafted, end), s.drafted, s.pages) for s, end in ends.items()])
+            near = {s: end for s, end in ends.items() if s.drafted < self.draft.context}
+            self.draft.read([Chunk(s.tokens(s.drafted, end), s.drafted, s.pages) for s, end in near.items()])
         for sequence, end in ends.items():
             sequence.drafted = end
 

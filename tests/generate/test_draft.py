@@ -16,15 +16,20 @@ import torch
 from camelid.auto import CausalLM
 from camelid.cli import run
 from camelid.errors import InputError
+from camelid.formats.load import load
 from camelid.generate import draft as drafts
+from camelid.generate.beam import BeamParams
+from camelid.generate.constrain import Form
 from camelid.generate.engine import Engine, result_of
-from camelid.generate.runner import NativeRunner, Runner, TorchRunner
+from camelid.generate.runner import Chunk, NativeRunner, Runner, TorchRunner
 from camelid.generate.sampling import SamplingParams
 from camelid.generate.scheduler import run_to_end
 from camelid.kernels.decoder import PAGE
 from camelid.kernels.library import library
 from camelid.model.config import LlamaConfig, RopeScaling
 from camelid.model.llama import Llama
+from camelid.model.lora import LoraConfig, adapt, use_adapter
+from camelid.tokenizer.tokenizer import Tokenizer
 
 CONFIG = LlamaConfig(
     vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
@@ -114,14 +119,83 @@ def test_what_goes_on_from_a_finished_text_finds_the_drafts_pages_whole(kind: st
     assert engine.scheduler.guessed == engine.scheduler.came_true > 100
 
 
-def test_lookups_and_guesses_take_turns() -> None:
+def test_lookups_and_guesses_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a lookup proposed, right or wrong, is known to the draft: it is not wrong afterwards."""
     weights = model()
     engine = Engine(weights, None, (), draft=weights)
-    found = engine.generate([[5, 6, 7, 8, 9] * 12], SamplingParams(max_new_tokens=80, lookup=2))[0]
-    assert (
-        found.ids
-        == Engine(weights, None, ()).generate([[5, 6, 7, 8, 9] * 12], SamplingParams(max_new_tokens=80))[0].ids
-    )
+    assert engine.scheduler.draft
+    guess, guesses = engine.scheduler.draft.guess, []
+
+    def watched(texts: list[Chunk], most: list[int]) -> list[list[int]]:
+        found = guess(texts, most)
+        guesses.extend((text.position + len(text.ids), ids) for text, ids in zip(texts, found, strict=True))
+        return found
+
+    monkeypatch.setattr(engine.scheduler.draft, "guess", watched)
+    prompt = [5, 6, 7, 8, 9] * 6
+    found = engine.generate([prompt], SamplingParams(max_new_tokens=80, lookup=2))[0]
+    assert found.ids == Engine(weights, None, ()).generate([prompt], SamplingParams(max_new_tokens=80))[0].ids
+    whole = prompt + found.ids
+    assert all(whole[at : at + len(ids)] == ids for at, ids in guesses)
+    drafted = sum(len(ids) for _, ids in guesses)
+    assert drafted > 10
+    assert engine.scheduler.guessed - drafted > engine.scheduler.came_true - drafted > 0  # lookups, some of them wrong
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_that_is_broken_off_harms_nobody(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = model()
+    asked, params = prompts(3, seed=2), SamplingParams(max_new_tokens=30)
+    expected = [r.ids for r in Engine(runner_of(kind, weights), None, ()).generate(asked, params)]
+    for broken in range(1, 5):
+        engine = Engine(runner_of(kind, weights), None, (), draft=runner_of(kind, weights))
+        texts = [engine.prepare(ids, params) for ids in asked]
+        for text in texts:
+            engine.scheduler.add(text)
+        for _ in range(broken):
+            engine.scheduler.step()
+        with monkeypatch.context() as patch:
+            patch.setattr(engine.runner, "run", lambda chunks: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                engine.scheduler.step()
+        run_to_end(engine.scheduler, texts)
+        assert [text.ids for text in texts] == expected
+        assert engine.scheduler.guessed == engine.scheduler.came_true
+
+
+def test_forms_stops_ends_and_adapters(folder: Path, chat_tokenizer: Tokenizer) -> None:
+    """Guesses meet all that ends or bends a text."""
+    whole = load(folder)
+    adapt(whole, LoraConfig(4, 8.0, ("q_proj", "down_proj")), "mine")
+    for name, parameter in whole.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    use_adapter(whole, None)
+    free = SamplingParams(max_new_tokens=40, ignore_eos=True)
+    alone = Engine(copy.deepcopy(whole), chat_tokenizer)
+    plain, adapted = alone.generate(["The camel"] * 2, [free, dataclasses.replace(free, adapter="mine")])
+    assert plain.ids != adapted.ids
+    wishes = [
+        free,
+        dataclasses.replace(free, adapter="mine"),
+        dataclasses.replace(free, stop=(chat_tokenizer.decode(plain.ids[10:12]),)),
+        dataclasses.replace(free, form=Form("regex", "[a-z]{3} [0-9]{5,9}"), temperature=1.0, seed=1),
+        dataclasses.replace(free, logit_bias={plain.ids[3]: -50.0}, frequency_penalty=0.5, logprobs=2),
+    ]
+    drafted = Engine(whole, chat_tokenizer, draft=load(folder))
+    found, expected = (e.generate(["The camel"] * 5, wishes) for e in (drafted, alone))
+    assert [(r.ids, r.text, r.finish_reason) for r in found] == [(r.ids, r.text, r.finish_reason) for r in expected]
+    assert [len(r.logprobs or []) for r in found] == [0, 0, 0, 0, 40]
+    ending = Engine(load(folder), chat_tokenizer, [plain.ids[7]], draft=load(folder))
+    [ended] = ending.generate(["The camel"], SamplingParams(max_new_tokens=40))
+    assert (ended.ids, ended.finish_reason) == (plain.ids[:8], "eos")
+    assert ending.scheduler.guessed >= ending.scheduler.came_true >= 6
+    # What does not guess goes by the model alone.
+    searched = [
+        [r.ids for r in e.beam_search("The camel", BeamParams(2, 2, max_new_tokens=9))] for e in (drafted, alone)
+    ]
+    assert searched[0] == searched[1]
+    torch.testing.assert_close(drafted.embed(["a", "The camel " * 9]), alone.embed(["a", "The camel " * 9]))
 
 
 @pytest.mark.parametrize("size", [200, 300, 400])
