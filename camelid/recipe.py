@@ -155,7 +155,7 @@ class FinetuneSection(_Section):
     undesirable: float = Field(default=1.0, gt=0)
     samples: int = Field(default=8, ge=2)
     reward: Literal["number", "exact"] = "number"
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0, le=100)
     max_new_tokens: int = Field(default=256, ge=1)
 
     @property

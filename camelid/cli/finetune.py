@@ -38,7 +38,7 @@ def _figure(value: Any) -> str:
 
 
 def _masks(options: argparse.Namespace) -> dict[str, Any]:
-    from camelid.finetune.job import masks
+    from camelid.finetune.material import masks
     from camelid.finetune.show import shown
     from camelid.recipe import load
 

@@ -9,22 +9,23 @@ holds the model to a reference. What a group agrees on teaches nothing and is le
 from __future__ import annotations
 
 import copy
-import sys
+import hashlib
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from camelid.errors import RecipeError
-from camelid.evaluate.answers import same_number, same_text
+from camelid.evaluate.answers import last_number, same_number, same_text
 from camelid.finetune.conversation import Example
 from camelid.finetune.pack import PackedExamples
 from camelid.finetune.preference import answer_log_probs
 from camelid.finetune.records import Record
-from camelid.finetune.tasks import Question, questions
+from camelid.finetune.tasks import questions
 from camelid.generate.engine import Engine, Result, runner_for
 from camelid.generate.runner import Runner, TorchRunner
 from camelid.generate.sampling import SamplingParams
+from camelid.kernels.decoder import PAGE
 from camelid.model.llama import Llama
 from camelid.model.lora import merge
 from camelid.model.quantized import QuantizedLinear
@@ -37,18 +38,34 @@ from camelid.train.step import Check, compute_dtype, rows_per_step
 
 QUESTION, DRAW = 0, 1  # facts of a prompt: which question it is, and the number of the draw in the whole run
 ADVANTAGE, ANSWERS = 0, 1  # facts of an answer: its advantage, and how many answers its batch had
-HELD_OUT = 64  # questions asked along the way, at most
+HELD_OUT = 64  # records asked along the way, at most
+TOGETHER = 64  # answers at a time, which is what the engine takes
 
 
 class Questions:
-    """Prompts as a `Source`: a row is a question to be answered once, and the rows of a question follow each other."""
+    """Prompts as a `Source`: a row is a question to be answered once, and the rows of a question follow each other.
+    Records without a question that has room for an answer, or whose own answer nothing can equal, are left out."""
 
-    def __init__(self, asked: Sequence[Question], tokenizer: Tokenizer, settings: FinetuneSection, recipe: Recipe):
-        self.asked, self.samples, self.recipe = list(asked), settings.samples, recipe
-        self.prompts = [tokenizer.apply_chat_template(q.messages, tools=q.tools) for q in asked]
+    def __init__(self, records: Sequence[Record], tokenizer: Tokenizer, recipe: Recipe) -> None:
+        settings = recipe.finetune or FinetuneSection()
+        room = recipe.train.sequence_length - settings.max_new_tokens
+        found = questions(records, len(records), tokenizer, room)
+        self.asked = [q for q in found if settings.reward != "number" or last_number(q.reference) is not None]
+        self.samples, self.recipe, self.left_out = settings.samples, recipe, len(records) - len(self.asked)
+        self.prompts = [tokenizer.apply_chat_template(q.messages, tools=q.tools) for q in self.asked]
 
     def __len__(self) -> int:
         return len(self.asked) * self.samples
+
+    def counted(self) -> dict[str, int]:
+        """How many questions there are, and how many records are none."""
+        return {"questions": len(self.asked), "left_out": self.left_out}
+
+    def said(self) -> str:
+        """The same in words."""
+        each = rows_per_step(self.recipe.train) // self.samples
+        out = f" ({self.left_out:,} records left out)" if self.left_out else ""
+        return f"{len(self.asked):,} questions{out}; a step asks {each}, {self.samples} times each"
 
     def batch(self, position: int, rows: int) -> Batch:
         """The `rows` prompts from `position` on; facts float64 [rows, 1, 2]."""
@@ -64,7 +81,10 @@ class Questions:
 
 
 class Grpo:
-    """GRPO as an `Objective`: prompts become answers in `prepare`."""
+    """GRPO as an `Objective`: prompts become answers in `prepare`. Its loss has no level: a step whose loss lies above
+    the others' is one that tells something."""
+
+    level = False
 
     def __init__(self, source: Questions, tokenizer: Tokenizer, stops: Sequence[int], recipe: Recipe) -> None:
         self.source, self.tokenizer, self.stops, self.recipe = source, tokenizer, stops, recipe
@@ -82,7 +102,7 @@ class Grpo:
         numbers, draws = (batch.facts[:, 0, fact].long().tolist() for fact in (QUESTION, DRAW))
         s, seed = self.settings, self.recipe.train.seed
         params = [
-            SamplingParams(s.max_new_tokens, temperature=s.temperature, seed=(seed << 32) + draw) for draw in draws
+            SamplingParams(s.max_new_tokens, temperature=s.temperature, seed=seed_of(seed, draw)) for draw in draws
         ]
         found = self.answers(model, [self.source.prompts[n] for n in numbers], params)
         asked = [self.source.asked[n] for n in numbers]
@@ -107,7 +127,7 @@ class Grpo:
     def __call__(self, model: Llama, batch: Batch, z_loss: float) -> Tensor:
         """Sum over answers of minus the advantage times the mean log-probability of the answer's tokens."""
         assert batch.facts is not None
-        sums, counts = answer_log_probs(model, batch)
+        sums, counts = answer_log_probs(model, batch, self.settings.temperature)
         there = counts > 0
         advantage = batch.facts[:, : sums.shape[1], ADVANTAGE].to(sums)
         return -(advantage[there] * sums[there] / counts[there]).sum()
@@ -116,14 +136,23 @@ class Grpo:
         self, model: Llama, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]
     ) -> Sequence[Result]:
         """What the model says as it is now."""
+        room = min(len(prompts), TOGETHER) * -(-self.recipe.train.sequence_length // PAGE) * PAGE
         # Lengths that change with every token are not worth compiling for.
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             runner = speaking(model, compute_dtype(model.device, self.recipe.train.dtype))
-            return Engine(runner, self.tokenizer, self.stops).generate(prompts, params)
+            return Engine(runner, self.tokenizer, self.stops, room).generate(prompts, params)
+
+    def memory(self, model: Llama) -> int:
+        """Bytes that answering takes: a copy of the model, of which a packed one is made, and the cache."""
+        dtype, config = compute_dtype(model.device, self.recipe.train.dtype), model.config
+        rows = min(rows_per_step(self.recipe.train), TOGETHER)
+        kept = rows * self.recipe.train.sequence_length * 2 * config.num_hidden_layers * config.kv_heads
+        copies = 0 if _quantised(model) else max(model.dtype.itemsize, 2 * dtype.itemsize)
+        return model.num_parameters() * copies + kept * config.head_size * dtype.itemsize
 
     def checker(self, held: Questions) -> Check:
         """The greedy answers' mean reward over questions that are not learned from."""
-        asked, prompts = held.asked[:HELD_OUT], held.prompts[:HELD_OUT]
+        asked, prompts = held.asked, held.prompts
 
         def check(model: Llama) -> dict[str, float]:
             params = [SamplingParams(self.settings.max_new_tokens)] * len(prompts)
@@ -148,9 +177,16 @@ def advantages(rewards: Tensor, samples: int) -> Tensor:
     return apart.flatten()
 
 
+def seed_of(seed: int, draw: int) -> int:
+    """What one answer of a run is drawn by. Hashed, for torch's generator reads the low 32 bits only."""
+    digest = hashlib.blake2b(f"{seed} {draw}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
 def speaking(model: Llama, dtype: torch.dtype) -> Runner:
-    """What answers as the model would now: on a CPU the native decoder, from a copy with its adapter merged."""
-    if model.device.type != "cpu" or any(isinstance(m, QuantizedLinear) for m in model.modules()):
+    """What answers as the model would now: a copy in this dtype with its adapter merged, in the native decoder where it
+    takes it. A quantised model, which takes no adapter in, answers itself."""
+    if _quantised(model):
         return TorchRunner(model)
     twin = copy.deepcopy(model)
     for name in list(twin.adapters):
@@ -158,14 +194,15 @@ def speaking(model: Llama, dtype: torch.dtype) -> Runner:
     return runner_for(twin.to(dtype))
 
 
-def rewarded(
-    recipe: Recipe, records: Sequence[Record], held: Sequence[Record], tokenizer: Tokenizer, stops: Sequence[int],
-    who: Ranks, quiet: bool,
-) -> tuple[Questions, Grpo, Check | None]:  # fmt: skip
-    """The source, the objective and the check of a recipe. Raises RecipeError for one that cannot be run."""
+def _quantised(model: Llama) -> bool:
+    return any(isinstance(module, QuantizedLinear) for module in model.modules())
+
+
+def questions_of(
+    recipe: Recipe, records: Sequence[Record], held: Sequence[Record], tokenizer: Tokenizer
+) -> tuple[Questions, Questions | None]:
+    """What is asked, and what is asked along the way. Raises RecipeError for a recipe that cannot be run."""
     settings, train = recipe.finetune or FinetuneSection(), recipe.train
-    if who.world > 1:
-        raise RecipeError("finetune.method grpo runs in one process: the engine that answers holds the whole model")
     if train.z_loss:
         raise RecipeError(f"train.z_loss {train.z_loss:g} is of the loss per token, which grpo has none of")
     rows = rows_per_step(train)
@@ -175,18 +212,14 @@ def rewarded(
             f"train.global_batch_tokens {train.global_batch_tokens} is {rows} sequences, which is no whole number of "
             f"questions answered {settings.samples} times (finetune.samples): set it to {wanted}"
         )
-    room = train.sequence_length - settings.max_new_tokens
-    asked = questions(records, len(records), tokenizer, room)
-    if not asked:
-        raise RecipeError(
-            f"finetune.method grpo has no questions: of {len(records)} records none has an answer and a question of at "
-            f"most {room} tokens (train.sequence_length less finetune.max_new_tokens)"
-        )
-    if not quiet:
-        print(f"{len(asked):,} of {len(records):,} records are questions with room for an answer; a step asks "
-              f"{rows // settings.samples}, {settings.samples} times each", file=sys.stderr)  # fmt: skip
-    source = Questions(asked, tokenizer, settings, recipe)
-    objective = Grpo(source, tokenizer, stops, recipe)
-    kept = questions(held, HELD_OUT, tokenizer, room)
-    check = objective.checker(Questions(kept, tokenizer, settings, recipe)) if kept else None
-    return source, objective, check
+    source = Questions(records, tokenizer, recipe)
+    beside = Questions(held[:HELD_OUT], tokenizer, recipe) if held else None
+    for found, where in ((source, "data.files"), (beside, "data.held_out")):
+        if found is not None and not found.asked:
+            number = ", with a number" if settings.reward == "number" else ""
+            raise RecipeError(
+                f"finetune.method grpo: {where} has no record with an answer{number} and a question of at most "
+                f"{train.sequence_length - settings.max_new_tokens} tokens (train.sequence_length less "
+                "finetune.max_new_tokens)"
+            )
+    return source, beside

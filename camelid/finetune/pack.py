@@ -49,6 +49,10 @@ class PackedExamples:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def counted(self) -> dict[str, int]:
+        """How many units there are, how many did not fit, and in how many rows."""
+        return {"examples": len(self.units), "left_out_too_long": self.left_out, "rows": len(self)}
+
     def batch(self, position: int, rows: int) -> Batch:
         """The `rows` packed sequences from `position` on, in the order of `tokens/order.py`."""
         return self.batch_of([item_at(position + r, len(self.rows), self.seed) for r in range(rows)])

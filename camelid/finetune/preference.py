@@ -36,10 +36,11 @@ class Scores:
     facts: Tensor
 
 
-def answer_log_probs(model: Llama, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Sums of the supervised tokens' log-probabilities, and their counts, of every document: [rows, documents]."""
+def answer_log_probs(model: Llama, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Sums of the supervised tokens' log-probabilities at a temperature, and their counts, of every document: [rows,
+    documents]."""
     states, labels, places = supervised_states(model, batch)
-    found = linear_log_probs(states, model.lm_head.weight, labels)
+    found = linear_log_probs(states / temperature if temperature != 1 else states, model.lm_head.weight, labels)
     rows = places // batch.labels.shape[1]
     width = int(batch.document_ids.max()) + 1
     slot = rows * width + batch.document_ids.flatten()[places]
@@ -65,6 +66,7 @@ class Preference:
     """DPO (arXiv:2305.18290), ORPO (2403.07691), SimPO (2405.14734) or KTO (2402.01306) as an `Objective`."""
 
     told: Mapping[str, float] = {}
+    level = True
 
     def __init__(self, settings: FinetuneSection, micro_rows: int) -> None:
         self.settings, self.micro_rows = settings, micro_rows

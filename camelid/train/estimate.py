@@ -41,8 +41,11 @@ def estimate(recipe: Recipe, make: Make, price: float = 0.0, probe: bool = True)
         if seconds and steps:
             supervised = sum(job.source.batch(n * rows, rows).supervised() for n in range(4)) / 4
             hours = steps * seconds / 3600
-            found |= {"tokens_per_second": supervised / seconds, "hours": hours, "cost": price * hours}
-            said += f", {supervised / seconds:,.0f} tokens/s, {hours:.2f} hours"
+            found |= {"hours": hours, "cost": price * hours}
+            if supervised:  # else they are made in the step
+                found["tokens_per_second"] = supervised / seconds
+                said += f", {supervised / seconds:,.0f} tokens/s"
+            said += f", {hours:.2f} hours"
             said += f", {price * hours:,.2f} at {price:g} an hour" if price else ""
         if steps:
             found |= {"steps": steps, "schedule": drawn(int(steps), settings)}

@@ -26,7 +26,7 @@ from camelid.errors import CamelidError, InputError, RecipeError
 from camelid.formats.load import finished
 from camelid.kernels.memory import large_blocks
 from camelid.report.progress import Advance, progress
-from camelid.tokens.batch import IGNORE, Batch
+from camelid.tokens.batch import IGNORE, PADDING, Batch
 from camelid.tokens.loader import batches
 from camelid.train import checkpoint, plan
 from camelid.train.checkpoint import LoopState, Saver
@@ -136,7 +136,7 @@ class _Run:
                 self._count(batch, taken)
                 advance(state.step, log.step(state, taken, rate, self.job.objective.told))
                 if taken.skipped:
-                    self._dump(batch, taken)
+                    self._dump(taken)
                 if state.in_a_row >= self.job.recipe.train.max_skips:
                     self._roll_back(taken, log)
                     incoming = self._incoming()
@@ -185,14 +185,15 @@ class _Run:
             state.in_a_row = 0
             state.recent = [*state.recent, taken.loss][-WINDOW:]
 
-    def _dump(self, batch: Batch, taken: Taken) -> None:
+    def _dump(self, taken: Taken) -> None:
         """The offending rows as text, each rank its own, for a person to look at."""
         name = f"step-{self.state.step:08}" + (f"-rank-{self.who.rank}" if self.who.world > 1 else "")
         (self.out / "skipped").mkdir(parents=True, exist_ok=True)
         texts = [f"step {self.state.step} was not applied: {taken.skipped}"]
-        for ids, labels in zip(batch.input_ids.tolist(), batch.labels.tolist(), strict=True):
-            supervised = sum(label != IGNORE for label in labels)
-            texts.append(f"--- {supervised} supervised tokens\n{self.job.tokenizer.decode(ids)}")
+        rows = taken.batch
+        for ids, labels, documents in zip(rows.input_ids, rows.labels, rows.document_ids, strict=True):
+            supervised = int((labels != IGNORE).sum())
+            texts.append(f"--- {supervised} supervised tokens\n{self.job.tokenizer.decode(ids[documents != PADDING])}")
         write_atomic(self.out / "skipped" / f"{name}.txt", "\n".join(texts) + "\n")
         if self.who.rank == 0:
             where = self.out / "skipped" / f"{name}.txt"

@@ -26,6 +26,11 @@ class Objective(Protocol):
         """Figures of the last batch beside its loss."""
         ...
 
+    @property
+    def level(self) -> bool:
+        """Whether the loss has a level that a spike would rise above."""
+        ...
+
     def count(self, batch: Batch) -> int:
         """What the loss is the mean over, in this batch: supervised tokens, or pairs."""
         ...
@@ -43,6 +48,7 @@ class NextToken:
     """Cross-entropy of the next token."""
 
     told: Mapping[str, float] = {}
+    level = True
 
     def count(self, batch: Batch) -> int:
         return batch.supervised()

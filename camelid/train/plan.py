@@ -30,7 +30,8 @@ GAPS = 64 << 20  # between blocks that are kept, and what the libraries take at 
 def memory(job: Job, who: Ranks | None = None) -> dict[str, int]:
     """Bytes by part, on this rank, with the micro-batch and the checkpointing that are chosen now.
 
-    `weights`, `optimizer`, `step` (gradients, activations and a chunk of logits at their worst moment), `copy` (what a
+    `weights`, `optimizer`, `step` (gradients, activations and a chunk of logits at their worst moment, or what comes
+    before them), `copy` (what a
     checkpoint is written from while training goes on), `process` (what is there without training), `peak`, their sum;
     and `checkpoint`, on the disk.
     """
@@ -46,7 +47,7 @@ def memory(job: Job, who: Ranks | None = None) -> dict[str, int]:
         "weights": spread_out // who.world + copied,
         "optimizer": moments // who.world,
         # Between steps the gradients of all ranks are shared out; at the worst moment one layer's are whole.
-        "step": max(step - learning, 0) + learning // who.world,
+        "step": max(max(step - learning, 0) + learning // who.world, job.before_step),
     }
     checkpoint = learning + moments
     on_cpu = who.device.type == "cpu"

@@ -31,7 +31,8 @@ Check = Callable[[Llama], dict[str, float]]
 @dataclass
 class Job:
     """What one run trains: a model on a source, under a recipe. `inputs` and `facts` go into the manifests; `check` is
-    asked every `evaluate.every` steps, before the first and after the last."""
+    asked every `evaluate.every` steps, before the first and after the last. `before_step` bytes are held, and given
+    back, before a step's forward pass."""
 
     model: Llama
     tokenizer: Tokenizer
@@ -43,19 +44,21 @@ class Job:
     objective: Objective = field(default_factory=NextToken)
     check: Check | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    before_step: int = 0
 
 
 @dataclass(frozen=True)
 class Taken:
     """What a step found: the mean loss over the global batch (see `Objective.count`), the gradient's norm before
     clipping, how many tokens were supervised, how many positions were multiplied, padding too, and why the update was
-    not applied, if it was not."""
+    not applied, if it was not; and this rank's rows as they were learned from."""
 
     loss: float
     norm: float
     supervised: int
     positions: int
     skipped: str | None
+    batch: Batch
 
 
 def autocast(device: torch.device, dtype: str) -> AbstractContextManager[Any]:
@@ -119,12 +122,12 @@ def train_step(
         loss += part.detach()
     loss = total(who, loss)
     norm = float(gradient_norm(model.parameters()))
-    skipped = objection(float(loss), norm, recent, settings)
-    if skipped is None:
+    skipped = objection(float(loss), norm, recent if objective.level else (), settings)
+    if skipped is None and norm > 0:  # where nothing is to be learned, moments and decay change nothing either
         if norm > settings.clip:
             torch._foreach_mul_(local_gradients(model.parameters()), settings.clip / (norm + 1e-6))
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return Taken(float(loss), norm, supervised, positions, skipped)
+    return Taken(float(loss), norm, supervised, positions, skipped, batch)

@@ -17,7 +17,8 @@ from camelid.cli import run as cli
 from camelid.errors import FormatError, InputError, RecipeError
 from camelid.evaluate.answers import last_number, same_number
 from camelid.finetune import finetune
-from camelid.finetune.job import checker, planned, read_material
+from camelid.finetune.job import checker, planned
+from camelid.finetune.material import read_material
 from camelid.formats import load, save
 from camelid.formats.load import load_tokenizer, stop_ids
 from camelid.formats.merge import merge_adapter
