@@ -273,7 +273,7 @@ def test_nothing_to_ask_along_the_way_is_refused(undecided: Path, tmp_path: Path
     rows = [{"prompt": q, "completion": "1"} for q in SAID] + [{"prompt": "words " * 50, "completion": "1"}]
     files = written(tmp_path / "x.jsonl", rows)
     long, other = (next(s for s in range(99) if (item_at(0, 5, s) == 4) == wanted) for wanted in (True, False))
-    with pytest.raises(RecipeError, match="data.held_out has no record"):
+    with pytest.raises(RecipeError, match=r"data\.held_out has no record"):
         read_material(rewarding(undecided, files, tmp_path / "run", data={"held_out": 0.2}, train={"seed": long}))
     chosen = rewarding(undecided, files, tmp_path / "run", data={"held_out": 0.2}, train={"seed": other})
     counted = read_material(chosen).counted()
