@@ -25,6 +25,7 @@ from camelid.formats.merge import merge_adapter
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
 from camelid.recipe import Recipe, parse
+from camelid.tokenizer.tokenizer import Tokenizer
 from camelid.tokens.batch import Batch
 from camelid.train.estimate import estimate
 from camelid.train.loss import NextToken
@@ -36,18 +37,24 @@ SAID = {"ping": "pong", "tick": "tock", "sun": "moon", "up": "down"}
 OTHERS = [*list(SAID.values())[1:], *list(SAID.values())[:1]]
 
 
-@pytest.fixture(scope="module")
-def learned(tokenizers: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that answers each word of SAID with the next one's answer, and its tokenizer with a chat template."""
-    folder = tmp_path_factory.mktemp("learned")
+def at_random(tokenizers: dict[str, Path], out: Path) -> Tokenizer:
+    """Write a model that knows nothing yet; returns its tokenizer."""
     torch.manual_seed(0)
     tokenizer = load_tokenizer(tokenizers["byte-level"])
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
         max_position_embeddings=256, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
-    save(Llama(config), folder / "random")
-    tokenizer.save(folder / "random")
+    save(Llama(config), out)
+    tokenizer.save(out)
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def learned(tokenizers: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that answers each word of SAID with the next one's answer, and its tokenizer with a chat template."""
+    folder = tmp_path_factory.mktemp("learned")
+    tokenizer = at_random(tokenizers, folder / "random")
     rows = [{"prompt": q, "completion": a} for q, a in zip(SAID, OTHERS, strict=True)]
     chosen = recipe(folder / "random", written(folder / "x.jsonl", rows), folder / "run",
                     train={"steps": 150, "learning_rate": 5e-3})  # fmt: skip

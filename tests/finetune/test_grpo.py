@@ -19,11 +19,9 @@ from camelid.finetune.grpo import Grpo, Questions, advantages, reward, seed_of, 
 from camelid.finetune.job import planned
 from camelid.finetune.material import read_material
 from camelid.formats import load, save
-from camelid.formats.load import load_tokenizer
 from camelid.generate.engine import Engine, Result
 from camelid.generate.runner import TorchRunner
 from camelid.generate.sampling import SamplingParams
-from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
 from camelid.model.lora import LoraConfig, adapt
 from camelid.model.quantized import quantize_layers
@@ -32,21 +30,14 @@ from camelid.tokens.order import item_at
 from camelid.train.estimate import estimate
 from camelid.train.parallel import Ranks
 
-from .test_finetune import SAID, answers, recipe, says, written
+from .test_finetune import SAID, answers, at_random, recipe, says, written
 
 
 @pytest.fixture(scope="module")
 def undecided(tokenizers: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that answers each word of SAID with any of the answers."""
     folder = tmp_path_factory.mktemp("undecided")
-    torch.manual_seed(0)
-    tokenizer = load_tokenizer(tokenizers["byte-level"])
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=256, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
-    save(Llama(config), folder / "random")
-    tokenizer.save(folder / "random")
+    tokenizer = at_random(tokenizers, folder / "random")
     rows = [{"prompt": q, "completion": a} for q in SAID for a in SAID.values()]
     taught = recipe(folder / "random", written(folder / "x.jsonl", rows), folder / "run",
                     train={"steps": 120, "global_batch_tokens": 1024, "learning_rate": 3e-3})  # fmt: skip
