@@ -88,13 +88,35 @@ def test_logprobs_are_of_the_models_own_scores() -> None:
     assert logprob(LOGITS, 3, 0).top == ()
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_scores_that_are_no_numbers(temperature: float) -> None:
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("wishes", [{"temperature": 0.0}, {}, {"top_p": 0.5}, {"typical_p": 0.5}, {"top_k": 3}])
+def test_scores_that_are_no_numbers(wishes: dict[str, Any], bad: float) -> None:
     damaged = LOGITS.clone()
-    damaged[2] = torch.nan
-    params = SamplingParams(temperature=temperature, seed=0)
+    damaged[2] = bad
+    params = SamplingParams(**{"temperature": 1.0, "seed": 0} | wishes)
+    if wishes.get("temperature") == 0 and bad == torch.inf:
+        assert sample(damaged, params, None) == 2
+        return
     with pytest.raises(CamelidError, match="NaN"):
         sample(damaged, params, generator_for(params))
+
+
+@pytest.mark.parametrize("name", ["top_p", "typical_p"])
+@pytest.mark.parametrize("spread", [0.0, 0.05, 1.0, 6.0])
+@pytest.mark.parametrize("size", [3, 255, 256, 257, 5000])
+def test_few_that_are_sorted_are_those_of_all(name: str, spread: float, size: int) -> None:
+    """Of equal ones the first: half of the scores here are twins."""
+    logits = torch.randn(size, generator=torch.Generator().manual_seed(size)) * spread
+    logits[size - size // 2 :] = logits[: size // 2].clone()
+    logs = logits.log_softmax(-1)
+    keys = -logits if name == "top_p" else (-logs - (logs.exp() * -logs).sum()).abs()
+    order = keys.argsort(stable=True)
+    ordered = logits.softmax(-1)[order]
+    for mass in (1e-9, 0.1, 0.5, 0.9, 0.9999):
+        kept = ordered.cumsum(-1) - ordered < mass
+        kept[0] = True
+        found = probabilities(logits, SamplingParams(temperature=1.0, **{name: mass}))  # type: ignore[arg-type]
+        assert found.nonzero().flatten().tolist() == sorted(order[kept].tolist())
 
 
 @pytest.mark.parametrize("wrong", [
