@@ -308,7 +308,7 @@ def test_a_stream_that_we_break_never_looks_complete(running: Running, monkeypat
         return deltas(self, now)
 
     monkeypatch.setattr(_Writer, "deltas", failing)
-    text = running.post(CHAT, {**HELLO, "max_tokens": 80, "stream": True, **ENDLESS}).text
+    text = running.post(CHAT, {**HELLO, "max_tokens": 900, "stream": True, **ENDLESS}).text
     assert "[DONE]" not in text
     assert json.loads(text.strip().splitlines()[-1].removeprefix("data: "))["error"]["code"] == "internal_error"
     assert "ZeroDivision" not in text
