@@ -56,7 +56,8 @@ class CausalLM(Llama):
         Greedy unless do_sample, or a beam search (generate/beam.py) with num_beams above 1. `max_length` counts prompt
         and new tokens, `max_new_tokens` new ones only; without either, 20 new tokens. `attention_mask` marks padding
         (0), on either side. `eos_token_id=None` never stops early. Shorter rows are filled with pad_token_id (default:
-        the first end token, else 0). `assistant_model` is a draft (generate/draft.py): faster, the same ids.
+        the first end token, else 0). `assistant_model` is a draft (generate/draft.py): fewer steps of this
+        model for one row or a few, and the same ids up to the order of sums.
         `finish_reasons` holds, per row, what ended it.
         """
         rows = torch.as_tensor(input_ids)

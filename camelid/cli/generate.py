@@ -44,7 +44,9 @@ def engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quantization", choices=("int8", "int4"), help="round the weights while opening the model")
     parser.add_argument("--kv-cache", choices=("int8",), help="keep keys and values so: half of bfloat16's memory")
     parser.add_argument(
-        "--draft", metavar="MODEL", help="a smaller model of the same vocabulary that guesses; the text is the same"
+        "--draft",
+        metavar="MODEL",
+        help="a smaller model of the same vocabulary that guesses what comes next; for a few texts at a time",
     )
     parser.add_argument("--draft-quantization", choices=("int8", "int4"), help="round the draft's weights")
 

@@ -38,7 +38,7 @@ from camelid.train.step import Check, compute_dtype, rows_per_step
 
 QUESTION, DRAW = 0, 1  # facts of a prompt: which question it is, and the number of the draw in the whole run
 ADVANTAGE, ANSWERS = 0, 1  # facts of an answer: its advantage, and how many answers its batch had
-HELD_OUT = 64  # records asked along the way, at most
+HELD_OUT = 64  # questions asked along the way, at most
 TOGETHER = 64  # answers at a time, which is what the engine takes
 
 
@@ -143,16 +143,18 @@ class Grpo:
             return Engine(runner, self.tokenizer, self.stops, room).generate(prompts, params)
 
     def memory(self, model: Llama) -> int:
-        """Bytes that answering takes: a copy of the model, of which a packed one is made, and the cache."""
+        """Bytes that answering takes: a copy of the model, of which a packed one is made (a tied embedding twice), and
+        the cache."""
         dtype, config = compute_dtype(model.device, self.recipe.train.dtype), model.config
         rows = min(rows_per_step(self.recipe.train), TOGETHER)
         kept = rows * self.recipe.train.sequence_length * 2 * config.num_hidden_layers * config.kv_heads
         copies = 0 if _quantised(model) else max(model.dtype.itemsize, 2 * dtype.itemsize)
-        return model.num_parameters() * copies + kept * config.head_size * dtype.itemsize
+        apart = copies and config.tie_word_embeddings * config.vocab_size * config.hidden_size * dtype.itemsize
+        return model.num_parameters() * copies + apart + kept * config.head_size * dtype.itemsize
 
     def checker(self, held: Questions) -> Check:
         """The greedy answers' mean reward over questions that are not learned from."""
-        asked, prompts = held.asked, held.prompts
+        asked, prompts = held.asked[:HELD_OUT], held.prompts[:HELD_OUT]
 
         def check(model: Llama) -> dict[str, float]:
             params = [SamplingParams(self.settings.max_new_tokens)] * len(prompts)
@@ -178,7 +180,7 @@ def advantages(rewards: Tensor, samples: int) -> Tensor:
 
 
 def seed_of(seed: int, draw: int) -> int:
-    """What one answer of a run is drawn by. Hashed, for torch's generator reads the low 32 bits only."""
+    """What one answer of a run is drawn by."""
     digest = hashlib.blake2b(f"{seed} {draw}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
@@ -213,7 +215,7 @@ def questions_of(
             f"questions answered {settings.samples} times (finetune.samples): set it to {wanted}"
         )
     source = Questions(records, tokenizer, recipe)
-    beside = Questions(held[:HELD_OUT], tokenizer, recipe) if held else None
+    beside = Questions(held, tokenizer, recipe) if held else None
     for found, where in ((source, "data.files"), (beside, "data.held_out")):
         if found is not None and not found.asked:
             number = ", with a number" if settings.reward == "number" else ""

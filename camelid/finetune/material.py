@@ -124,7 +124,9 @@ def read_material(recipe: Recipe, quiet: bool = True) -> Material:
 
 
 def masks(recipe: Recipe, count: int, quiet: bool) -> tuple[list[Example], Tokenizer, list[Found]]:
-    """The first examples as they would be learned from, packed nowhere."""
+    """The first examples as they would be learned from, packed nowhere. Raises InputError where none of them is."""
+    if recipe.finetune and recipe.finetune.method == "grpo":
+        raise InputError("finetune.method grpo learns from the model's own answers: no answer of the data has a mask")
     tokenizer = tokenizer_of(base_of(recipe), recipe.finetune or FinetuneSection())
     pairs, founds = read_units(recipe, tokenizer, quiet)
     return [example for _, unit in pairs[:count] for example in unit], tokenizer, founds

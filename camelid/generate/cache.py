@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from weakref import proxy
 
 import torch
 from torch import Tensor
@@ -59,7 +60,7 @@ class LayerKV:
     """One layer's pages, seen through the texts its cache has selected."""
 
     def __init__(self, owner: KVCache) -> None:
-        self.owner = owner
+        self.owner: KVCache = proxy(owner)  # else only a search for circles would free the pages
         self.keys: Kept | None = None
         self.values: Kept | None = None
 

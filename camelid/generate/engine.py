@@ -62,7 +62,7 @@ class Engine:
 
     `cache_tokens`: how many tokens of all texts together the KV cache holds; by default 32,768, or a whole context if
     that is more, in at most a quarter of memory (of a GPU's free memory). `draft`: a smaller model of the same
-    vocabulary that guesses what comes next (generate/draft.py); no text depends on it.
+    vocabulary that guesses what comes next (generate/draft.py).
     """
 
     def __init__(

@@ -111,10 +111,10 @@ class TorchRunner:
 
     def run(self, chunks: Sequence[Chunk]) -> list[Tensor]:
         found: dict[int, Tensor] = {}
-        alike: dict[tuple[int, str | None], list[int]] = {}
+        alike: dict[tuple[int, int, str | None], list[int]] = {}
         for number, chunk in enumerate(chunks):
             if len(chunk.ids) <= PAGE and not depends_on_length(self.config):
-                alike.setdefault((len(chunk.ids), chunk.adapter), []).append(number)
+                alike.setdefault((len(chunk.ids), chunk.wanted, chunk.adapter), []).append(number)
             else:
                 [found[number]] = self._together([chunk])
         for numbers in alike.values():

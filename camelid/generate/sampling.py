@@ -3,6 +3,7 @@ on what the one before left. Temperature 0 is the argmax after penalties and bia
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -117,7 +118,7 @@ def adjusted(logits: Tensor, params: SamplingParams, prompt: Sequence[int], text
         before, penalty = scores[seen], params.repetition_penalty
         scores[seen] = torch.where(before > 0, before / penalty, before * penalty)
     if text and (params.presence_penalty or params.frequency_penalty):
-        counts = torch.bincount(torch.tensor(text), minlength=len(scores)).to(scores)
+        counts = torch.bincount(torch.tensor(text, device=scores.device), minlength=len(scores)).to(scores)
         scores -= params.frequency_penalty * counts + params.presence_penalty * (counts > 0)
     for token, bias in params.logit_bias.items():
         scores[token] += bias
@@ -146,15 +147,13 @@ def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
 def _keep_mass(scores: Tensor, keys: Tensor, mass: float) -> Tensor:
     """The tokens of the least keys, the first of equal ones first, until their probability reaches `mass`; the one that
     reaches it is kept. Few are needed as a rule, and a whole vocabulary takes long to sort."""
-    chances, count = scores.softmax(-1), FEW
-    while True:
-        count = min(count, keys.numel())
-        near = (keys <= keys.topk(count, largest=False).values[-1]).nonzero().squeeze(1)
-        order = near[keys[near].argsort(stable=True)]
-        sums = chances[order].cumsum(-1)
-        if count == keys.numel() or sums[-1] >= mass:
-            break
-        count *= 8
+    chances = scores.softmax(-1)
+    near = (scores > -torch.inf).nonzero().squeeze(1)
+    if len(near) > FEW:
+        least = (keys <= keys.topk(FEW, largest=False).values[-1]).nonzero().squeeze(1)
+        near = least if chances[least].sum() > mass else near
+    order = near[keys[near].argsort(stable=True)]
+    sums = chances[order].cumsum(-1)
     kept = sums - chances[order] < mass  # what comes before the token does not reach it
     kept[0] = True  # nothing comes before the first, though a tiny mass be 0 in float32
     return torch.full_like(scores, -torch.inf).index_copy(0, order[kept], scores[order[kept]])
@@ -171,7 +170,7 @@ def sample(logits: Tensor, params: SamplingParams, generator: torch.Generator | 
         raise CamelidError("the model's scores are not numbers (NaN): its weights are damaged")
     sums = probabilities(logits, params).cpu().double().cumsum(0)
     # Above 0 and at most the whole: no token without a chance is found. torch.multinomial takes ten times as long.
-    place = (1 - torch.rand(1, dtype=torch.float64, generator=generator)) * sums[-1]
+    place = (1 - torch.rand(1, dtype=torch.float64, generator=generator, device="cpu")) * sums[-1]
     return int(torch.searchsorted(sums, place))
 
 
@@ -204,6 +203,9 @@ def generator_for(params: SamplingParams) -> torch.Generator | None:
     generator = torch.Generator()
     if params.seed is None:
         generator.seed()
-    else:
+    elif params.seed < 2**32:
         generator.manual_seed(params.seed)
+    else:  # of which torch reads the low half only
+        digest = hashlib.blake2b(params.seed.to_bytes(8, "little"), digest_size=8).digest()
+        generator.manual_seed(int.from_bytes(digest, "little") >> 1)
     return generator

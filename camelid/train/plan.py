@@ -30,8 +30,8 @@ GAPS = 64 << 20  # between blocks that are kept, and what the libraries take at 
 def memory(job: Job, who: Ranks | None = None) -> dict[str, int]:
     """Bytes by part, on this rank, with the micro-batch and the checkpointing that are chosen now.
 
-    `weights`, `optimizer`, `step` (gradients, activations and a chunk of logits at their worst moment, or what comes
-    before them), `copy` (what a
+    `weights`, `optimizer`, `step` (gradients, activations and a chunk of logits at their worst moment), `answers` (by
+    how much more is held before a step, where a step makes its own), `copy` (what a
     checkpoint is written from while training goes on), `process` (what is there without training), `peak`, their sum;
     and `checkpoint`, on the disk.
     """
@@ -47,8 +47,10 @@ def memory(job: Job, who: Ranks | None = None) -> dict[str, int]:
         "weights": spread_out // who.world + copied,
         "optimizer": moments // who.world,
         # Between steps the gradients of all ranks are shared out; at the worst moment one layer's are whole.
-        "step": max(max(step - learning, 0) + learning // who.world, job.before_step),
+        "step": max(step - learning, 0) + learning // who.world,
     }
+    if job.before_step:
+        parts["answers"] = max(0, job.before_step - parts["step"])
     checkpoint = learning + moments
     on_cpu = who.device.type == "cpu"
     every, background = job.recipe.checkpoint.every, job.recipe.checkpoint.background
@@ -97,7 +99,9 @@ def fit(job: Job, who: Ranks) -> tuple[dict[str, int], str | None]:
         return parts, None
     largest = max((n for n in parts if n not in ("peak", "checkpoint")), key=lambda n: parts[n])
     fewer = "train.micro_batch_rows=1" if micro_rows(settings) > 1 else "a shorter train.sequence_length"
-    cure = fewer if largest == "step" else "a smaller model, or more processes"
+    cure = {"step": fewer, "answers": "a smaller model, or fewer answers a step (train.global_batch_tokens)"}.get(
+        largest, "a smaller model, or more processes"
+    )
     return parts, (
         f"the run needs {parts['peak'] / 2**30:.1f} GiB and may use {limit / 2**30:.1f} GiB; most is {largest}, "
         f"{parts[largest] / 2**30:.1f} GiB: try {cure}, or raise train.memory_gib"
@@ -146,7 +150,8 @@ def steps_wanted(settings: TrainSection, sequences: int, rows: int, seconds: flo
 
 
 def seconds_per_step(job: Job, who: Ranks | None = None, stop: Stop | None = None) -> float:
-    """The time of one step on this machine: the best of a few at rate 0, which change no weight."""
+    """The time of one step on this machine: the best of a few at rate 0, which change no weight; their mean where some
+    have less to learn from than others."""
     who = who or Ranks()
     rows = rows_per_step(job.recipe.train, who.data_world)
     optimizer = optimizer_for(job.model, job.recipe.train)
@@ -158,4 +163,5 @@ def seconds_per_step(job: Job, who: Ranks | None = None, stop: Stop | None = Non
         seconds.append(time.monotonic() - started)
         if number and anywhere(who, int(sum(seconds) > 60 or bool(stop and stop.signal))):
             break
-    return min(seconds[1:] or seconds)
+    seconds = seconds[1:] or seconds
+    return min(seconds) if job.objective.level else sum(seconds) / len(seconds)

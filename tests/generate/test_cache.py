@@ -3,7 +3,9 @@ lost."""
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
+from weakref import ref
 
 import pytest
 import torch
@@ -125,3 +127,16 @@ def test_from_a_folder(tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.Capt
     assert capsys.readouterr().out == f"{text}\n"
     with pytest.raises(InputError, match="kv_cache is 'int4'"):
         Engine.from_pretrained(tmp_path / "model", kv_cache="int4")  # type: ignore[arg-type]
+
+
+def test_pages_go_with_their_runner(large: Llama) -> None:
+    """At once, not when Python looks for circles: a step of GRPO makes a cache of its own."""
+    runner = TorchRunner(large)
+    runner.run([Chunk([1, 2, 3], 0, [0])])
+    kept = ref(runner._cache)
+    gc.disable()
+    try:
+        del runner
+        assert kept() is None
+    finally:
+        gc.enable()

@@ -131,6 +131,16 @@ def test_wishes_out_of_range(wrong: dict[str, Any]) -> None:
         SamplingParams(**wrong)
 
 
+def test_seeds_differ_in_all_their_bits() -> None:
+    """Of a large one torch's generator reads the low half only."""
+    drawn = []
+    for seed in (5, 5 + 2**32, 5 + 2**62):
+        params = SamplingParams(temperature=3.0, seed=seed)
+        generator = generator_for(params)
+        drawn.append([sample(LOGITS, params, generator) for _ in range(20)])
+    assert len({tuple(d) for d in drawn}) == 3
+
+
 def test_the_least_temperature_is_greedy() -> None:
     chances = probabilities(LOGITS, SamplingParams(temperature=1e-40))
     assert int(chances.argmax()) == int(LOGITS.argmax())
