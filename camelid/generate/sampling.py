@@ -9,13 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from camelid.errors import CamelidError, InputError
 from camelid.generate.constrain import Form
-
-FEW = 256  # tokens that hold the wanted mass as a rule
 
 
 @dataclass(frozen=True)
@@ -138,25 +137,36 @@ def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
         logs = scores.log_softmax(-1)
         surprise = -logs
         expected = (logs.exp() * surprise.nan_to_num(0, 0, 0)).sum()
-        scores = _keep_mass(scores, (surprise - expected).abs(), params.typical_p)
+        scores = _nearest(scores, (surprise - expected).abs(), params.typical_p)
     if params.top_p < 1:
-        scores = _keep_mass(scores, -scores, params.top_p)
+        scores = _likeliest(scores, params.top_p)
     return scores.softmax(-1)
 
 
-def _keep_mass(scores: Tensor, keys: Tensor, mass: float) -> Tensor:
-    """The tokens of the least keys, the first of equal ones first, until their probability reaches `mass`; the one that
-    reaches it is kept. Few are needed as a rule, and a whole vocabulary takes long to sort."""
-    chances = scores.softmax(-1)
-    near = (scores > -torch.inf).nonzero().squeeze(1)
-    if len(near) > FEW:
-        least = (keys <= keys.topk(FEW, largest=False).values[-1]).nonzero().squeeze(1)
-        near = least if chances[least].sum() > mass else near
-    order = near[keys[near].argsort(stable=True)]
-    sums = chances[order].cumsum(-1)
-    kept = sums - chances[order] < mass  # what comes before the token does not reach it
-    kept[0] = True  # nothing comes before the first, though a tiny mass be 0 in float32
-    return torch.full_like(scores, -torch.inf).index_copy(0, order[kept], scores[order[kept]])
+def _nearest(scores: Tensor, distance: Tensor, mass: float) -> Tensor:
+    """The nearest tokens, until their probability reaches `mass`; the one that reaches it is kept."""
+    order = distance.argsort(stable=True)
+    kept = _until(scores.softmax(-1)[order], mass)
+    return scores.index_fill(0, order[kept:], -torch.inf)
+
+
+def _likeliest(scores: Tensor, mass: float) -> Tensor:
+    """The likeliest tokens, likewise; of equal ones the first. Only values are sorted, for which numpy is fast."""
+    if scores.device.type == "cpu":
+        falling = -torch.from_numpy(np.sort((-scores).numpy()))
+    else:
+        falling = scores.sort(descending=True).values
+    kept = _until(falling.softmax(-1), mass)
+    least = falling[kept - 1]
+    above = scores > least
+    among = (scores == least).nonzero().squeeze(1)[: kept - int(above.sum())]
+    return scores.masked_fill(~above.index_fill(0, among, True), -torch.inf)
+
+
+def _until(chances: Tensor, mass: float) -> int:
+    """How many of them, in order, reach `mass`; the first at least, though a tiny mass be 0 in float32."""
+    before = chances.cumsum(-1) - chances
+    return max(1, int((before < mass).sum()))
 
 
 def sample(logits: Tensor, params: SamplingParams, generator: torch.Generator | None) -> int:
