@@ -97,7 +97,8 @@ def test_the_gradient_is_the_papers(
     model.zero_grad()
 
     said = objective.answers(model, *asked_by(objective, batch))
-    numbers = batch.facts[:, 0, 0].long().tolist()  # type: ignore[index]
+    assert batch.facts is not None
+    numbers = batch.facts[:, 0, 0].long().tolist()
     rewards = [float(r.finish_reason == "eos" and r.text == objective.source.asked[n].reference)
                for r, n in zip(said, numbers, strict=True)]  # fmt: skip
     assert sum(rewards) / 16 == told["reward"]

@@ -115,7 +115,7 @@ def test_few_that_are_sorted_are_those_of_all(name: str, spread: float, size: in
     for mass in (1e-9, 0.1, 0.5, 0.9, 0.9999):
         kept = ordered.cumsum(-1) - ordered < mass
         kept[0] = True
-        found = probabilities(logits, SamplingParams(temperature=1.0, **{name: mass}))  # type: ignore[arg-type]
+        found = probabilities(logits, SamplingParams(temperature=1.0, **{name: mass}))
         assert found.nonzero().flatten().tolist() == sorted(order[kept].tolist())
 
 
