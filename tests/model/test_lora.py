@@ -151,7 +151,10 @@ def test_several_adapters_on_one_base(tiny: LlamaConfig, tmp_path: Path) -> None
         ({"base_model_name_or_path": "gone/away"}, "'gone/away' is not here"),
     ],
 )
-def test_adapters_that_cannot_be_opened(tiny: LlamaConfig, tmp_path: Path, change: dict[str, Any], why: str) -> None:
+def test_adapters_that_cannot_be_opened(
+    tiny: LlamaConfig, tmp_path: Path, change: dict[str, Any], why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a base is looked for here first
     save(Llama(tiny), tmp_path / "base")
     tuned = load(tmp_path / "base")
     adapt(tuned, LoraConfig())
