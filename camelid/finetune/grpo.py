@@ -28,7 +28,7 @@ from camelid.generate.sampling import SamplingParams
 from camelid.kernels.decoder import PAGE
 from camelid.model.llama import Llama
 from camelid.model.lora import merge
-from camelid.model.quantized import QuantizedLinear
+from camelid.model.quantized import is_quantized
 from camelid.recipe import FinetuneSection, Recipe
 from camelid.tokenizer.tokenizer import Tokenizer
 from camelid.tokens.batch import IGNORE, PADDING, Batch
@@ -148,7 +148,7 @@ class Grpo:
         dtype, config = compute_dtype(model.device, self.recipe.train.dtype), model.config
         rows = min(rows_per_step(self.recipe.train), TOGETHER)
         kept = rows * self.recipe.train.sequence_length * 2 * config.num_hidden_layers * config.kv_heads
-        copies = 0 if _quantised(model) else max(model.dtype.itemsize, 2 * dtype.itemsize)
+        copies = 0 if is_quantized(model) else max(model.dtype.itemsize, 2 * dtype.itemsize)
         apart = copies and config.tie_word_embeddings * config.vocab_size * config.hidden_size * dtype.itemsize
         return model.num_parameters() * copies + apart + kept * config.head_size * dtype.itemsize
 
@@ -188,16 +188,12 @@ def seed_of(seed: int, draw: int) -> int:
 def speaking(model: Llama, dtype: torch.dtype) -> Runner:
     """What answers as the model would now: a copy in this dtype with its adapter merged, in the native decoder where it
     takes it. A quantised model, which takes no adapter in, answers itself."""
-    if _quantised(model):
+    if is_quantized(model):
         return TorchRunner(model)
     twin = copy.deepcopy(model)
     for name in list(twin.adapters):
         merge(twin, name)
     return runner_for(twin.to(dtype))
-
-
-def _quantised(model: Llama) -> bool:
-    return any(isinstance(module, QuantizedLinear) for module in model.modules())
 
 
 def questions_of(

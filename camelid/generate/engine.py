@@ -25,7 +25,7 @@ from camelid.generate.scheduler import Scheduler, run_to_end
 from camelid.generate.sequence import FinishReason, Sequence
 from camelid.kernels.decoder import PAGE
 from camelid.model.llama import Llama
-from camelid.model.quantized import BITS, QuantizedLinear, quantize_head, quantize_layers
+from camelid.model.quantized import BITS, is_quantized, quantize_head, quantize_layers
 from camelid.tokenizer.stream import StreamDecoder
 from camelid.tokenizer.tokenizer import Tokenizer
 
@@ -322,7 +322,7 @@ def runner_for(
     """The native decoder where it takes the model, else the torch model, its layers rounded in place; `kv_cache` as in
     `Engine.from_pretrained`. Raises InputError when a model is to be rounded that is rounded already."""
     bits = BITS[quantization] if quantization else None
-    already = any(isinstance(module, QuantizedLinear) for module in model.modules())
+    already = is_quantized(model)
     if already and bits is not None:
         raise InputError(f"quantization={quantization!r}: the model is quantised already; open it without")
     if native_refusal(model) is None:

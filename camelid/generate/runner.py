@@ -19,7 +19,7 @@ from camelid.model.block import Block
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
 from camelid.model.lora import use_adapter
-from camelid.model.quantized import QuantizedLinear, round_to_nearest
+from camelid.model.quantized import QuantizedLinear, is_quantized, round_to_nearest
 from camelid.model.rope import rotation
 
 
@@ -165,7 +165,7 @@ class NativeRunner:
     ) -> None:  # fmt: skip
         self.config = model.config
         threads = threads or torch.get_num_threads()
-        integers = bits is not None or any(isinstance(m, QuantizedLinear) for m in model.modules())
+        integers = bits is not None or is_quantized(model)
         kind = str(model.dtype).removeprefix("torch.")
         layers = [_layer(layer, bits, group, kind) for layer in model.layers]
         head = _packed(model.lm_head, 8 if integers else None, 32, kind)

@@ -158,6 +158,11 @@ def keep_inputs(model: Llama) -> None:
             module.rounds_inputs = False
 
 
+def is_quantized(model: Llama) -> bool:
+    """Whether any layer is kept in integers."""
+    return any(isinstance(module, QuantizedLinear) for module in model.modules())
+
+
 def make_dense(model: Llama) -> None:
     """Put plain linear layers in the place of quantised ones, in place: the same weights, one number each."""
     for parent in list(model.modules()):

@@ -13,7 +13,7 @@ from camelid.formats import gguf_write
 from camelid.formats.hf import save
 from camelid.formats.load import load, load_tokenizer, stop_ids
 from camelid.model.llama import Llama
-from camelid.model.quantized import QuantizedLinear
+from camelid.model.quantized import is_quantized
 from camelid.verify.checklist import Check, Failed, NotApplicable, Subject
 
 LARGEST_COPY = 8 << 30  # bytes: a larger model is not copied to be checked
@@ -77,7 +77,7 @@ def copy(subject: Subject) -> str:
     """Written and read again: the same bits."""
     _can_be_copied(subject)
     model: Llama = load(subject.path)
-    if any(isinstance(m, QuantizedLinear) for m in model.modules()) and subject.path.is_file():
+    if is_quantized(model) and subject.path.is_file():
         raise NotApplicable("a rounded GGUF file has no folder of its own kind")
     with tempfile.TemporaryDirectory() as place:
         save(model, Path(place) / "copy")
@@ -90,7 +90,7 @@ def gguf(subject: Subject) -> str:
     _can_be_copied(subject)
     model: Llama = load(subject.path)
     kind = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}[model.dtype]
-    if any(isinstance(m, QuantizedLinear) for m in model.modules()):
+    if is_quantized(model):
         raise NotApplicable("rounded layers would be written in full")
     if len(subject.words) > model.config.vocab_size:
         raise NotApplicable("the tokenizer does not fit the embedding")
