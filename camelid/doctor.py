@@ -94,7 +94,7 @@ def _gpu() -> Iterator[Finding]:
     if torch.cuda.is_available():
         yield Finding("GPU", "good", torch.cuda.get_device_name())
         if not compiles():
-            told = "torch.compile cannot make code for it, so training takes about twice as long"
+            told = "no code can be made for it: training takes about twice as long, generating several times"
             yield Finding("compiling", "slow", told, "pip install triton, and install a C compiler (gcc)")
     elif shutil.which("nvidia-smi"):
         told = f"there is one, but torch {torch.__version__} does not see it"

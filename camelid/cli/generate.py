@@ -40,6 +40,8 @@ def sampling_arguments(parser: argparse.ArgumentParser, temperature: float, min_
 def engine_arguments(parser: argparse.ArgumentParser) -> None:
     """How the model is opened and run: what `open_engine` reads."""
     parser.add_argument("--threads", type=int)
+    devices = ("auto", "cpu", "cuda")
+    parser.add_argument("--device", choices=devices, default="auto", help="auto: a GPU that holds it, else the CPU")
     parser.add_argument("--dtype", help="of the weights; by default the file's own")
     parser.add_argument("--quantization", choices=("int8", "int4"), help="round the weights while opening the model")
     parser.add_argument("--kv-cache", choices=("int8",), help="keep keys and values so: half of bfloat16's memory")
@@ -81,7 +83,7 @@ def open_engine(options: argparse.Namespace, **more: Any) -> Any:
     dtype = dtype_named(options.dtype) if options.dtype else None
     return Engine.from_pretrained(
         options.model, options.quantization, threads=options.threads, dtype=dtype, kv_cache=options.kv_cache,
-        draft=options.draft, draft_quantization=options.draft_quantization, **more,
+        draft=options.draft, draft_quantization=options.draft_quantization, device=options.device, **more,
     )  # fmt: skip
 
 

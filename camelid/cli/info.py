@@ -41,7 +41,7 @@ def _machine() -> dict[str, Any]:
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "training": "bfloat16" if cuda or torch.cpu._is_avx512_bf16_supported() else "float32",
         "kernels": f"torch; for text the {describe()}",
-        "generation": f"native, {level()}" if level() else "torch",
+        "generation": "torch on the GPU" if cuda else f"native, {level()}" if level() else "torch",
     }
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from camelid.errors import InputError
 from camelid.evaluate.opened import check_finite, measured_in
 from camelid.evaluate.templates import read_rows, read_template
+from camelid.kernels.attention import Mask, attention
 from camelid.kernels.cross_entropy import linear_log_probs
 from camelid.model.llama import Llama
 from camelid.report.progress import progress
@@ -123,8 +124,8 @@ class _Branches:
     def layers(self) -> Sequence[_Branches]:
         return self._layers
 
-    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        return keys, values
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor, mask: Mask) -> Tensor:
+        return attention(q, keys, values, mask)
 
     def positions(self, new: int, device: torch.device) -> Tensor:
         return self._stands.to(device)

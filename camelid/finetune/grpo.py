@@ -22,7 +22,8 @@ from camelid.finetune.pack import PackedExamples
 from camelid.finetune.preference import answer_log_probs
 from camelid.finetune.records import Record
 from camelid.finetune.tasks import questions
-from camelid.generate.engine import Engine, Result, runner_for
+from camelid.generate.engine import Engine, Result
+from camelid.generate.place import runner_for
 from camelid.generate.runner import Runner, TorchRunner
 from camelid.generate.sampling import SamplingParams
 from camelid.kernels.decoder import PAGE

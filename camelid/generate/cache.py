@@ -13,6 +13,7 @@ from weakref import proxy
 import torch
 from torch import Tensor
 
+from camelid.kernels.attention import Mask, attention
 from camelid.kernels.decoder import PAGE
 from camelid.kernels.packed import as_bytes
 from camelid.model.config import LlamaConfig
@@ -46,14 +47,18 @@ class Kept:
     def store(self, new: Tensor, pages: Tensor, slots: Tensor, tables: Tensor) -> Tensor:
         """Write keys or values [texts, kv_heads, new, head_dim] where `places` says; return all that the texts' pages
         hold, [texts, kv_heads, most * PAGE, head_dim], in the dtype of `new`."""
-        new = new.transpose(1, 2)
+        self.write(new.transpose(1, 2), pages, slots)
+        found = self.data[tables]
+        if self.worth is not None:
+            found = (found * self.worth[tables]).to(new.dtype)
+        return found.flatten(1, 2).transpose(1, 2)
+
+    def write(self, new: Tensor, pages: Tensor, slots: Tensor) -> None:
+        """Put keys or values [..., kv_heads, head_dim] into these places [...]."""
         if self.worth is None:
             self.data[pages, slots] = new
-            found = self.data[tables]
         else:
             self.data[pages, slots], self.worth[pages, slots] = as_bytes(new)
-            found = (self.data[tables] * self.worth[tables]).to(new.dtype)
-        return found.flatten(1, 2).transpose(1, 2)
 
 
 class LayerKV:
@@ -63,6 +68,10 @@ class LayerKV:
         self.owner: KVCache = proxy(owner)  # else only a search for circles would free the pages
         self.keys: Kept | None = None
         self.values: Kept | None = None
+
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor, mask: Mask) -> Tensor:
+        """Store what is new, and look at everything up to the longest text's end."""
+        return attention(q, *self.append(keys, values), mask)
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store [texts, kv_heads, new, head_dim] at each text's end; return all keys and values up to the longest."""

@@ -1,8 +1,9 @@
 """Run requests on a model: prompts in chunks, unfinished texts together, pages of the KV cache shared where texts begin
 alike.
 
-On a CPU `from_pretrained` runs the native decoder where it takes the model (`kernels/decoder.py`); there a text's
-tokens are the same bits alone and in any batch. Else, and for a model given as it is, the torch model runs.
+`from_pretrained` runs the torch model on a GPU that holds it, else the native decoder where that takes it
+(`kernels/decoder.py`): there a text's tokens are the same bits alone and in any batch. A model given as it is runs in
+torch, where it is.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from camelid.errors import CamelidError, InputError
 from camelid.generate.beam import BeamParams, Hypothesis, beam_search
 from camelid.generate.constrain import Matcher
 from camelid.generate.draft import Draft, check_same
-from camelid.generate.runner import NativeRunner, Runner, TorchRunner, depends_on_length, native_refusal
+from camelid.generate.place import runner_for
+from camelid.generate.runner import Runner, TorchRunner, depends_on_length
 from camelid.generate.sampling import SamplingParams, TokenLogprob, generator_for, mean_logprob, nth, whole
 from camelid.generate.scheduler import Scheduler, run_to_end
 from camelid.generate.sequence import FinishReason, Sequence
 from camelid.kernels.decoder import PAGE
 from camelid.model.llama import Llama
-from camelid.model.quantized import BITS, is_quantized, quantize_head, quantize_layers
+from camelid.model.quantized import BITS
 from camelid.tokenizer.stream import StreamDecoder
 from camelid.tokenizer.tokenizer import Tokenizer
 
@@ -100,13 +102,15 @@ class Engine:
         kv_cache: Literal["int8"] | None = None,
         draft: str | Path | None = None,
         draft_quantization: str | None = None,
+        device: str = "auto",
     ) -> Engine:
         """Open MODEL with its tokenizer, and more adapters of it by name, for `SamplingParams.adapter`.
 
         `quantization` "int8" or "int4" rounds the weights of a full-precision model to groups of 32, to nearest.
         `threads` is what the native decoder uses, and torch for the process. `kv_cache` "int8" keeps keys and values as
         bytes, each head's of a token by its greatest: half the memory of bfloat16. `draft` names a smaller model that
-        guesses for it, rounded by `draft_quantization`. Raises InputError naming what is wrong.
+        guesses for it, rounded by `draft_quantization`. `device` "auto" is a GPU where there is one that holds the
+        weights twice over, "cpu" or "cuda" that one. Raises InputError naming what is wrong.
         """
         from camelid.formats.load import load, load_adapters, load_tokenizer, stop_ids
 
@@ -130,11 +134,11 @@ class Engine:
                 f"{path}: the tokenizer has {len(tokenizer)} tokens but the embedding only "
                 f"{model.config.vocab_size} rows (vocab_size in config.json): they do not belong together"
             )
-        runner = runner_for(model, quantization, threads, kv_cache)
+        runner = runner_for(model, quantization, threads, kv_cache, device)
         guessing = None
         if draft is not None:
             try:
-                guessing = runner_for(load(draft, dtype=dtype), draft_quantization, threads, kv_cache)
+                guessing = runner_for(load(draft, dtype=dtype), draft_quantization, threads, kv_cache, device)
             except InputError as error:
                 raise InputError(f"draft {draft}: {error}") from None
         engine = cls(runner, tokenizer, stop_ids(path), cache_tokens, guessing)
@@ -143,7 +147,9 @@ class Engine:
         return engine
 
     def __repr__(self) -> str:
-        runs = "native decoder" if self._model is None else f"torch, {self._model.dtype}".replace("torch.", "")
+        runs = "native decoder"
+        if self._model is not None:
+            runs = f"torch, {str(self._model.dtype).removeprefix('torch.')} on {self._model.device.type}"
         size = f"{self.config.num_parameters() / 1e6:,.1f} M weights"
         cache = self.scheduler.pages.count * PAGE
         return f"Engine({size}, {runs}, context {self.context_length:,}, cache {cache:,} tokens)"
@@ -314,24 +320,6 @@ def _check(texts: abc.Sequence[Sequence]) -> None:
     failed = next((text for text in texts if text.error), None)
     if failed is not None:
         raise CamelidError(f"generation failed: {failed.error}")
-
-
-def runner_for(
-    model: Llama, quantization: str | None = None, threads: int | None = None, kv_cache: Literal["int8"] | None = None
-) -> Runner:
-    """The native decoder where it takes the model, else the torch model, its layers rounded in place; `kv_cache` as in
-    `Engine.from_pretrained`. Raises InputError when a model is to be rounded that is rounded already."""
-    bits = BITS[quantization] if quantization else None
-    already = is_quantized(model)
-    if already and bits is not None:
-        raise InputError(f"quantization={quantization!r}: the model is quantised already; open it without")
-    if native_refusal(model) is None:
-        return NativeRunner(model, bits, threads, cache=torch.int8 if kv_cache else None)
-    if bits is not None:
-        quantize_layers(model, bits)
-    if already or bits is not None:
-        quantize_head(model)
-    return TorchRunner(model, integers=kv_cache is not None)
 
 
 def result_of(text: Sequence) -> Result:

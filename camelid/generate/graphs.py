@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from camelid.generate.cache import KVCache, LayerKV, places
+from camelid.kernels.attention import Mask, attention
 from camelid.kernels.decoder import PAGE
+from camelid.kernels.elementwise import runs_triton
 from camelid.model.attention import LayerCache
 from camelid.model.llama import Llama
 from camelid.model.rope import Rotation, rotation
@@ -87,19 +89,19 @@ class _OneToken:
     """A `Cache` whose texts are told by tensors, for one token each."""
 
     def __init__(self, cache: KVCache, starts: Tensor, tables: Tensor) -> None:
-        self._cache, self._starts, self.tables = cache, starts, tables
+        self._cache, self.starts, self.tables = cache, starts, tables
         self.pages, self.slots = places(starts[:, None], tables)
 
     def layers(self) -> Sequence[LayerCache]:
         return [_Layer(layer, self) for layer in self._cache.layers()]
 
     def positions(self, new: int, device: torch.device) -> Tensor:
-        return self._starts[:, None]
+        return self.starts[:, None]
 
     def mask(self, new: int, device: torch.device) -> Tensor:
         """bool [texts, 1, 1, pages * PAGE]: what a text has, and its new token."""
         keys = torch.arange(self.tables.shape[1] * PAGE, device=device)
-        return (keys <= self._starts[:, None])[:, None, None]
+        return (keys <= self.starts[:, None])[:, None, None]
 
     def advance(self, new: int) -> None:
         """Nothing: the starts come from outside."""
@@ -111,9 +113,17 @@ class _Layer:
         assert kept.values is not None
         self._keys, self._values, self._texts = kept.keys, kept.values, texts
 
-    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor, mask: Mask) -> Tensor:
+        if runs_triton(q):
+            from camelid.kernels.gpu.attention import attend
+
+            worth = None
+            if self._keys.worth is not None and self._values.worth is not None:
+                worth = self._keys.worth, self._values.worth
+            new, kept = (keys[:, :, 0], values[:, :, 0]), (self._keys.data, self._values.data)
+            return attend(q[:, :, 0], new, kept, worth, self._texts.tables, self._texts.starts)[:, :, None]
         where = self._texts.pages, self._texts.slots, self._texts.tables
-        return self._keys.store(keys, *where), self._values.store(values, *where)
+        return attention(q, self._keys.store(keys, *where), self._values.store(values, *where), mask)
 
 
 def _rounded_up(number: int, least: int) -> int:

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from camelid.errors import InputError
 from camelid.generate.cache import KVCache
+from camelid.generate.flat import Flat
 from camelid.generate.graphs import Graphs
 from camelid.kernels.decoder import MATRICES, PAGE, Decoder, LayerWeights, Shape, Text
+from camelid.kernels.elementwise import runs_triton
 from camelid.kernels.packed import BLOCK, Packed, pack, pack_integers
 from camelid.model.block import Block
 from camelid.model.config import LlamaConfig
@@ -72,9 +74,10 @@ class Runner(Protocol):
 
 
 class TorchRunner:
-    """Runs the torch model: short chunks of one length and one adapter together, long ones each alone. Under dynamic
-    RoPE scaling every text is run by itself and every prompt in one piece, for what a token gets depends on the
-    length. Keys and values are kept in the model's dtype or, with `integers`, in int8."""
+    """Runs the torch model: short chunks of one length and one adapter together, long ones each alone; on a GPU with
+    Triton all of one adapter together, single tokens as recorded graphs. Under dynamic RoPE scaling every text is run
+    by itself and every prompt in one piece, for what a token gets depends on the length. Keys and values are kept in
+    the model's dtype or, with `integers`, in int8."""
 
     def __init__(self, model: Llama, integers: bool = False) -> None:
         self.model, self.config = model, model.config
@@ -111,15 +114,27 @@ class TorchRunner:
 
     def run(self, chunks: Sequence[Chunk]) -> list[Tensor]:
         found: dict[int, Tensor] = {}
-        alike: dict[tuple[int, int, str | None], list[int]] = {}
-        for number, chunk in enumerate(chunks):
-            if len(chunk.ids) <= PAGE and not depends_on_length(self.config):
-                alike.setdefault((len(chunk.ids), chunk.wanted, chunk.adapter), []).append(number)
-            else:
-                [found[number]] = self._together([chunk])
-        for numbers in alike.values():
+        for numbers in self._passes(chunks):
             found.update(zip(numbers, self._together([chunks[n] for n in numbers]), strict=True))
         return [found[number] for number in range(len(chunks))]
+
+    def _passes(self, chunks: Sequence[Chunk]) -> list[list[int]]:
+        """Numbers of the chunks that are run together."""
+        alike: dict[object, list[int]] = {}
+        for number, chunk in enumerate(chunks):
+            single = len(chunk.ids) == 1 and chunk.wanted == 1
+            if self._lays_flat:
+                kind: object = single, chunk.adapter
+            elif len(chunk.ids) <= PAGE and not depends_on_length(self.config):
+                kind = len(chunk.ids), chunk.wanted, chunk.adapter
+            else:
+                kind = number, "alone"
+            alike.setdefault(kind, []).append(number)
+        return list(alike.values())
+
+    @property
+    def _lays_flat(self) -> bool:
+        return self._graphs is not None and runs_triton(self.model.embed_tokens.weight)
 
     @torch.inference_mode()
     def states(self, chunk: Chunk) -> Tensor:
@@ -128,15 +143,14 @@ class TorchRunner:
 
     @torch.inference_mode()
     def _together(self, chunks: Sequence[Chunk]) -> list[Tensor]:
-        """Chunks of one length and one adapter."""
+        """Chunks of one pass, so of one adapter."""
         self._use(chunks[0].adapter)
         if self._graphs is not None and all(len(c.ids) == 1 and c.wanted == 1 for c in chunks):
             logits = self._graphs.run(
                 [c.ids[0] for c in chunks], [c.position for c in chunks], [c.pages for c in chunks]
             )
             return _by_chunk(logits, chunks)
-        hidden = self._hidden(chunks)
-        kept = [hidden[n, len(c.ids) - c.wanted :] for n, c in enumerate(chunks)]
+        kept = [states[len(c.ids) - c.wanted :] for states, c in zip(self._hidden(chunks), chunks, strict=True)]
         logits = self.model.lm_head(torch.cat(kept))
         return _by_chunk(logits, chunks)
 
@@ -145,10 +159,17 @@ class TorchRunner:
         if self.model.active_adapter != wanted:
             use_adapter(self.model, wanted)
 
-    def _hidden(self, chunks: Sequence[Chunk]) -> Tensor:
-        self._cache.select([c.position for c in chunks], [c.pages for c in chunks])
-        ids = torch.tensor([list(c.ids) for c in chunks], device=self.model.device)
-        return self.model.hidden(ids, cache=self._cache)
+    def _hidden(self, chunks: Sequence[Chunk]) -> Sequence[Tensor]:
+        """Each chunk's states [tokens, hidden]."""
+        starts, pages, device = [c.position for c in chunks], [c.pages for c in chunks], self.model.device
+        if self._lays_flat:
+            counts = [len(c.ids) for c in chunks]
+            ids = torch.tensor([[i for c in chunks for i in c.ids]], device=device)
+            states: Tensor = self.model.hidden(ids, cache=Flat(self._cache, starts, counts, pages, device))[0]
+            return states.split(counts)  # type: ignore[no-any-return, no-untyped-call]
+        self._cache.select(starts, pages)
+        ids = torch.tensor([list(c.ids) for c in chunks], device=device)
+        return list(self.model.hidden(ids, cache=self._cache))
 
 
 class NativeRunner:

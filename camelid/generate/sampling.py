@@ -125,18 +125,18 @@ def adjusted(logits: Tensor, params: SamplingParams, prompt: Sequence[int], text
 
 
 def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
-    """The distribution sampled from: logits [vocab] -> float32 [vocab], summing to 1, after all filters."""
+    """The distributions sampled from: logits [..., vocab] -> float32 likewise, each summing to 1, after all filters."""
     scores = logits.float()
     # The likeliest stays a number at any temperature; float32 knows none below the least one here.
-    scores = (scores - scores.max()) / max(params.temperature, 1e-30)
+    scores = (scores - scores.amax(-1, keepdim=True)) / max(params.temperature, 1e-30)
     if params.min_p > 0:
-        scores = scores.masked_fill(scores < scores.max() + math.log(params.min_p), -torch.inf)
-    if 0 < params.top_k < scores.numel():
-        scores = scores.masked_fill(scores < scores.topk(params.top_k).values[-1], -torch.inf)
+        scores = scores.masked_fill(scores < scores.amax(-1, keepdim=True) + math.log(params.min_p), -torch.inf)
+    if 0 < params.top_k < scores.shape[-1]:
+        scores = scores.masked_fill(scores < scores.topk(params.top_k).values[..., -1:], -torch.inf)
     if params.typical_p < 1:
         logs = scores.log_softmax(-1)
         surprise = -logs
-        expected = (logs.exp() * surprise.nan_to_num(0, 0, 0)).sum()
+        expected = (logs.exp() * surprise.nan_to_num(0, 0, 0)).sum(-1, keepdim=True)
         scores = _nearest(scores, (surprise - expected).abs(), params.typical_p)
     if params.top_p < 1:
         scores = _likeliest(scores, params.top_p)
@@ -146,8 +146,9 @@ def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
 def _nearest(scores: Tensor, distance: Tensor, mass: float) -> Tensor:
     """The nearest tokens, until their probability reaches `mass`; the one that reaches it is kept."""
     order = distance.argsort(stable=True)
-    kept = _until(scores.softmax(-1)[order], mass)
-    return scores.index_fill(0, order[kept:], -torch.inf)
+    kept = _until(scores.softmax(-1).gather(-1, order), mass)
+    beyond = torch.arange(scores.shape[-1], device=scores.device) >= kept
+    return scores.masked_fill(torch.empty_like(beyond).scatter_(-1, order, beyond), -torch.inf)
 
 
 def _likeliest(scores: Tensor, mass: float) -> Tensor:
@@ -157,31 +158,41 @@ def _likeliest(scores: Tensor, mass: float) -> Tensor:
     else:
         falling = scores.sort(descending=True).values
     kept = _until(falling.softmax(-1), mass)
-    least = falling[kept - 1]
-    above = scores > least
-    among = (scores == least).nonzero().squeeze(1)[: kept - int(above.sum())]
-    return scores.masked_fill(~above.index_fill(0, among, True), -torch.inf)
+    least = falling.gather(-1, kept - 1)
+    chosen = scores >= least
+    if not torch.equal(chosen.sum(-1, keepdim=True), kept):
+        equal, above = scores == least, scores > least
+        chosen = above | (equal & (equal.cumsum(-1) <= kept - above.sum(-1, keepdim=True)))
+    return scores.masked_fill(~chosen, -torch.inf)
 
 
-def _until(chances: Tensor, mass: float) -> int:
-    """How many of them, in order, reach `mass`; the first at least, though a tiny mass be 0 in float32."""
+def _until(chances: Tensor, mass: float) -> Tensor:
+    """How many of them, in order, reach `mass`: [..., 1]; the first at least, though a tiny mass be 0 in float32."""
     before = chances.cumsum(-1) - chances
-    return max(1, int((before < mass).sum()))
+    return (before < mass).sum(-1, keepdim=True).clamp_(min=1)
 
 
 def sample(logits: Tensor, params: SamplingParams, generator: torch.Generator | None) -> int:
     """Choose one token from logits [vocab]. Raises CamelidError when they are no numbers."""
-    if params.temperature == 0:
-        token = int(logits.argmax())
-        if math.isnan(logits[token]):
-            raise CamelidError("the model's scores are not numbers (NaN): its weights are damaged")
-        return token
-    if not math.isfinite(logits.max()):
+    [token] = choose(logits[None], params, [generator])
+    if token < 0:
         raise CamelidError("the model's scores are not numbers (NaN): its weights are damaged")
-    sums = probabilities(logits, params).cpu().double().cumsum(0)
-    # Above 0 and at most the whole: no token without a chance is found. torch.multinomial takes ten times as long.
-    place = (1 - torch.rand(1, dtype=torch.float64, generator=generator, device="cpu")) * sums[-1]
-    return int(torch.searchsorted(sums, place))
+    return token
+
+
+def choose(logits: Tensor, params: SamplingParams, generators: Sequence[torch.Generator | None]) -> list[int]:
+    """One token from each row of logits [rows, vocab], by its generator; -1 where they are no numbers."""
+    best = logits.max(-1)
+    if params.temperature == 0:
+        real, found = ~best.values.isnan(), best.indices
+    else:
+        # Above 0 and at most the whole: no token without a chance is found. torch.multinomial takes ten times as long.
+        shares = [1 - float(torch.rand(1, dtype=torch.float64, generator=g, device="cpu")) for g in generators]
+        sums = probabilities(logits, params).double().cumsum(-1)
+        places = torch.tensor(shares, dtype=torch.float64, device=sums.device)[:, None] * sums[:, -1:]
+        real, found = best.values.isfinite(), torch.searchsorted(sums, places)[:, 0]
+    tokens: list[int] = torch.where(real, found, -1).tolist()
+    return tokens
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,10 @@ import threading
 import time
 from collections import abc, deque
 from contextlib import contextmanager
+from itertools import islice
 from operator import eq
 
+import torch
 from torch import Tensor
 
 from camelid.errors import CamelidError
@@ -18,6 +20,7 @@ from camelid.generate.draft import MOST, Draft
 from camelid.generate.lookup import propose
 from camelid.generate.pages import Pages, page_names
 from camelid.generate.runner import Chunk, Runner
+from camelid.generate.sampling import choose
 from camelid.generate.sequence import FinishReason, Sequence
 from camelid.kernels.decoder import PAGE
 
@@ -115,13 +118,15 @@ class Scheduler:
             ids = sequence.tokens(sequence.fed, end)
             chunks.append(Chunk(ids, sequence.fed, sequence.pages, wanted, sequence.params.adapter))
         self._read({s: c.position + len(c.ids) for (s, _), c in zip(planned, chunks, strict=True) if s not in drafted})
+        found = self.runner.run(chunks)
         took = []
-        for (sequence, _), chunk, logits in zip(planned, chunks, self.runner.run(chunks), strict=True):
+        chosen = _chosen([sequence for sequence, _ in planned], found)
+        for (sequence, _), chunk, logits, tokens in zip(planned, chunks, found, chosen, strict=True):
             guesses = len(sequence.proposed) if chunk.wanted else 0
             sequence.fed += len(chunk.ids) - guesses
             if chunk.wanted:
                 before, proposed = len(sequence.ids), sequence.proposed
-                sequence.take(logits)
+                sequence.take(logits, tokens)
                 # Guesses that came true have their keys and values already; the last token has not.
                 sequence.fed += max(0, len(sequence.ids) - before - 1)
                 self.guessed += guesses
@@ -262,6 +267,22 @@ class Scheduler:
     @staticmethod
     def _salt(sequence: Sequence) -> str:
         return f"{sequence.params.adapter or ''}/{sequence.salt}"
+
+
+def _chosen(texts: abc.Sequence[Sequence], logits: abc.Sequence[Tensor]) -> list[abc.Sequence[int]]:
+    """What is chosen from each text's rows on a GPU, for all texts that draw alike at once: to ask for each would be to
+    wait for each. Nothing, where a text has to choose by itself."""
+    found: list[abc.Sequence[int]] = [()] * len(texts)
+    alike: dict[object, list[int]] = {}
+    for number, (text, rows) in enumerate(zip(texts, logits, strict=True)):
+        if rows.is_cuda and len(rows) and text.draws is not None:
+            alike.setdefault(text.draws, []).append(number)
+    for numbers in alike.values():
+        generators = [texts[n].generator for n in numbers for _ in logits[n]]
+        tokens = iter(choose(torch.cat([logits[n] for n in numbers]), texts[numbers[0]].params, generators))
+        for n in numbers:
+            found[n] = list(islice(tokens, len(logits[n])))
+    return found
 
 
 def run_to_end(scheduler: Scheduler, sequences: abc.Sequence[Sequence]) -> None:

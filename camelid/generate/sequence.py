@@ -54,13 +54,14 @@ class Sequence:
         known = self.prompt[start:end] + self.ids[max(0, start - len(self.prompt)) : max(0, end - len(self.prompt))]
         return known + self.proposed[: end - start - len(known)]
 
-    def take(self, logits: Tensor) -> None:
+    def take(self, logits: Tensor, chosen: abc.Sequence[int] = ()) -> None:
         """Choose the tokens that follow the last known one and then each proposed one that turns out to be chosen: rows
-        of logits [1 + proposed, vocab]. One row at a time, so the text is the one that would come without proposals."""
+        of logits [1 + proposed, vocab]. One row at a time, so the text is the one that would come without proposals.
+        `chosen` is what was chosen from them already, as `draws` allows; -1 where they are no numbers."""
         proposed, self.proposed = self.proposed, []
         for number, row in enumerate(logits):
             try:
-                token = self._choose(row)
+                token = chosen[number] if chosen and chosen[number] >= 0 else self._choose(row)
                 if self.params.logprobs is not None:
                     self.logprobs.append(logprob(row, token, self.params.logprobs))
                 self._append(token)
@@ -69,6 +70,16 @@ class Sequence:
                 return
             if self.finish or number == len(proposed) or proposed[number] != token:
                 return
+
+    @property
+    def draws(self) -> tuple[float, ...] | None:
+        """Texts of which this is the same may be chosen for together: how they draw from the model's own scores. None
+        where a text changes these first, or where a draw depends on the one before it."""
+        p = self.params
+        changed = p.repetition_penalty != 1 or p.presence_penalty or p.frequency_penalty or p.logit_bias
+        if changed or self.matcher is not None or (self.proposed and p.temperature > 0):
+            return None
+        return p.temperature, p.top_k, p.top_p, p.min_p, p.typical_p
 
     def _choose(self, row: Tensor) -> int:
         scores = adjusted(row, self.params, self.prompt, self.ids)

@@ -37,7 +37,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     x's dtype before the product with the weight."""
     if _native_takes(x, weight) and weight.shape == x.shape[-1:]:
         return _native_rms_norm(x.contiguous(), weight.contiguous(), eps)
-    return compiled_on_gpu(_rms_norm, x)(x, weight, eps)
+    if torch.is_inference_mode_enabled() and runs_triton(x) and weight.dtype == x.dtype:
+        from camelid.kernels.gpu import elementwise
+
+        return elementwise.rms_norm(x, weight, eps)
+    return _rms_norm(x, weight, eps)
 
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -67,13 +71,13 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     if _native_takes(gate, up) and gate.shape == up.shape:
         return _native_swiglu(gate.contiguous(), up.contiguous())
     if torch.is_inference_mode_enabled():
-        return compiled_on_gpu(_silu_times, gate)(gate, up)
+        if runs_triton(gate):
+            from camelid.kernels.gpu import elementwise
+
+            return elementwise.swiglu(gate, up)
+        return F.silu(gate) * up
     out: Tensor = _SwiGLU.apply(gate, up)  # type: ignore[no-untyped-call]
     return out
-
-
-def _silu_times(gate: Tensor, up: Tensor) -> Tensor:
-    return F.silu(gate) * up
 
 
 def _native_swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -119,6 +123,12 @@ def compiles() -> bool:
     return find_spec("triton") is not None and any(map(shutil.which, ("cc", "gcc", "clang")))
 
 
+def runs_triton(x: Tensor) -> bool:
+    """Whether kernels/gpu takes tensors such as this one. A training run's layers are compiled whole instead."""
+    dtypes = (torch.bfloat16, torch.float16, torch.float32)
+    return x.is_cuda and x.dtype in dtypes and not torch.compiler.is_compiling() and compiles()
+
+
 def _softmax_gradient(logits: Tensor, labels: Tensor, z_loss: float, gradient: bool) -> Tensor:
     wide = logits if logits.dtype == torch.float64 else logits.float()
     log_sum = wide.logsumexp(1)
@@ -128,13 +138,6 @@ def _softmax_gradient(logits: Tensor, labels: Tensor, z_loss: float, gradient: b
         slope.scatter_add_(1, labels[:, None], torch.full_like(log_sum, -1.0)[:, None])
         logits.copy_(slope)
     return log_sum
-
-
-def compiled_on_gpu(function: Callable[..., Tensor], first: Tensor) -> Callable[..., Tensor]:
-    """The function as one compiled pass where a GPU generates, the function itself else: a training run compiles whole
-    layers instead. `first` is one of the tensors."""
-    generating = torch.is_inference_mode_enabled() and not torch.compiler.is_compiling()
-    return _compiled(function, dynamic=True) if generating and first.is_cuda and compiles() else function
 
 
 @cache

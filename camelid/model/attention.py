@@ -14,8 +14,9 @@ from camelid.model.rope import Rotation, rotate
 class LayerCache(Protocol):
     """Where one layer keeps the keys and values of earlier tokens."""
 
-    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Add new keys and values [batch, kv_heads, new, head_dim]; return all of them so far."""
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor, mask: Mask) -> Tensor:
+        """Add new keys and values [batch, kv_heads, new, head_dim]; attention of q [batch, heads, new, head_dim] over
+        all of them so far."""
         ...
 
 
@@ -42,9 +43,7 @@ class Attention(nn.Module):
         """`turn` rotates the new tokens; the cache holds earlier keys already rotated."""
         q, k, v = (self._heads(projection(x)) for projection in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rotate(q, turn), rotate(k, turn)
-        if cache is not None:
-            k, v = cache.append(k, v)
-        out = attention(q, k, v, mask)
+        out = attention(q, k, v, mask) if cache is None else cache.attend(q, k, v, mask)
         out_proj: Tensor = self.o_proj(out.transpose(1, 2).flatten(2))
         return out_proj
 

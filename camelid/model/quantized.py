@@ -2,8 +2,8 @@
 row's weights.
 
 Such a layer is the frozen base of an adapter, or part of a quantised model. A quantised model also rounds what goes
-into its layers, block by block, because the native kernels multiply bytes by bytes (`kernels/packed.py`): then this is
-their reference. Products here are made with the weight widened for the moment.
+into its layers on a CPU, block by block, because the native kernels multiply bytes by bytes (`kernels/packed.py`): then
+this is their reference. Products here are made with the weight widened for the moment; on a GPU by `kernels/gpu.py`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from camelid.errors import InputError
+from camelid.kernels.elementwise import runs_triton
 from camelid.kernels.packed import round_symmetric, rounded
 from camelid.model.llama import Llama
 
@@ -98,7 +99,7 @@ def round_to_nearest(weight: Tensor, bits: int, group: int, symmetric: bool = Tr
 
 
 class QuantizedLinear(nn.Module):
-    """A frozen linear layer [in] -> [out]. With `rounds_inputs` its inputs are rounded to int8 by blocks."""
+    """A frozen linear layer [in] -> [out]. With `rounds_inputs` its inputs are rounded to int8 by blocks on a CPU."""
 
     packed: Tensor
     scale: Tensor
@@ -123,7 +124,13 @@ class QuantizedLinear(nn.Module):
         return self.integers().dense(self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(rounded(x) if self.rounds_inputs else x, self.dense().to(x.dtype), self.bias)
+        if not torch.is_grad_enabled() and runs_triton(x) and self.group in (32, 64, 128, 256):
+            from camelid.kernels.gpu.products import product
+
+            out = product(x.flatten(0, -2), self.packed, self.scale, self.zero, self.bias, self.bits)
+            return out.view(*x.shape[:-1], self.out_features)
+        rounds = self.rounds_inputs and x.device.type == "cpu"
+        return F.linear(rounded(x) if rounds else x, self.dense().to(x.dtype), self.bias)
 
 
 def quantized(linear: nn.Linear, bits: int, group: int | None, symmetric: bool, rounds_inputs: bool) -> QuantizedLinear:

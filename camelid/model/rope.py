@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from camelid.kernels.elementwise import compiled_on_gpu
+from camelid.kernels.elementwise import runs_triton
 from camelid.model.config import LlamaConfig
 
 
@@ -104,13 +104,13 @@ def rotation(config: LlamaConfig, positions: Tensor, length: int = 0) -> Rotatio
 
 def rotate(x: Tensor, by: Rotation) -> Tensor:
     """Turn each pair of x [batch, heads, seq, head_dim] by its position's angle."""
+    if torch.is_inference_mode_enabled() and runs_triton(x):
+        from camelid.kernels.gpu.elementwise import turn_pairs
+
+        return turn_pairs(x, by.cos, by.sin)
     cos, sin = by.cos.to(x.dtype), by.sin.to(x.dtype)
     if cos.dim() == 3:  # one set of positions a row: [batch, 1, seq, head_dim/2]
         cos, sin = cos[:, None], sin[:, None]
-    return compiled_on_gpu(_turn_pairs, x)(x, cos, sin)
-
-
-def _turn_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 

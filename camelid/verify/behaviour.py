@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from camelid.generate.engine import Engine, runner_for
+from camelid.generate.engine import Engine
+from camelid.generate.place import runner_for
 from camelid.generate.runner import Chunk, TorchRunner, native_refusal
 from camelid.generate.sampling import SamplingParams
 from camelid.model.config import RopeScaling

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from camelid.formats.hf import save
-from camelid.generate.engine import Engine, runner_for
+from camelid.generate.engine import Engine
+from camelid.generate.place import runner_for
 from camelid.generate.runner import Chunk
 from camelid.generate.sampling import SamplingParams
 from camelid.kernels.decoder import PAGE

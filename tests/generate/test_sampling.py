@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from camelid.errors import CamelidError, InputError
-from camelid.generate.sampling import SamplingParams, adjusted, generator_for, logprob, probabilities, sample
+from camelid.generate.sampling import SamplingParams, adjusted, choose, generator_for, logprob, probabilities, sample
 
 LOGITS = torch.randn(50, generator=torch.Generator().manual_seed(0)) * 3
 
@@ -145,3 +145,27 @@ def test_the_least_temperature_is_greedy() -> None:
     chances = probabilities(LOGITS, SamplingParams(temperature=1e-40))
     assert int(chances.argmax()) == int(LOGITS.argmax())
     assert float(chances.max()) == 1
+
+
+@pytest.mark.parametrize("params", [
+    SamplingParams(), SamplingParams(temperature=1.0), SamplingParams(temperature=0.7, top_k=6, top_p=0.8),
+    SamplingParams(temperature=1.5, min_p=0.02), SamplingParams(temperature=1.0, typical_p=0.6),
+])  # fmt: skip
+def test_rows_are_chosen_as_each_alone(params: SamplingParams) -> None:
+    """Also where scores are equal, and beside a row that is no numbers."""
+    rows = torch.randn(6, 50, generator=torch.Generator().manual_seed(1)) * 2
+    rows[2] = rows[2].round()
+    rows[4, 7] = torch.nan
+
+    def generators() -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(n) for n in range(6)]
+
+    alone = [
+        sample(row, params, g) if n != 4 else -1 for n, (row, g) in enumerate(zip(rows, generators(), strict=True))
+    ]
+    assert choose(rows, params, generators()) == alone
+    whole = rows[[0, 1, 2, 3, 5]]
+    if params.temperature:
+        torch.testing.assert_close(
+            probabilities(whole, params), torch.stack([probabilities(row, params) for row in whole])
+        )

@@ -20,7 +20,8 @@ from camelid.cli import run as cli
 from camelid.formats import load, save
 from camelid.formats.adapter import write_adapter
 from camelid.formats.convert import convert
-from camelid.generate.engine import Engine, runner_for
+from camelid.generate.engine import Engine
+from camelid.generate.place import runner_for
 from camelid.generate.runner import Chunk
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama

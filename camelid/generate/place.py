@@ -1,0 +1,63 @@
+"""Where a model runs: on a GPU in torch, on a CPU in the native decoder where that takes it, else in torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import nn
+
+from camelid.errors import InputError
+from camelid.generate.runner import NativeRunner, Runner, TorchRunner, native_refusal
+from camelid.model.llama import Llama
+from camelid.model.quantized import BITS, is_quantized, quantize_head, quantize_layers
+
+DEVICES = ("auto", "cpu", "cuda")
+SHARE_OF_GPU = 0.8  # of its free memory that weights may take: the rest is for the cache and a step
+
+
+def runner_for(
+    model: Llama, quantization: str | None = None, threads: int | None = None,
+    kv_cache: Literal["int8"] | None = None, device: str = "cpu",
+) -> Runner:  # fmt: skip
+    """What runs a model that is on the CPU; the torch model is rounded in place and taken to its `device`. Arguments as
+    in `Engine.from_pretrained`. Raises InputError when a model is to be rounded that is rounded already."""
+    bits = BITS[quantization] if quantization else None
+    already = is_quantized(model)
+    if already and bits is not None:
+        raise InputError(f"quantization={quantization!r}: the model is quantised already; open it without")
+    layers = weight_bytes(model.layers)
+    rounded = layers * (bits + 0.5) / (8 * model.dtype.itemsize) if bits else layers
+    on_gpu = takes_gpu(weight_bytes(model) - layers + rounded, device)
+    if not on_gpu and native_refusal(model) is None:
+        return NativeRunner(model, bits, threads, cache=torch.int8 if kv_cache else None)
+    if bits is not None:
+        quantize_layers(model, bits)
+    if already or bits is not None:
+        quantize_head(model)
+    if on_gpu:
+        model.to("cuda")
+    return TorchRunner(model, integers=kv_cache is not None)
+
+
+def takes_gpu(weights: float, device: str) -> bool:
+    """Whether a model of so many bytes goes to the GPU: with "auto" where there is one and room for it. Raises
+    InputError for "cuda" without either."""
+    if device not in DEVICES:
+        raise InputError(f"device is {device!r}; it can be {', '.join(DEVICES)}")
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return False
+    if not torch.cuda.is_available():
+        raise InputError("device is 'cuda', but torch sees no GPU: camelid doctor says why")
+    room = SHARE_OF_GPU * torch.cuda.mem_get_info()[0]
+    if device == "cuda" and weights > room:
+        raise InputError(
+            f"the weights take {weights / 2**30:.1f} GiB and the GPU has room for {room / 2**30:.1f}: open the model "
+            "with quantization int8 or int4, or on the CPU"
+        )
+    return weights <= room
+
+
+def weight_bytes(module: nn.Module) -> int:
+    """Of all weights as they are; a tied projection counts once."""
+    return sum(t.nbytes for t in (*module.parameters(), *module.buffers()))
