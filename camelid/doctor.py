@@ -89,13 +89,14 @@ def _quota(path: Path = Path("/sys/fs/cgroup/cpu.max")) -> float | None:
 def _gpu() -> Iterator[Finding]:
     import torch
 
-    from camelid.kernels.elementwise import compiles
+    from camelid.kernels.device import compiles
 
     if torch.cuda.is_available():
         yield Finding("GPU", "good", torch.cuda.get_device_name())
         if not compiles():
             told = "no code can be made for it: training takes about twice as long, generating several times"
-            yield Finding("compiling", "slow", told, "pip install triton, and install a C compiler (gcc)")
+            cure = "pip install triton; install a C compiler (gcc) and Python's headers (python3-dev)"
+            yield Finding("compiling", "slow", told, cure)
     elif shutil.which("nvidia-smi"):
         told = f"there is one, but torch {torch.__version__} does not see it"
         yield Finding("GPU", "slow", told, "pip install a torch built for CUDA: https://pytorch.org/get-started")

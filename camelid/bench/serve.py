@@ -59,6 +59,8 @@ def servers(folder: Path, threads: int) -> list[Server]:
         "--port",
         "PORT",
         "--quiet",
+        "--device",
+        "cpu",
         "--threads",
     )
     llama: tuple[str, ...] = (

@@ -32,6 +32,7 @@ def _machine() -> dict[str, Any]:
     from camelid.kernels.library import describe
 
     cuda = torch.cuda.is_available()
+    on_cpu = f"native, {level()}" if level() else "torch"
     return {
         **versions(),
         "system": platform.platform(),
@@ -41,7 +42,7 @@ def _machine() -> dict[str, Any]:
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "training": "bfloat16" if cuda or torch.cpu._is_avx512_bf16_supported() else "float32",
         "kernels": f"torch; for text the {describe()}",
-        "generation": "torch on the GPU" if cuda else f"native, {level()}" if level() else "torch",
+        "generation": ("torch on a GPU that holds the model, else " if cuda else "") + on_cpu,
     }
 
 

@@ -26,6 +26,7 @@ from camelid.generate.sampling import SamplingParams, TokenLogprob, generator_fo
 from camelid.generate.scheduler import Scheduler, run_to_end
 from camelid.generate.sequence import FinishReason, Sequence
 from camelid.kernels.decoder import PAGE
+from camelid.kernels.device import free_on_gpu
 from camelid.model.llama import Llama
 from camelid.model.quantized import BITS
 from camelid.tokenizer.stream import StreamDecoder
@@ -109,8 +110,8 @@ class Engine:
         `quantization` "int8" or "int4" rounds the weights of a full-precision model to groups of 32, to nearest.
         `threads` is what the native decoder uses, and torch for the process. `kv_cache` "int8" keeps keys and values as
         bytes, each head's of a token by its greatest: half the memory of bfloat16. `draft` names a smaller model that
-        guesses for it, rounded by `draft_quantization`. `device` "auto" is a GPU where there is one that holds the
-        weights twice over, "cpu" or "cuda" that one. Raises InputError naming what is wrong.
+        guesses for it, rounded by `draft_quantization`. `device` "auto" is a GPU where there is one of whose free
+        memory the weights take at most four fifths, "cpu" or "cuda" that one. Raises InputError naming what is wrong.
         """
         from camelid.formats.load import load, load_adapters, load_tokenizer, stop_ids
 
@@ -138,7 +139,8 @@ class Engine:
         guessing = None
         if draft is not None:
             try:
-                guessing = runner_for(load(draft, dtype=dtype), draft_quantization, threads, kv_cache, device)
+                beside = runner.model.device.type if isinstance(runner, TorchRunner) else "cpu"
+                guessing = runner_for(load(draft, dtype=dtype), draft_quantization, threads, kv_cache, beside)
             except InputError as error:
                 raise InputError(f"draft {draft}: {error}") from None
         engine = cls(runner, tokenizer, stop_ids(path), cache_tokens, guessing)
@@ -300,7 +302,7 @@ class Engine:
     def _cache_tokens(self, page_bytes: int) -> int:
         wanted = max(DEFAULT_CACHE, _context(self.runner))
         if self._model is not None and self._model.device.type == "cuda":
-            memory = torch.cuda.mem_get_info(self._model.device)[0]
+            memory = free_on_gpu()
         else:
             memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return min(wanted, max(PAGE, int(SHARE_OF_MEMORY * memory / page_bytes) * PAGE))

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from camelid.generate.cache import KVCache, LayerKV, places
+from camelid.generate.cache import KVCache, LayerKV
 from camelid.kernels.attention import Mask
+from camelid.kernels.decoder import PAGE
 from camelid.model.attention import LayerCache
 from camelid.model.config import LlamaConfig
 
@@ -26,15 +27,14 @@ class Flat:
         self._cache = cache
         firsts = [sum(counts[:n]) for n in range(len(counts))]
         most = max(map(len, tables))
-        table = torch.tensor([[*t, *[0] * (most - len(t))] for t in tables])
-        where = torch.cat([torch.arange(s, s + c) for s, c in zip(starts, counts, strict=True)])
-        owner = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-        pages, slots = places(where[:, None], table[owner])
+        table = _whole([[*t, *[0] * (most - len(t))] for t in tables])
+        where = _whole([n for s, c in zip(starts, counts, strict=True) for n in range(s, s + c)])
+        pages = _whole([t[n // PAGE] for t, s, c in zip(tables, starts, counts, strict=True) for n in range(s, s + c)])
         # One copy to the GPU for each, none of them waited for.
         self.where, self.tables = _there(where, device), _there(table, device)
-        self.pages, self.slots = _there(pages[:, 0], device), _there(slots[:, 0], device)
-        self.texts = _there(torch.tensor(list(zip(firsts, counts, starts, strict=True))), device)
-        self.blocks = _there(torch.tensor(blocks_of(counts, _group(cache.config))), device)
+        self.pages, self.slots = _there(pages, device), _there(where % PAGE, device)
+        self.texts = _there(_whole(list(zip(firsts, counts, starts, strict=True))), device)
+        self.blocks = _there(_whole(blocks_of(counts, _group(cache.config))), device)
 
     def layers(self) -> Sequence[LayerCache]:
         return [_Layer(layer, self) for layer in self._cache.layers()]
@@ -71,6 +71,10 @@ class _Layer:
 
 def _group(config: LlamaConfig) -> int:
     return config.num_attention_heads // config.kv_heads
+
+
+def _whole(numbers: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.int64, device="cpu")
 
 
 def _there(x: Tensor, device: torch.device) -> Tensor:

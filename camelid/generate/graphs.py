@@ -16,7 +16,7 @@ from torch import Tensor
 from camelid.generate.cache import KVCache, LayerKV, places
 from camelid.kernels.attention import Mask, attention
 from camelid.kernels.decoder import PAGE
-from camelid.kernels.elementwise import runs_triton
+from camelid.kernels.device import runs_triton
 from camelid.model.attention import LayerCache
 from camelid.model.llama import Llama
 from camelid.model.rope import Rotation, rotation

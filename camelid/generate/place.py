@@ -9,6 +9,7 @@ from torch import nn
 
 from camelid.errors import InputError
 from camelid.generate.runner import NativeRunner, Runner, TorchRunner, native_refusal
+from camelid.kernels.device import free_on_gpu
 from camelid.model.llama import Llama
 from camelid.model.quantized import BITS, is_quantized, quantize_head, quantize_layers
 
@@ -28,7 +29,10 @@ def runner_for(
         raise InputError(f"quantization={quantization!r}: the model is quantised already; open it without")
     layers = weight_bytes(model.layers)
     rounded = layers * (bits + 0.5) / (8 * model.dtype.itemsize) if bits else layers
-    on_gpu = takes_gpu(weight_bytes(model) - layers + rounded, device)
+    weights = weight_bytes(model) - layers + rounded
+    if model.config.tie_word_embeddings and (already or bits is not None):  # the head becomes a matrix of its own
+        weights += model.embed_tokens.weight.numel() * 8.5 / 8
+    on_gpu = takes_gpu(weights, device)
     if not on_gpu and native_refusal(model) is None:
         return NativeRunner(model, bits, threads, cache=torch.int8 if kv_cache else None)
     if bits is not None:
@@ -49,7 +53,7 @@ def takes_gpu(weights: float, device: str) -> bool:
         return False
     if not torch.cuda.is_available():
         raise InputError("device is 'cuda', but torch sees no GPU: camelid doctor says why")
-    room = SHARE_OF_GPU * torch.cuda.mem_get_info()[0]
+    room = SHARE_OF_GPU * free_on_gpu()
     if device == "cuda" and weights > room:
         raise InputError(
             f"the weights take {weights / 2**30:.1f} GiB and the GPU has room for {room / 2**30:.1f}: open the model "

@@ -15,7 +15,7 @@ from camelid.generate.cache import KVCache
 from camelid.generate.flat import Flat
 from camelid.generate.graphs import Graphs
 from camelid.kernels.decoder import MATRICES, PAGE, Decoder, LayerWeights, Shape, Text
-from camelid.kernels.elementwise import runs_triton
+from camelid.kernels.device import free_on_gpu, runs_triton
 from camelid.kernels.packed import BLOCK, Packed, pack, pack_integers
 from camelid.model.block import Block
 from camelid.model.config import LlamaConfig
@@ -104,6 +104,9 @@ class TorchRunner:
         """On a GPU all pages, for recorded steps know them by their place in memory; else they are made when they are
         first written."""
         if self.model.device.type == "cuda" and not depends_on_length(self.config):
+            room = free_on_gpu() // self.page_bytes()
+            if pages + 1 > room:
+                raise InputError(f"the GPU has room for a cache of {room * PAGE:,} tokens, not {pages * PAGE:,}")
             with torch.inference_mode():
                 self._cache.reserve(pages + 1, self.model.embed_tokens.weight)
                 self._graphs = Graphs(self.model, self._cache, scrap=pages)

@@ -1,13 +1,11 @@
-"""Passes over large tensors that are worth a fused loop: torch reference, the native library on a CPU, the reference
-compiled on a GPU."""
+"""Passes over large tensors that are worth a fused loop: torch reference, the native library on a CPU, Triton on a GPU;
+there the loss's pass is the reference, compiled."""
 
 from __future__ import annotations
 
 import ctypes
-import shutil
 from collections.abc import Callable
 from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from camelid.kernels.device import compiles, runs_triton
 from camelid.kernels.library import library
 
 
@@ -117,18 +116,6 @@ def softmax_gradient_(logits: Tensor, labels: Tensor, z_loss: float = 0.0, gradi
     return log_sum
 
 
-@cache
-def compiles() -> bool:
-    """Whether torch.compile can make code for a GPU here: it needs Triton and a C compiler."""
-    return find_spec("triton") is not None and any(map(shutil.which, ("cc", "gcc", "clang")))
-
-
-def runs_triton(x: Tensor) -> bool:
-    """Whether kernels/gpu takes tensors such as this one. A training run's layers are compiled whole instead."""
-    dtypes = (torch.bfloat16, torch.float16, torch.float32)
-    return x.is_cuda and x.dtype in dtypes and not torch.compiler.is_compiling() and compiles()
-
-
 def _softmax_gradient(logits: Tensor, labels: Tensor, z_loss: float, gradient: bool) -> Tensor:
     wide = logits if logits.dtype == torch.float64 else logits.float()
     log_sum = wide.logsumexp(1)
@@ -141,8 +128,8 @@ def _softmax_gradient(logits: Tensor, labels: Tensor, z_loss: float, gradient: b
 
 
 @cache
-def _compiled(function: Callable[..., Tensor], dynamic: bool | None = None) -> Callable[..., Tensor]:
-    made: Callable[..., Tensor] = torch.compile(function, dynamic=dynamic)
+def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    made: Callable[..., Tensor] = torch.compile(function)
     return made
 
 

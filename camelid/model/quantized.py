@@ -3,7 +3,7 @@ row's weights.
 
 Such a layer is the frozen base of an adapter, or part of a quantised model. A quantised model also rounds what goes
 into its layers on a CPU, block by block, because the native kernels multiply bytes by bytes (`kernels/packed.py`): then
-this is their reference. Products here are made with the weight widened for the moment; on a GPU by `kernels/gpu.py`.
+this is their reference. Products here are made with the weight widened for the moment; on a GPU by `kernels/gpu/`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from camelid.errors import InputError
-from camelid.kernels.elementwise import runs_triton
+from camelid.kernels.device import runs_triton
 from camelid.kernels.packed import round_symmetric, rounded
 from camelid.model.llama import Llama
 
@@ -124,7 +124,7 @@ class QuantizedLinear(nn.Module):
         return self.integers().dense(self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled() and runs_triton(x) and self.group in (32, 64, 128, 256):
+        if not torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type) and runs_triton(x):
             from camelid.kernels.gpu.products import product
 
             out = product(x.flatten(0, -2), self.packed, self.scale, self.zero, self.bias, self.bits)

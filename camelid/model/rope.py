@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from camelid.kernels.elementwise import runs_triton
+from camelid.kernels.device import runs_triton
 from camelid.model.config import LlamaConfig
 
 

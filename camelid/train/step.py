@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from camelid.errors import CamelidError, RecipeError
-from camelid.kernels.elementwise import compiles
+from camelid.kernels.device import compiles
 from camelid.kernels.precision import native_dtype
 from camelid.model.llama import Llama
 from camelid.recipe import Recipe, TrainSection

@@ -18,7 +18,7 @@ from camelid.generate.runner import NativeRunner, TorchRunner
 from camelid.kernels.library import library
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
-from camelid.model.quantized import quantize_layers
+from camelid.model.quantized import quantize_head, quantize_layers
 
 CONFIG = LlamaConfig(
     vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
@@ -30,7 +30,7 @@ CONFIG = LlamaConfig(
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """One with room for 800 bytes."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1000, 2000))
+    monkeypatch.setattr(place, "free_on_gpu", lambda: 1000)
 
 
 def test_without_a_gpu() -> None:
@@ -62,6 +62,7 @@ def test_a_model_is_weighed_as_it_will_be(bits: int, gpu: None, monkeypatch: pyt
     runner_for(model, f"int{bits}", device="cuda")
     runner_for(model, None, device="auto")
     quantize_layers(model, bits)
+    quantize_head(model)
     assert asked[0] == (pytest.approx(weight_bytes(model), rel=0.01), "cuda")
     assert asked[1] == (2 * CONFIG.num_parameters(), "auto")
 

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 PROGRAMS = 264  # that one token's attention is cut into at least: two for each multiprocessor of a large GPU
-KEYS = 64  # at a time
+LEAST = 64  # keys that make a share
 QUERIES = 64  # of a chunk at a time, heads of a group counted
 
 
@@ -122,12 +122,13 @@ def attend(
     out = torch.empty_like(q)
     parts = q.new_empty(texts * heads * splits * size if splits > 1 else 0, dtype=torch.float32)
     sums = q.new_empty(texts * heads * splits * 2 if splits > 1 else 0, dtype=torch.float32)
-    group, width = heads // kv_heads, triton.next_power_of_2(size)
+    group = heads // kv_heads
+    width, block, stages = _tiles(q)
     _attend[texts, kv_heads, splits](
         q, keys, values, *kept, *(worth or kept), tables, starts, out, parts, sums, size**-0.5, tables.stride(0),
         starts.stride(0),
         KV_HEADS=kv_heads, GROUP=group, SIZE=size, PAGE=page, SPLITS=splits, BYTES=worth is not None,
-        ROWS=max(16, triton.next_power_of_2(group)), WIDTH=width, BLOCK=KEYS,
+        ROWS=max(16, triton.next_power_of_2(group)), WIDTH=width, BLOCK=block, num_stages=stages,
     )  # fmt: skip
     if splits > 1:
         _join[texts * heads,](parts, sums, out, SIZE=size, SPLITS=splits, WIDTH=width)
@@ -137,7 +138,7 @@ def attend(
 def _splits(programs: int, tokens: int) -> int:
     """Into how many shares, a power of two, each text's keys go for the GPU to be busy."""
     splits = 1
-    while splits * programs < PROGRAMS and splits * KEYS < tokens:
+    while splits * programs < PROGRAMS and splits * LEAST < tokens:
         splits *= 2
     return splits
 
@@ -196,12 +197,21 @@ def attend_chunks(
     group = q.shape[1] // kv_heads
     q, heads = q.contiguous(), triton.next_power_of_2(group)
     out = torch.empty_like(q)
+    width, block, stages = _tiles(q)
     _attend_chunk[len(blocks), kv_heads](
         q, *kept, *(worth or kept), tables, texts, blocks, out, size**-0.5, tables.stride(0),
         KV_HEADS=kv_heads, GROUP=group, SIZE=size, PAGE=kept[0].shape[1], BYTES=worth is not None, HEADS=heads,
-        TOKENS=tokens_at_once(group), WIDTH=triton.next_power_of_2(size), BLOCK=KEYS,
+        TOKENS=tokens_at_once(group), WIDTH=width, BLOCK=block, num_stages=stages,
     )  # fmt: skip
     return out
+
+
+def _tiles(q: Tensor) -> tuple[int, int, int]:
+    """How wide a head is for Triton, which multiplies by 16 numbers at least; keys at a time; and how many such blocks
+    are on their way at once. Less for wide or long numbers: a multiprocessor keeps 99 KiB on many cards."""
+    width = max(16, triton.next_power_of_2(q.shape[-1]))
+    long = width * q.itemsize
+    return (width, 64, 3) if long <= 256 else (width, 32, 1) if long <= 512 else (width, 16, 1)
 
 
 def tokens_at_once(group: int) -> int:
@@ -212,6 +222,7 @@ def tokens_at_once(group: int) -> int:
 
 def blocks_of(counts: Sequence[int], group: int) -> list[tuple[int, int]]:
     """Text and part of it that each program of `attend_chunks` has, where texts have so many new tokens and each key
-    head serves `group` heads. The longest texts' last parts, which take longest, come first."""
+    head serves `group` heads. The parts that come last in their texts, which take longest, come first."""
     size = tokens_at_once(group)
-    return [(text, part) for text, count in enumerate(counts) for part in reversed(range(-(-count // size)))]
+    parts = [(text, part) for text, count in enumerate(counts) for part in range(-(-count // size))]
+    return sorted(parts, key=lambda found: -found[1])

@@ -125,6 +125,7 @@ MOST_INPUTS = 64  # beyond which the weight is widened first
 # Of those tried on an H100, bits by bits, the fastest: rows of the weight to a program, columns at a time.
 ONE_ROW = {8: (2, 1024), 4: (4, 1024)}
 FEW_ROWS = 32, 256
+GROUPS = (32, 64, 128, 256)  # that the products take as they are
 
 
 def product(x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None, bias: Tensor | None, bits: int) -> Tensor:
@@ -132,7 +133,7 @@ def product(x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None, bias:
     x = x.contiguous()
     rows, columns, inputs = len(packed), x.shape[1], len(x)
     group = columns // scale.shape[1]
-    if inputs > MOST_INPUTS:
+    if inputs > MOST_INPUTS or group not in GROUPS or packed.numel() >= 2**31:
         return F.linear(x, widened(packed, scale, zero, bits, x.dtype), bias)
     out = x.new_empty(inputs, rows)
     kinds = {"BITS": bits, "GROUP": group, "ZEROS": zero is not None, "BIAS": bias is not None}
@@ -143,9 +144,11 @@ def product(x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None, bias:
         _one_row[triton.cdiv(rows, width),](x, *parts, rows, columns, **kinds, ROWS=width, BLOCK=block)
     else:
         (width, block), high = FEW_ROWS, max(16, triton.next_power_of_2(inputs))
+        # Of float32 less at a time: a multiprocessor keeps 99 KiB on many cards.
+        block, stages = (block, 3) if x.itemsize == 2 else (max(group, block // 4), 1)
         _few_rows[triton.cdiv(rows, width), triton.cdiv(inputs, high)](
-            x, *parts, inputs, rows, columns, **kinds, INPUTS=high, ROWS=width, BLOCK=block
-        )
+            x, *parts, inputs, rows, columns, **kinds, INPUTS=high, ROWS=width, BLOCK=block, num_stages=stages,
+        )  # fmt: skip
     return out
 
 

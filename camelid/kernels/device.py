@@ -1,0 +1,42 @@
+"""What the GPU here can do, if there is one."""
+
+from __future__ import annotations
+
+import shutil
+import sysconfig
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+@cache
+def compiles() -> bool:
+    """Whether code can be made for a GPU here, torch.compile's or ours: it needs Triton, a C compiler and Python's
+    headers."""
+    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    return find_spec("triton") is not None and any(map(shutil.which, ("cc", "gcc", "clang"))) and headers.exists()
+
+
+def runs_triton(x: Tensor) -> bool:
+    """Whether kernels/gpu takes tensors such as this one. A training run's layers are compiled whole instead."""
+    return (
+        x.is_cuda
+        and x.dtype in (torch.bfloat16, torch.float16, torch.float32)
+        and not torch.compiler.is_compiling()
+        and x.get_device() == torch.cuda.current_device()  # where Triton starts what it made
+        and _multiplies_bfloat16(x.get_device())
+        and compiles()
+    )
+
+
+@cache
+def _multiplies_bfloat16(gpu: int) -> bool:
+    return torch.cuda.get_device_capability(gpu) >= (8, 0)
+
+
+def free_on_gpu() -> int:
+    """Bytes of the current GPU that a tensor could take, those that torch keeps for itself included."""
+    return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
