@@ -14,6 +14,7 @@ from camelid.generate.engine import Result
 from camelid.serve.conversation import Conversation
 
 QUOTE = '"""'
+LEAVES = ("/quit", "/exit", "/bye")  # the last two are what other chats take
 
 
 def talk(conversation: Conversation, quiet: bool = False) -> None:
@@ -24,7 +25,7 @@ def talk(conversation: Conversation, quiet: bool = False) -> None:
         print("/help shows the commands, /quit leaves", file=sys.stderr)
     while (said := _whole(ask)) is not None:
         line = said.strip()
-        if line.split(" ")[0] == "/quit":
+        if line.split(" ")[0] in LEAVES:
             return
         if not line:
             continue

@@ -131,9 +131,10 @@ def test_paragraphs_that_are_finished() -> None:
     assert finished("a\n```\nb\nc", by_line=True) == 2
 
 
-def test_in_a_pipe_each_line_is_a_message(folder: Path) -> None:
+@pytest.mark.parametrize("leave", ["/quit", "/exit"])
+def test_in_a_pipe_each_line_is_a_message(folder: Path, leave: str) -> None:
     command = [sys.executable, "-m", "camelid", "chat", str(folder), "--max-new-tokens", "5", "--temperature", "0"]
-    text = "Hello\n/tokens\n/nothing\nAnd?\n/quit\nnever\n"
+    text = f"Hello\n/tokens\n/nothing\nAnd?\n{leave}\nnever\n"
     done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
     assert "tokens of the context are used" in done.stderr
