@@ -96,11 +96,24 @@ class LayerKV:
 
     def _grown(self) -> tuple[Kept, Kept]:
         """Keys and values, with as many pages as the cache has."""
+        keys, values = self.made
+        if len(keys.data) < self.owner.pages:
+            self.keys, self.values = keys.grown(self.owner.pages), values.grown(self.owner.pages)
+        return self.made
+
+    @property
+    def made(self) -> tuple[Kept, Kept]:
+        """Keys and values, of which there are some."""
         assert self.keys is not None
         assert self.values is not None
-        if len(self.keys.data) < self.owner.pages:
-            self.keys, self.values = self.keys.grown(self.owner.pages), self.values.grown(self.owner.pages)
         return self.keys, self.values
+
+    def in_memory(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor] | None]:
+        """All pages of keys and of values and, where they are bytes, what one is worth: as kernels/gpu takes them."""
+        keys, values = self.made
+        if keys.worth is None or values.worth is None:
+            return (keys.data, values.data), None
+        return (keys.data, values.data), (keys.worth, values.worth)
 
     def make(self, pages: int, like: Tensor) -> None:
         """Empty pages, in the dtype and on the device of `like`."""

@@ -50,22 +50,16 @@ class Flat:
 
 
 class _Layer:
-    def __init__(self, kept: LayerKV, texts: Flat) -> None:
-        assert kept.keys is not None
-        assert kept.values is not None
-        self._keys, self._values, self._texts = kept.keys, kept.values, texts
+    def __init__(self, layer: LayerKV, texts: Flat) -> None:
+        self._layer, self._texts = layer, texts
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, mask: Mask) -> Tensor:
         from camelid.kernels.gpu.attention import attend_chunks
 
         texts = self._texts
-        for pages, new in ((self._keys, keys), (self._values, values)):
+        for pages, new in zip(self._layer.made, (keys, values), strict=True):
             pages.write(new[0].transpose(0, 1), texts.pages, texts.slots)
-        kept = self._keys.data, self._values.data
-        worth = None
-        if self._keys.worth is not None and self._values.worth is not None:
-            worth = self._keys.worth, self._values.worth
-        out = attend_chunks(q[0].transpose(0, 1), kept, worth, texts.tables, texts.texts, texts.blocks)
+        out = attend_chunks(q[0].transpose(0, 1), *self._layer.in_memory(), texts.tables, texts.texts, texts.blocks)
         return out.transpose(0, 1)[None]
 
 

@@ -108,22 +108,19 @@ class _OneToken:
 
 
 class _Layer:
-    def __init__(self, kept: LayerKV, texts: _OneToken) -> None:
-        assert kept.keys is not None
-        assert kept.values is not None
-        self._keys, self._values, self._texts = kept.keys, kept.values, texts
+    def __init__(self, layer: LayerKV, texts: _OneToken) -> None:
+        self._layer, self._texts = layer, texts
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, mask: Mask) -> Tensor:
+        texts = self._texts
         if runs_triton(q):
             from camelid.kernels.gpu.attention import attend
 
-            worth = None
-            if self._keys.worth is not None and self._values.worth is not None:
-                worth = self._keys.worth, self._values.worth
-            new, kept = (keys[:, :, 0], values[:, :, 0]), (self._keys.data, self._values.data)
-            return attend(q[:, :, 0], new, kept, worth, self._texts.tables, self._texts.starts)[:, :, None]
-        where = self._texts.pages, self._texts.slots, self._texts.tables
-        return attention(q, self._keys.store(keys, *where), self._values.store(values, *where), mask)
+            new = keys[:, :, 0], values[:, :, 0]
+            return attend(q[:, :, 0], new, *self._layer.in_memory(), texts.tables, texts.starts)[:, :, None]
+        where = texts.pages, texts.slots, texts.tables
+        kept_keys, kept_values = self._layer.made
+        return attention(q, kept_keys.store(keys, *where), kept_values.store(values, *where), mask)
 
 
 def _rounded_up(number: int, least: int) -> int:
