@@ -6,14 +6,13 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
-
 from camelid.artifact import MANIFEST
 from camelid.corpus.decontaminate import unchecked
 from camelid.corpus.read import find_files
 from camelid.errors import CamelidError
 from camelid.formats.hf import dtype_named
 from camelid.formats.load import load, load_tokenizer, resolve
+from camelid.kernels.device import best_device
 from camelid.kernels.precision import native_dtype
 from camelid.model.llama import Llama
 from camelid.tokenizer.tokenizer import Tokenizer
@@ -22,7 +21,7 @@ from camelid.tokenizer.tokenizer import Tokenizer
 def open_for(source: str, dtype: str, data: str | None) -> tuple[Llama, Tokenizer, str | None]:
     """MODEL on the GPU if there is one, its tokenizer, and a warning when its corpora were not kept clear of `data`.
     `auto` is bfloat16 where the processor multiplies it."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     wanted = native_dtype(device) if dtype == "auto" else dtype_named(dtype)
     warning = None
     if data is not None and not (Path(data) / MANIFEST).exists():

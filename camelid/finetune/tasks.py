@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from camelid.disk import write_atomic
 from camelid.errors import InputError, RecipeError
 from camelid.evaluate.answers import explained, in_batches, scores
@@ -19,6 +17,7 @@ from camelid.finetune.records import Record
 from camelid.formats.load import load
 from camelid.generate.engine import Engine
 from camelid.generate.sampling import SamplingParams
+from camelid.kernels.device import best_device
 from camelid.model.llama import Llama
 from camelid.recipe import EvaluateSection, Recipe
 from camelid.report.page import Page
@@ -117,7 +116,7 @@ class Task:
 
     def answers(self, source: Path, tokenizer: Tokenizer, label: str, quiet: bool) -> list[Answer]:
         """What the model at `source` answers, greedily."""
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = best_device()
         model: Llama = load(source, dtype=compute_dtype(device, "auto"), device=device)
         engine = Engine(model, tokenizer, self.stops)
         params = SamplingParams(max_new_tokens=self.settings.max_new_tokens)

@@ -169,7 +169,7 @@ class TorchRunner:
             counts = [len(c.ids) for c in chunks]
             ids = torch.tensor([[i for c in chunks for i in c.ids]], device=device)
             states: Tensor = self.model.hidden(ids, cache=Flat(self._cache, starts, counts, pages, device))[0]
-            return states.split(counts)  # type: ignore[no-any-return, no-untyped-call]
+            return list(torch.split(states, counts))
         self._cache.select(starts, pages)
         ids = torch.tensor([list(c.ids) for c in chunks], device=device)
         return list(self.model.hidden(ids, cache=self._cache))

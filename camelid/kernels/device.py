@@ -12,6 +12,11 @@ import torch
 from torch import Tensor
 
 
+def best_device() -> torch.device:
+    """The GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 @cache
 def compiles() -> bool:
     """Whether code can be made for a GPU here, torch.compile's or ours: it needs Triton, a C compiler and Python's

@@ -18,6 +18,7 @@ import torch
 from camelid.artifact import read_manifest
 from camelid.errors import InputError
 from camelid.formats.load import finished, load_tokenizer
+from camelid.kernels.device import best_device
 from camelid.model.config import LlamaConfig
 from camelid.recipe import LENGTHS, Recipe, parse
 from camelid.train.log import flops_per_token, peak_flops
@@ -80,7 +81,7 @@ def choose(recipe: Recipe, budget: str | None, depth: int | None, quiet: bool = 
     if depth is not None and not 1 <= depth <= DEEPEST:
         raise InputError(f"--depth {depth} is not between 1 and {DEEPEST}")
     vocab, length = len(load_tokenizer(folders[0] / "tokenizer")), recipe.train.sequence_length
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     speed, named = peak_flops(device)
     own = {k: v for k, v in recipe.settings().get("model", {}).items() if k != "size" and k not in SIZES}
     work = seconds(budget) * speed * EFFICIENCY if budget is not None else None

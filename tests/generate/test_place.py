@@ -33,9 +33,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(place, "free_on_gpu", lambda: 1000)
 
 
-def test_without_a_gpu() -> None:
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
+def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert not takes_gpu(1, "auto")
     assert not takes_gpu(1, "cpu")
     with pytest.raises(InputError, match="torch sees no GPU: camelid doctor"):
@@ -73,9 +72,10 @@ def test_on_a_cpu_natively_where_that_is_built() -> None:
     assert isinstance(runner_for(model.double()), TorchRunner)
 
 
-def test_from_the_command_line(tmp_path: Path, tokenizers: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
+def test_from_the_command_line(
+    tmp_path: Path, tokenizers: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     save(Llama(replace(CONFIG, vocab_size=400)), tmp_path / "model")
     for file in tokenizers["byte-level"].iterdir():
         (tmp_path / "model" / file.name).write_bytes(file.read_bytes())
