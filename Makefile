@@ -12,9 +12,10 @@ quickstart: $(VENV)/.ready-all
 chat: $(VENV)/.ready-all
 	$(RUN)/camelid chat "$$($(RUN)/python tools/smollm2.py)"
 
+# As many test processes as cores, each with as many threads: a thread that waits must not spin.
 test: $(VENV)/.ready-test
 	-$(RUN)/python tools/smollm2.py > /dev/null
-	$(RUN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term:skip-covered --durations=10
+	OMP_WAIT_POLICY=passive $(RUN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term:skip-covered --durations=10
 
 check: $(VENV)/.ready-test
 	$(RUN)/ruff format --check .

@@ -7,6 +7,7 @@ token also costs z * logsumexp^2, which keeps logits from drifting.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -68,9 +69,9 @@ def _forward(
     total = torch.zeros((), dtype=wide, device=states.device)
     with torch.autocast(states.device.type, enabled=False):
         cast = weight.to(product)
-        for at in _chunks(states, weight, product):
+        for at, room in _chunks(states, weight, product):
             chunk = states[at].to(product)
-            logits = chunk @ cast.T
+            logits = torch.mm(chunk, cast.T, out=room)
             wanted = labels[at]
             chosen = logits.gather(1, wanted[:, None]).squeeze(1).to(wide)
             log_sum = elementwise.softmax_gradient_(logits, wanted, z_loss, gradient)
@@ -106,8 +107,8 @@ class _LinearLogProbs(torch.autograd.Function):
         found = torch.empty(len(states), dtype=wide, device=states.device)
         with torch.autocast(states.device.type, enabled=False):
             cast = weight.to(product)
-            for at in _chunks(states, weight, product):
-                logits = states[at].to(product) @ cast.T
+            for at, room in _chunks(states, weight, product):
+                logits = torch.mm(states[at].to(product), cast.T, out=room)
                 chosen = logits.gather(1, labels[at, None]).squeeze(1).to(wide)
                 found[at] = chosen - elementwise.softmax_gradient_(logits, labels[at], gradient=False)
         return found
@@ -119,9 +120,9 @@ class _LinearLogProbs(torch.autograd.Function):
         d_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         with torch.autocast(states.device.type, enabled=False):
             cast = weight.to(ctx.product)
-            for at in _chunks(states, weight, ctx.product):
+            for at, room in _chunks(states, weight, ctx.product):
                 chunk = states[at].to(ctx.product)
-                logits = chunk @ cast.T
+                logits = torch.mm(chunk, cast.T, out=room)
                 elementwise.softmax_gradient_(logits, labels[at])
                 logits.mul_(-slope[at, None].to(logits.dtype))
                 if d_states is not None:
@@ -131,8 +132,11 @@ class _LinearLogProbs(torch.autograd.Function):
         return d_states, d_weight, None, None
 
 
-def _chunks(states: Tensor, weight: Tensor, product: torch.dtype) -> list[slice]:
+def _chunks(states: Tensor, weight: Tensor, product: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    """The places of each chunk's tokens, and room for its logits: all chunks' are written to the same memory."""
     most = max(1, CHUNK_BYTES.get(states.device.type, 1 << 26) // (len(weight) * product.itemsize))
     count = -(-len(states) // most)
     rows = -(-len(states) // max(count, 1))  # all alike: what is compiled is compiled for one shape
-    return [slice(at, at + rows) for at in range(0, len(states), max(rows, 1))]
+    room = torch.empty(rows, len(weight), dtype=product, device=states.device)
+    for at in range(0, len(states), max(rows, 1)):
+        yield slice(at, at + rows), room[: len(states) - at]

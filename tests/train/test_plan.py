@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from camelid.errors import InputError, RecipeError
 from camelid.formats.load import load_tokenizer
+from camelid.kernels.cross_entropy import CHUNK_BYTES, linear_cross_entropy, linear_log_probs
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
 from camelid.model.lora import LoraConfig, adapt
@@ -34,8 +37,6 @@ def test_a_rehearsal_counts_what_a_step_allocates() -> None:
     settings = TrainSection(dtype="float32", sequence_length=64)
     sizes = []
     for checkpointing in (False, True):
-        from camelid.kernels.cross_entropy import linear_cross_entropy
-
         model = Llama(config)
         model.activation_checkpointing = checkpointing
         ids = torch.zeros(4, 64, dtype=torch.int64)
@@ -45,6 +46,17 @@ def test_a_rehearsal_counts_what_a_step_allocates() -> None:
         sizes.append(step_memory(model, 4, 1, settings, CPU))
         assert abs(sizes[-1] / live.peak - 1) < 0.03
     assert sizes[1] < sizes[0]
+
+
+@pytest.mark.parametrize("function", [linear_cross_entropy, linear_log_probs])
+def test_chunks_of_logits_take_turns(function: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One chunk's at a time: the next is written where the last one was."""
+    states, weight = torch.randn(64, 2, requires_grad=True), torch.randn(1000, 2, requires_grad=True)
+    chunk = 16 * 1000 * 4
+    monkeypatch.setitem(CHUNK_BYTES, "cpu", chunk)
+    with Live() as live:
+        function(states, weight, torch.arange(64)).sum().backward()
+    assert chunk < live.peak < 1.7 * chunk  # beside it the weight's gradient, small here
 
 
 def test_a_large_model_is_rehearsed_without_its_memory() -> None:
