@@ -188,7 +188,8 @@ def score(
 ) -> tuple[dict[str, Any], list[bool | None]]:
     """The metric over all texts, and of each question whether (its first text) is right, where that can be said."""
     if task.metric == "code":
-        good = [passes(asked[i // samples].prompt + text, asked[i // samples].tests) for i, text in enumerate(texts)]
+        programs = [_program(task, asked[i // samples].prompt, text) for i, text in enumerate(texts)]
+        good = [p is not None and passes(p, asked[i // samples].tests) for i, p in enumerate(programs)]
         solved = [sum(good[n * samples : (n + 1) * samples]) for n in range(len(asked))]
         ks = [k for k in (1, 10, 100) if k <= samples]
         mean = {f"pass@{k}": sum(pass_at_k(samples, c, k) for c in solved) / len(solved) for k in ks}
@@ -222,6 +223,11 @@ def extracted(task: AnswerTask, text: str) -> str | None:
         return text.strip()
     found = [match.group(1) for match in re.finditer(task.extract, text) if match.group(1) is not None]
     return found[-1].strip() if found else None
+
+
+def _program(task: AnswerTask, prompt: str, text: str) -> str | None:
+    """What runs: the prompt with what was written after it, or the program in the answer."""
+    return prompt + text if task.extract is None else extracted(task, text)
 
 
 def explained(metric: str, extract: str | None = None) -> str:

@@ -57,7 +57,10 @@ def bleu(
     check_lengths(hypotheses, references)
     if tokenize not in BLEU.TOKENIZERS:
         raise InputError(f"sacrebleu has no tokenizer {tokenize!r}; it has {', '.join(map(str, BLEU.TOKENIZERS))}")
-    metrics: dict[str, Any] = {"bleu": BLEU(tokenize=tokenize), "chrf": CHRF()}
+    try:
+        metrics: dict[str, Any] = {"bleu": BLEU(tokenize=tokenize), "chrf": CHRF()}
+    except (RuntimeError, ImportError) as error:  # some tokenizers need a package, which its message names
+        raise InputError(f"sacrebleu's tokenizer {tokenize}: {' '.join(str(error).split())}") from None
     if ter:
         metrics["ter"] = TER()
     if bootstrap == 1:

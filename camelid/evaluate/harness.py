@@ -122,12 +122,12 @@ def _fitting(prompt: list[int], answer: list[int], room: int) -> tuple[list[int]
 
 
 def rolling(model: Llama, tokenizer: Tokenizer, texts: Sequence[str], quiet: bool = True) -> list[float]:
-    """log p of every whole text, in windows that do not overlap, BOS (or EOS) before it."""
+    """log p of every whole text, in lm-eval's windows, BOS (or EOS) before it."""
     first = _first(tokenizer)
     window = model.config.max_position_embeddings
     ids = tokenizer.encode_documents(list(texts))
     named = [Text(f"text {n}", text, list(i)) for n, (text, i) in enumerate(zip(texts, ids, strict=True), 1)]
-    return [-scored.total for scored in score(model, named, Cut(window, window), first, quiet=quiet)]
+    return [-scored.total for scored in score(model, named, Cut(window, window, full_end=True), first, quiet=quiet)]
 
 
 def generate_until(

@@ -33,11 +33,13 @@ WINDOW = 2048  # LLaMA's
 
 @dataclass(frozen=True)
 class Cut:
-    """How a document is cut. Raises InputError for a stride outside 1 … window, or an unknown rule."""
+    """How a document is cut; `full_end` lets its last window begin as early as it may, lm-eval's rolling rule. Raises
+    InputError for a stride outside 1 … window, or an unknown rule."""
 
     window: int
     stride: int
     bos: BosRule = "document"
+    full_end: bool = False
 
     def __post_init__(self) -> None:
         if self.window < 2:
@@ -69,14 +71,14 @@ class Scored:
         return math.fsum(self.nats)
 
 
-def windows(length: int, window: int, stride: int) -> Iterator[tuple[int, int, int]]:
+def windows(length: int, window: int, stride: int, full_end: bool = False) -> Iterator[tuple[int, int, int]]:
     """(start, end, first scored) triples over `length` tokens of which the first is given. The scored ranges tile
     1 … length-1 once; all but the last token of a triple, at most `window`, are what the model reads. Without overlap
-    a window begins at the last token that the one before scored."""
+    a window begins at the last token that the one before scored; the last one, with `full_end`, at what it can read."""
     scored = 1
     while scored < length:
         end = scored + (window if scored == 1 else stride)
-        yield max(0, end - 1 - window), min(length, end), scored
+        yield max(0, (min(length, end) if full_end else end) - 1 - window), min(length, end), scored
         scored = end
 
 
@@ -84,7 +86,7 @@ def pieces(text: int, ids: Sequence[int], cut: Cut, bos: int | None) -> list[Pie
     """A document's windows. Without a BOS token every rule is `none`."""
     whole = list(ids) if bos is None or cut.bos == "none" else [bos, *ids]
     found = []
-    for start, end, first in windows(len(whole), cut.window, cut.stride):
+    for start, end, first in windows(len(whole), cut.window, cut.stride, cut.full_end):
         # A BOS of its own takes the place of a window's first token.
         read = [bos, *whole[start + 1 : end]] if bos is not None and cut.bos == "window" else whole[start:end]
         found.append(Piece(text, read, first - start))

@@ -97,9 +97,8 @@ def _write_meta(config: LlamaConfig, weights: Weights, path: Path, out: Path, sh
     meta.params_of(config)  # what cannot be said is refused before anything is written
     with new_folder(out, "model") as folder:
         meta.write(config, weights, folder, tokenizer, shards)
-        if tokenizer is None:  # Meta's code wants a tokenizer.model; ours opens this one
-            load_tokenizer(path).save(folder)
-        ids = {"bos_token_id": config.bos_token_id, **generation_of(path)}
+        load_tokenizer(path).save(folder)  # Meta's code wants a tokenizer.model, which has no template and never grew
+        ids = {"bos_token_id": config.bos_token_id, meta.CONTEXT: config.max_position_embeddings, **generation_of(path)}
         (folder / meta.GENERATION).write_text(json.dumps(ids) + "\n", encoding="utf-8")
         manifest = write_manifest(folder, "model", [path], parameters=config.num_parameters())
     return str(manifest["files"]["consolidated.00.pth"])

@@ -26,6 +26,7 @@ from camelid.model.config import LlamaConfig, RopeScaling
 from camelid.model.rope import half_split_to_interleaved, interleaved_to_half_split
 
 PARAMS, GENERATION = "params.json", "generation_config.json"
+CONTEXT = "max_position_embeddings"  # ours, in GENERATION: Meta's loaders say it themselves
 LLAMA3_ROWS = 100_000  # more than any vocabulary before Llama 3
 # Theirs, ours, and along which dimension shards cut it; None: each has all of it.
 _LAYER = [
@@ -59,8 +60,10 @@ def open_folder(folder: Path) -> Checkpoint:
     path = folder / GENERATION
     generation = read_json(path) if path.exists() else {}
     ids = {name: generation[name] for name in ("bos_token_id", "eos_token_id") if generation.get(name) is not None}
+    context = generation.pop(CONTEXT, None)
     with about(path):
         config = replace(config, **ids)
+        config = config if context is None else replace(config, max_position_embeddings=context)
 
     def tensors() -> dict[str, Stored]:
         found = {}
@@ -227,7 +230,8 @@ def _part(weight: Tensor | Stored, heads: int | None, cut: int | None, shard: in
 
 
 def params_of(config: LlamaConfig) -> dict[str, Any]:
-    """params.json of a shape. Raises InputError for what it has no word for."""
+    """params.json of a shape: only what Meta's code of its time takes, for it refuses any other word (LLaMA 1's knows
+    no `n_kv_heads`, Llama 2's no `rope_theta`). Raises InputError for what it has no word for."""
     if config.attention_bias or config.mlp_bias:
         raise InputError("Meta's format has no biases, and this model has some: convert it to hf")
     if config.head_size * config.num_attention_heads != config.hidden_size:
@@ -242,9 +246,12 @@ def params_of(config: LlamaConfig) -> dict[str, Any]:
         )
     found: dict[str, Any] = {
         "dim": config.hidden_size, "n_layers": config.num_hidden_layers, "n_heads": config.num_attention_heads,
-        "n_kv_heads": config.kv_heads, "vocab_size": config.vocab_size, "norm_eps": config.rms_norm_eps,
-        "rope_theta": config.rope_theta, "max_seq_len": config.max_position_embeddings,
+        "vocab_size": config.vocab_size, "norm_eps": config.rms_norm_eps,
     }  # fmt: skip
+    if config.kv_heads != config.num_attention_heads:
+        found["n_kv_heads"] = config.kv_heads
+    if config.rope_theta != 10000.0:
+        found["rope_theta"] = config.rope_theta
     if kind == "llama3":
         found["use_scaled_rope"] = True
     return found | feed_forward_of(config.hidden_size, config.intermediate_size)

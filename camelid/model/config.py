@@ -144,6 +144,11 @@ class LlamaConfig:
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
         if self.head_dim % 2 or self.head_dim < 2:  # type: ignore[operator]
             raise InputError(f"head_dim must be even for RoPE, not {self.head_dim}")
+        kind = self.rope_scaling.rope_type
+        if kind == "yarn" and self.rope_theta <= 1:
+            raise InputError(f"rope_theta must be above 1 where RoPE is stretched by yarn, not {self.rope_theta:g}")
+        if kind == "dynamic" and self.head_dim == 2:
+            raise InputError("head_dim must be above 2 where RoPE is stretched dynamically")
         if self.num_attention_heads % self.kv_heads:
             raise InputError(
                 f"num_attention_heads {self.num_attention_heads} is not divisible by "

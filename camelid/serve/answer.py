@@ -114,6 +114,9 @@ class Answers:
         for ticket in self.tickets:
             self.call.worker.drop(ticket)
         self.call.told["completion_tokens"] = self.completion_tokens
+        failed = next((t.progress.error for t in self.tickets if t.progress.error), None)
+        if failed:  # the caller is not told why
+            self.call.told["error"] = failed
         self.call.metrics.texts(self.prompt_tokens, self.tickets)
 
     def _check_cost(self) -> None:

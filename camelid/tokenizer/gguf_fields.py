@@ -22,7 +22,6 @@ def from_gguf(path: Path, metadata: Mapping[str, Any]) -> Tokenizer:
     kinds = _list(path, metadata, "token_type", int, len(words))
     ids = {key: _id(path, metadata, key, len(words)) for key in ("bos", "eos", "padding")}
     usual = kind == "llama" or metadata.get("tokenizer.ggml.pre") in LLAMA3_NAMES  # as llama.cpp, when nothing is said
-    add_bos = ids["bos"] if metadata.get("tokenizer.ggml.add_bos_token", usual) else None
     if kind == "llama":
         scores = _list(path, metadata, "scores", float, len(words))
         pieces = [spm.Piece(*row) for row in zip(words, scores, kinds, strict=True)]
@@ -32,8 +31,12 @@ def from_gguf(path: Path, metadata: Mapping[str, Any]) -> Tokenizer:
         backend = _byte_level(path, metadata, words, kinds)
     else:
         raise FormatError(f"{path}: tokenizer.ggml.model is {kind!r}; camelid reads 'llama' and 'gpt2'")
-    if add_bos is not None:
-        spm.add_bos(backend, words[add_bos], add_bos)
+
+    def end(key: str, usually: bool) -> tuple[str, int] | None:
+        i = ids[key]
+        return (words[i], i) if i is not None and metadata.get(f"tokenizer.ggml.add_{key}_token", usually) else None
+
+    spm.add_ends(backend, end("bos", usual), end("eos", False))
     template = metadata.get("tokenizer.chat_template")
     return Tokenizer(
         backend,
@@ -98,6 +101,8 @@ def tokenizer_metadata(tokenizer: Tokenizer, rows: int) -> dict[str, Any]:
     way GGUF has no name for: another program would then see other tokens."""
     description = json.loads(tokenizer.backend.to_str())
     model, added = description["model"], {t["id"]: t for t in description["added_tokens"]}
+    if model["type"] != "BPE":
+        raise InputError(f"GGUF's readers here know no tokenizer of kind {model['type']}: convert to hf instead")
     sentencepiece = bool(model.get("byte_fallback"))
     vocabulary = {i: word for word, i in model["vocab"].items()} | {i: t["content"] for i, t in added.items()}
     words = [vocabulary.get(i, f"[PAD{i}]") for i in range(rows)]
@@ -105,15 +110,19 @@ def tokenizer_metadata(tokenizer: Tokenizer, rows: int) -> dict[str, Any]:
     found: dict[str, Any] = {
         "tokenizer.ggml.model": "llama" if sentencepiece else "gpt2",
         "tokenizer.ggml.tokens": words, "tokenizer.ggml.token_type": kinds,
-        "tokenizer.ggml.add_bos_token": tokenizer.encode("") == [tokenizer.bos_token_id],
     }  # fmt: skip
+    around = tokenizer.encode("")
+    begins = around[:1] == [tokenizer.bos_token_id]
+    if (rest := around[begins:]) not in ([], [tokenizer.eos_token_id]):
+        raise InputError(f"GGUF cannot say that the tokens {around} stand around every text: convert to hf instead")
+    found |= {"tokenizer.ggml.add_bos_token": begins, "tokenizer.ggml.add_eos_token": bool(rest)}
     merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
     if sentencepiece:
         ranks: dict[str, int] = {}
         for rank, pair in enumerate(merges):
             ranks.setdefault("".join(pair), rank)
         found["tokenizer.ggml.scores"] = [-float(ranks.get(word, len(merges))) for word in words]
-        found["tokenizer.ggml.add_space_prefix"] = "Prepend" in json.dumps(description["normalizer"])
+        found["tokenizer.ggml.add_space_prefix"] = _prefixed(description["normalizer"], description["pre_tokenizer"])
     else:
         found["tokenizer.ggml.pre"] = _cutting(description["pre_tokenizer"])
         found["tokenizer.ggml.merges"] = [" ".join(pair) for pair in merges]
@@ -140,6 +149,22 @@ def _piece_kind(
     if i in added:
         return spm.CONTROL if added[i]["special"] else spm.USER_DEFINED
     return spm.BYTE if bytes_too and len(word) == 6 and word.startswith("<0x") else spm.NORMAL
+
+
+def _prefixed(normalizer: Mapping[str, Any] | None, cutter: Mapping[str, Any] | None) -> bool:
+    """Whether a SentencePiece tokenizer puts a blank before a text. Transformers writes one of three forms: a
+    normalizer that prepends and replaces, a Metaspace cutter, or (Gemma) a normalizer that replaces and a cut at
+    blanks, of which none are left. Metaspace adds no blank to a text that begins with one, nor, as
+    `first`, after a control token; every reader of GGUF does, as SentencePiece itself."""
+    steps = (normalizer or {}).get("normalizers", [normalizer] if normalizer else [])
+    kinds = [step["type"] for step in steps]
+    plain = all(step["content"] == spm.SPACE for step in steps if step["type"] == "Replace")
+    cut = (cutter or {}).get("type")
+    if plain and kinds in (["Prepend", "Replace"], ["Replace"]) and cut in (None, "Split"):
+        return kinds[0] == "Prepend"
+    if not kinds and cutter and cut == "Metaspace" and not cutter.get("split", True):
+        return bool(cutter["prepend_scheme"] != "never")
+    raise InputError("GGUF has no name for how this tokenizer treats blanks: convert to hf instead")
 
 
 def _cutting(cutter: Mapping[str, Any] | None) -> str:

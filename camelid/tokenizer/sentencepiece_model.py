@@ -152,11 +152,19 @@ def build(pieces: Sequence[Piece], *, add_dummy_prefix: bool) -> Backend:
 
 def add_bos(backend: Backend, token: str, token_id: int) -> None:
     """Put `token` before every text."""
+    add_ends(backend, (token, token_id), None)
+
+
+def add_ends(backend: Backend, bos: tuple[str, int] | None, eos: tuple[str, int] | None) -> None:
+    """Put a token (its text and id) before, and one after, every text."""
     from tokenizers.processors import TemplateProcessing
 
-    backend.post_processor = TemplateProcessing(
-        single=f"{token}:0 $A:0", pair=f"{token}:0 $A:0 $B:1", special_tokens=[(token, token_id)]
-    )
+    if bos or eos:
+        before, after = f"{bos[0]}:0 " if bos else "", f" {eos[0]}" if eos else ""
+        backend.post_processor = TemplateProcessing(
+            single=f"{before}$A:0{after and after + ':0'}", pair=f"{before}$A:0 $B:1{after and after + ':1'}",
+            special_tokens=list(dict.fromkeys(end for end in (bos, eos) if end)),
+        )  # fmt: skip
 
 
 def append(data: bytes, names: Sequence[str], characters: int) -> bytes:

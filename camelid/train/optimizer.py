@@ -77,7 +77,10 @@ class Muon(torch.optim.AdamW):
     def _move(self, parameter: Tensor, rate: float, decay: float) -> None:
         if parameter.grad is None:
             return
-        momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
+        state = self.state[parameter]
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        momentum = state["momentum"]
         momentum.lerp_(parameter.grad, 1 - self.MOMENTUM)
         direction = spread(orthogonalized(full(parameter.grad.lerp(momentum, self.MOMENTUM))), parameter)
         rows, columns = parameter.shape

@@ -24,7 +24,8 @@ from camelid.train.step import Job, micro_rows, rows_per_step, train_step
 
 PROBE_STEPS = 6
 WRITTEN_AT_ONCE = 256 << 20  # bytes: a smaller copy is on the disk before the next step needs its memory
-GAPS = 64 << 20  # between blocks that are kept, and what the libraries take at their first product
+LIBRARIES = 32 << 20  # what they take at their first product
+GAPS = 0.28  # of a step: between blocks that are kept, where the next of the same size just does not fit
 
 
 def memory(job: Job, who: Ranks | None = None) -> dict[str, int]:
@@ -57,10 +58,8 @@ def memory(job: Job, who: Ranks | None = None) -> dict[str, int]:
     lasting = checkpoint > WRITTEN_AT_ONCE and who.rank == 0
     parts["copy"] = checkpoint if background and every and lasting and on_cpu else 0
     made = 0 if job.model.device.type == "meta" else parts["weights"]
-    gaps = 0
-    if keeps_memory(job.model):
-        gaps = GAPS + (step // 3 if job.model.adapters else 0)
-    parts["process"] = max(0, _resident() - made) + gaps if on_cpu else 0
+    gaps = int(GAPS * step) if keeps_memory(job.model) else 0
+    parts["process"] = max(0, _resident() - made) + LIBRARIES + gaps if on_cpu else 0
     parts["peak"] = sum(parts.values())
     parts["checkpoint"] = checkpoint
     return parts
@@ -68,8 +67,8 @@ def memory(job: Job, who: Ranks | None = None) -> dict[str, int]:
 
 def keeps_memory(model: Llama) -> bool:
     """Whether a step's freed memory stays with the process: faster, but where nothing of a layer's size outlives the
-    step (checkpointed layers, adapters) there are gaps between its blocks. Under adapters in bfloat16 they come to a
-    third of a step, and the step is half as fast again; in float32 to two thirds, for a fourteenth."""
+    step the gaps between its blocks cost more than that is worth: under activation checkpointing, and under adapters in
+    float32, where they come to two thirds of a step for a fourteenth of its time."""
     return not model.activation_checkpointing and (not model.adapters or model.dtype == torch.bfloat16)
 
 

@@ -111,6 +111,13 @@ def test_pass_at_k_over_questions() -> None:
     assert score(task, texts, asked, 2) == ({"pass@1": 0.25}, [True, False])
 
 
+def test_the_program_in_an_answer_runs_by_itself() -> None:
+    task = AnswerTask("t", "", "", "code", extract=r"(?s)```python\n(.*?)```")
+    asked = [Asked("Write add(a, b).", "", "assert add(1, 2) == 3")] * 2
+    texts = ["Here it is:\n```python\ndef add(a, b): return a + b\n```\nDone.", "def add(a, b): return a + b"]
+    assert score(task, texts, asked, 1) == ({"pass@1": 0.5}, [True, False])
+
+
 def test_programs_need_leave(engine: Engine) -> None:
     task = read_answer_task("humaneval")
     with pytest.raises(InputError, match="--execute"):

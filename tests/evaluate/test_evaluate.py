@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,12 @@ def test_rouge_worked_by_hand() -> None:
 def test_files_that_do_not_line_up(score: object) -> None:
     with pytest.raises(InputError, match="2 hypotheses but reference 1 has 1"):
         score(["a", "b"], [["a"]])  # type: ignore[operator]
+
+
+def test_a_tokenizer_whose_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "MeCab", None)
+    with pytest.raises(InputError, match="ja-mecab: .*pip install"):
+        bleu(["猫"], [["猫"]], tokenize="ja-mecab")
 
 
 def test_references_that_are_doubtful() -> None:

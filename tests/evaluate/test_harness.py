@@ -82,6 +82,31 @@ def test_whole_texts(scorer: Llama, tokenizer: Tokenizer) -> None:
     assert rolling(scorer, tokenizer, [text, ""]) == pytest.approx([expected, 0.0], rel=1e-5)
 
 
+def lm_evals_windows(tokens: list[int], prefix: int, most: int) -> list[tuple[list[int], list[int]]]:
+    """lm_eval/utils.py: make_disjoint_window of get_rolling_token_windows with context_len=1: context, scored."""
+    first = tokens[:most]
+    found, predicted = [([prefix, *first[:-1]][:1], first)], len(first)
+    while predicted < len(tokens):
+        count = min(len(tokens) - predicted, most)
+        end = predicted + count
+        found.append((tokens[end - most - 1 : end - count], tokens[end - count : end]))
+        predicted = end
+    return found
+
+
+def test_whole_texts_in_several_windows(scorer: Llama, tokenizer: Tokenizer) -> None:
+    """The last window is lm-eval's: it begins before what the one before it scored."""
+    text = "a text that goes on and on, " * 60
+    tokens, bos, most = tokenizer.encode(text, add_special_tokens=False), tokenizer.bos_token_id, 256
+    assert bos is not None
+    assert len(tokens) > 2 * most
+    assert len(tokens) % most > 20
+    cut = lm_evals_windows(tokens, bos, most)
+    assert [t for _, scored in cut for t in scored] == tokens
+    expected = sum(alone(scorer, context, scored)[0] for context, scored in cut)
+    assert rolling(scorer, tokenizer, [text]) == pytest.approx([expected], rel=1e-5)
+
+
 def test_text_up_to_a_stop(scorer: Llama, tokenizer: Tokenizer) -> None:
     [whole] = generate_until(scorer, tokenizer, [("The meaning", {"max_gen_toks": 12})])
     assert len(whole) > 4

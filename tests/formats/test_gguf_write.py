@@ -23,7 +23,7 @@ from camelid.formats.load import load_tokenizer, open_model
 from camelid.model.config import LlamaConfig, RopeScaling
 from camelid.model.llama import Llama
 from camelid.model.rope import inverse_frequencies
-from camelid.tokenizer.gguf_fields import tokenizer_metadata
+from camelid.tokenizer.gguf_fields import from_gguf, tokenizer_metadata
 from camelid.tokenizer.load import from_folder
 from camelid.tokenizer.tokenizer import Tokenizer
 
@@ -229,8 +229,34 @@ def test_what_is_no_number_is_not_rounded(tokenizer: Tokenizer, tmp_path: Path) 
         written(model, tokenizer, tmp_path, "Q8_0")
 
 
-def test_what_gguf_cannot_say(tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from tokenizers import pre_tokenizers
+@pytest.mark.parametrize("scheme", ["always", "first", "never", "normalizer", "gemma"])
+@pytest.mark.parametrize("ends", ["<s> $A", "<s> $A </s>", "$A"])
+def test_blanks_and_ends_of_sentencepiece_tokenizers(tokenizers: dict[str, Path], scheme: str, ends: str) -> None:
+    """In each form that transformers writes: what is read from the fields cuts a text as it was cut."""
+    from tokenizers import normalizers, pre_tokenizers, processors
+
+    tokenizer = from_folder(tokenizers["sentencepiece"])
+    backend, blank = tokenizer.backend, normalizers.Replace(" ", "▁")
+    if scheme in ("normalizer", "gemma"):
+        backend.normalizer = blank if scheme == "gemma" else normalizers.Sequence([normalizers.Prepend("▁"), blank])
+        backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous") if scheme == "gemma" else None
+    else:
+        backend.normalizer = None
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    special = [("<s>", tokenizer.bos_token_id), ("</s>", tokenizer.eos_token_id)]
+    backend.post_processor = processors.TemplateProcessing(single=ends, special_tokens=special)
+    again = from_gguf(Path("x.gguf"), tokenizer_metadata(tokenizer, len(tokenizer)))
+    led = [] if scheme in ("always", "first") else [" a blank is there"]  # where Metaspace adds none
+    for text in ("hello", "two  blanks ", "", "骆驼 a\tb", "The meaning of life", *led):
+        assert again.encode(text) == tokenizer.encode(text)
+    assert (again.bos_token_id, again.eos_token_id) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
+
+
+def test_what_gguf_cannot_say(
+    tokenizer: Tokenizer, tokenizers: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import models, pre_tokenizers
 
     strange = Tokenizer(tokenizer.backend, bos_token_id=None, eos_token_id=0)
     kept = tokenizer.backend.pre_tokenizer
@@ -240,6 +266,13 @@ def test_what_gguf_cannot_say(tokenizer: Tokenizer, tmp_path: Path, capsys: pyte
             tokenizer_metadata(strange, 448)
     finally:
         tokenizer.backend.pre_tokenizer = kept
+    pieces = Backend(models.Unigram([("<s>", 0.0), ("a", -1.0)]))
+    with pytest.raises(InputError, match="kind Unigram"):
+        tokenizer_metadata(Tokenizer(pieces, bos_token_id=0, eos_token_id=None), 2)
+    whole = from_folder(tokenizers["sentencepiece"])
+    whole.backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=True)
+    with pytest.raises(InputError, match="treats blanks"):
+        tokenizer_metadata(whole, 448)
     save(model_of(), tmp_path / "hf")
     tokenizer.save(tmp_path / "hf")
     words = ["convert", str(tmp_path / "hf"), "--to", "gguf", "--out", str(tmp_path / "x.gguf"), "--type", "q3_z"]

@@ -68,9 +68,9 @@ def test_there_and_back_every_bit(tokenizer: Tokenizer, tmp_path: Path, kind: st
 def theirs(params: dict[str, Any], weights: dict[str, Tensor], ids: Tensor) -> Tensor:
     """Meta's model (llama/model.py, llama3/model.py), written down from its formulas: complex rotations of interleaved
     pairs. Logits [seq, vocab] of ids [seq], float64."""
-    dim, heads, kv = params["dim"], params["n_heads"], params["n_kv_heads"]
+    dim, heads, kv = params["dim"], params["n_heads"], params.get("n_kv_heads", params["n_heads"])
     size = dim // heads
-    frequencies = 1.0 / params["rope_theta"] ** (torch.arange(0, size, 2).float() / size)
+    frequencies = 1.0 / params.get("rope_theta", 10000.0) ** (torch.arange(0, size, 2).float() / size)
     if params.get("use_scaled_rope"):
         scaled = []
         for f in frequencies.tolist():
@@ -142,14 +142,45 @@ def test_shapes_by_params(folder: Path) -> None:
     convert(folder / "hf", folder / "meta", "meta")
     path = folder / "meta" / "params.json"
     kept = json.loads(path.read_text())
-    unsaid = {k: v for k, v in kept.items() if k not in ("max_seq_len", "n_kv_heads", "rope_theta")}
     assert stop_ids(folder / "meta") == stop_ids(folder / "hf")
     (folder / "meta" / "generation_config.json").unlink()  # a download has none
     for change, context in (({"norm_eps": 1e-6}, 2048), ({"norm_eps": 1e-5}, 4096), ({"rope_theta": 1e6}, 16384)):
-        path.write_text(json.dumps(unsaid | {"vocab_size": -1} | change))
+        path.write_text(json.dumps(kept | {"vocab_size": -1} | change))
         config = open_model(folder / "meta").config
         assert (config.vocab_size, config.max_position_embeddings, config.kv_heads) == (400, context, 16)
     assert stop_ids(folder / "meta") == (2,)
+
+
+# The fields of ModelArgs in llama (v1, main) and llama3: what else stands in params.json is a TypeError there, and so
+# is max_seq_len, which the loaders give themselves.
+FIELDS = {"dim", "n_layers", "n_heads", "vocab_size", "multiple_of", "norm_eps"}
+LATER = {"n_kv_heads", "ffn_dim_multiplier"}
+
+
+@pytest.mark.parametrize(
+    ("size", "fields"),
+    [("7b", FIELDS), ("llama-2-7b", FIELDS | LATER), ("llama-2-70b", FIELDS | LATER),
+     ("llama-3-8b", FIELDS | LATER | {"rope_theta"}),
+     ("llama-3.1-8b", FIELDS | LATER | {"rope_theta", "use_scaled_rope"})],
+)  # fmt: skip
+def test_metas_loaders_take_every_word(size: str, fields: set[str]) -> None:
+    assert params_of(LlamaConfig.named(size)).keys() <= fields
+
+
+def test_a_tokenizer_that_grew_beside_its_model_file(data: Path, tmp_path: Path) -> None:
+    """The tokens that a tokenizer.model lacks, and the chat template, go along."""
+    tokenizer = load_tokenizer(data / "tokenizers" / "llama2")
+    tokenizer.backend.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    save(Llama(LlamaConfig(vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+                           num_attention_heads=2)), tmp_path / "hf")  # fmt: skip
+    shutil.copyfile(data / "tokenizers" / "llama2" / "tokenizer.model", tmp_path / "hf" / "tokenizer.model")
+    tokenizer.save(tmp_path / "hf")
+    convert(tmp_path / "hf", tmp_path / "meta", "meta")
+    again = load_tokenizer(tmp_path / "meta")
+    assert again.encode("<|im_start|>hello") == tokenizer.encode("<|im_start|>hello")
+    assert again.chat_template == tokenizer.chat_template
+    assert (tmp_path / "meta" / "tokenizer.model").exists()
 
 
 def test_what_meta_cannot_say(tmp_path: Path) -> None:

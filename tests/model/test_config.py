@@ -48,6 +48,8 @@ def test_old_and_new_spelling_of_rope_agree() -> None:
         ({"num_key_value_heads": 3}, "num_key_value_heads"),
         ({"rope_scaling": {"type": "longrope", "factor": 2.0}}, "longrope"),
         ({"rope_scaling": {"type": "linear"}}, "factor"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0}, "rope_theta": 1.0}, "rope_theta must be above 1"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}, "head_dim": 2}, "head_dim must be above 2"),
         ({"vocab_size": None}, "vocab_size"),
     ],
 )

@@ -22,6 +22,7 @@ import pytest
 from camelid.generate.engine import Engine
 from camelid.generate.sequence import Sequence
 from camelid.serve import replies
+from camelid.serve.app import Gate
 from camelid.serve.chat import _Writer
 from camelid.serve.limits import Limits
 from camelid.serve.worker import Progress
@@ -290,8 +291,8 @@ def broken(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     """Every text fails after some tokens."""
     take = Sequence.take
 
-    def failing(self: Sequence, logits: Any) -> None:
-        take(self, logits)
+    def failing(self: Sequence, *rows: Any) -> None:
+        take(self, *rows)
         if len(self.ids) > after:
             self.finish, self.error = "error", "a fault of the test"
 
@@ -317,6 +318,8 @@ def test_a_stream_that_we_break_never_looks_complete(running: Running, monkeypat
 
 def test_a_broken_stream_never_looks_complete(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     broken(monkeypatch, 3)
+    logged: list[dict[str, Any]] = []
+    monkeypatch.setattr(Gate, "_log", lambda *line: logged.append(line[-1]))
     with pytest.raises(openai.InternalServerError):
         running.client.chat.completions.create(**HELLO)
     with pytest.raises(openai.APIError, match="could not be finished"):
@@ -326,7 +329,9 @@ def test_a_broken_stream_never_looks_complete(running: Running, monkeypatch: pyt
         text = answer.read().decode()
     assert "[DONE]" not in text
     assert '"server_error"' in text
+    assert "a fault" not in text
     drained(running)
+    assert [line["error"] for line in logged] == ["a fault of the test"] * 3
 
 
 def test_an_engine_that_fails_goes_on(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
