@@ -30,6 +30,9 @@ class ChecksFailed(CamelidError):
         super().__init__(message)
         self.result = result
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ChecksFailed, (str(self), self.result)
+
 
 @contextmanager
 def about(what: object) -> Iterator[None]:
@@ -46,3 +49,7 @@ class MissingExtra(InputError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs the package {package}: pip install 'camelid[{extra}]'")
+        self._given = (package, extra, purpose)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # it may come from another process
+        return MissingExtra, self._given

@@ -114,8 +114,8 @@ def total(accounts: Iterable[Account]) -> Account:
         for mine, theirs in ((result.documents, account.documents), (result.bytes, account.bytes)):
             mine.read += theirs.read
             mine.kept += theirs.kept
-            mine.dropped += theirs.dropped
-            mine.quarantined += theirs.quarantined
+            mine.dropped.update(theirs.dropped)  # unlike +=, keeps a reason of 0 bytes
+            mine.quarantined.update(theirs.quarantined)
         result.text_bytes += account.text_bytes
         result.languages += account.languages
         result.lengths += account.lengths

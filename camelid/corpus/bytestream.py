@@ -19,6 +19,7 @@ from camelid.corpus.document import MAX_RECORD_BYTES
 from camelid.errors import MissingExtra
 
 CHUNK = 1 << 20
+SIP = 1 << 16  # read at once where a fault loses what was asked for with it
 HELD_MEMBER = 16 * 2**20  # a gzip member up to this size is checked before it is handed out
 BOMB_RATIO, BOMB_BYTES = 200, 256 * 2**20  # more than both: no text compresses like this
 
@@ -154,10 +155,20 @@ def _zstd(path: Path) -> Pieces:
     except ImportError:
         raise MissingExtra("pyarrow", "data", "reading .zst files") from None
     with pa.OSFile(str(path)) as file, pa.CompressedInputStream(file, "zstd") as stream:
-        try:
-            while chunk := stream.read(CHUNK):
-                yield chunk
-        except OSError:  # still inside: the stream closes the file with itself
+        held: list[bytes] = []
+        broken = False
+        while True:
+            try:
+                part = stream.read(SIP)
+            except OSError:
+                part, broken = b"", True
+            held.append(part)
+            if not part or len(held) * SIP >= CHUNK:
+                yield b"".join(held)
+                held = []
+            if not part:
+                break
+        if broken:  # still inside: the stream closes the file with itself
             yield Break("broken_zstd_frame", max(0, path.stat().st_size - file.tell()))
 
 

@@ -71,7 +71,7 @@ def plausible(text: str) -> bool:
 def _strict(raw: bytes, encoding: str) -> str | None:
     try:
         return raw.decode(encoding)
-    except (UnicodeDecodeError, LookupError, UnicodeError):
+    except (LookupError, ValueError):  # an unknown name, one with a zero byte in it, bytes that are none of its
         return None
 
 

@@ -25,7 +25,9 @@ _PRIME = np.uint64(0x9E3779B97F4A7C15)
 def _grams(text: str, order: int) -> NDArray[np.int64]:
     """The bucket of the `order` characters that end at every position from order - 1 on."""
     points = np.frombuffer(text.encode("utf-32-le", "replace"), dtype=np.uint32).astype(np.uint64)
-    h = np.full(max(0, len(points) - order + 1), order, dtype=np.uint64)
+    if len(points) < order:
+        return np.empty(0, np.int64)
+    h = np.full(len(points) - order + 1, order, dtype=np.uint64)
     for k in range(order):
         h = (h ^ points[k : len(points) - order + 1 + k]) * _PRIME
         h ^= h >> np.uint64(31)

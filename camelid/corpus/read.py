@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import itertools
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,11 @@ CODE = {
     ".ts", ".jsx", ".tsx", ".rb", ".php", ".pl", ".lua", ".r", ".jl", ".hs", ".ml", ".sh", ".sql", ".css",
 }  # fmt: skip
 FORMATS |= dict.fromkeys(CODE, "code")
+# UTF-32's mark begins with UTF-16's.
+WIDE = {
+    codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
+}  # fmt: skip
 CUTTABLE = {"text", "code", "jsonl"}  # a plain file of these may be read from any line on
 
 
@@ -62,11 +68,14 @@ def find_files(inputs: Sequence[str | Path]) -> list[Path]:
     for item in inputs:
         path = Path(item).expanduser()
         if path.is_dir():
-            files = [p for p in path.rglob("*") if p.is_file() and format_of(p) and not _hidden(p, path)]
+            files = list(_within(path))
         elif path.is_file():
             files = [path]
         else:
-            files = [p for p in Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))) if p.is_file()]
+            try:
+                files = [p for p in Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))) if p.is_file()]
+            except ValueError as error:
+                raise InputError(f"{item} is no pattern of files: {error}") from None
         if not files:
             kinds = ", ".join(sorted(FORMATS))
             raise InputError(f"no readable file at {item} (kinds read, plain or .gz .bz2 .xz .zst: {kinds})")
@@ -74,8 +83,18 @@ def find_files(inputs: Sequence[str | Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def _hidden(path: Path, root: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(root).parts)
+def _within(root: Path) -> Iterator[Path]:
+    """The files of known kinds in a folder and in those that it links to, none of them twice; hidden ones are left."""
+    entered: set[tuple[int, int]] = set()
+    for place, folders, names in os.walk(root, followlinks=True):
+        state = Path(place).stat()
+        if (state.st_dev, state.st_ino) in entered:
+            folders.clear()
+            continue
+        entered.add((state.st_dev, state.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found = (Path(place) / name for name in names if not name.startswith("."))
+        yield from (path for path in found if path.is_file() and format_of(path))
 
 
 def read(path: Path, text_field: str = "auto", start: int = 0, end: int = -1) -> Iterator[Document]:
@@ -130,13 +149,14 @@ def _sniffed(head: bytes, form: str | None) -> str | None:
 
 
 def _utf8(source: Pieces) -> Pieces:
-    """UTF-16 with a byte order mark becomes UTF-8, so that every reader can look for newline bytes."""
+    """UTF-16 or UTF-32 with a byte order mark becomes UTF-8, so that every reader can look for newline bytes."""
     first = next(source, b"")
-    if not isinstance(first, bytes) or not first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    mark = next((m for m in WIDE if first.startswith(m)), None) if isinstance(first, bytes) else None
+    if isinstance(first, Break) or mark is None:
         yield first
         yield from source
         return
-    decoder = codecs.getincrementaldecoder("utf-16")("replace")
+    decoder = codecs.getincrementaldecoder(WIDE[mark])("replace")
     yield decoder.decode(first).encode("utf-8", "replace")
     for piece in source:
         yield piece if isinstance(piece, Break) else decoder.decode(piece).encode("utf-8", "replace")
@@ -147,7 +167,7 @@ def spans(path: Path, size: int) -> list[Span]:
     """A large plain file of lines cut into spans of about `size` bytes; any other file in one."""
     total = path.stat().st_size
     with path.open("rb") as file:
-        wide = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        wide = file.read(4).startswith((*WIDE,))
     if total <= 2 * size or format_of(path) not in CUTTABLE or compression(path) or wide:
         return [Span(path)]
     cuts = [*range(0, total - size // 2, size), total]

@@ -90,8 +90,12 @@ def _json_record(name: str, line: bytes, size: int, field: str, encoding: str | 
 def read_json(stream: Stream, source: str, field: str) -> Iterator[Document]:
     """A JSON array of records, or one record; or, as some name them, JSON lines. The file is read whole."""
     raw = stream.read(MAX_RECORD_BYTES)
-    more = stream.skip(1 << 62)
-    if more:
+    lines = raw.startswith(b"{") and is_json(raw.partition(b"\n")[0])
+    if lines and stream.peek(1):
+        stream.unread(raw)
+        yield from read_json_lines(stream, source, field)
+        return
+    if more := stream.skip(1 << 62):
         yield Document(source, len(raw) + more, fault="too_long")
         return
     try:
@@ -119,7 +123,8 @@ def from_record(name: str, record: Any, size: int, field: str) -> Document:
     """The text of a JSON object: the named field, or with "auto" the first usual one; a list is joined by lines."""
     if isinstance(record, Mapping):
         fields = TEXT_FIELDS if field == "auto" else (field,)
-        value = next((record[f] for f in fields if record.get(f) is not None), None)
+        given = [record[f] for f in fields if record.get(f) is not None]
+        value = next((v for v in given if v), given[0] if given else None)  # an empty one is no text
         if isinstance(value, list) and value and all(isinstance(v, str) for v in value):
             title = next((record[f] for f in TITLE_FIELDS if isinstance(record.get(f), str)), None)
             value = "\n".join([title, *value] if title else value)
@@ -193,6 +198,23 @@ def _quotes(head: bytes) -> bool:
     return any(line.count("\t") != lines[0].count("\t") for line in lines)  # a quoted field goes on in the next line
 
 
+def _cells(column: Any) -> list[Any]:
+    """A column's values; the bytes of a string that is not UTF-8, which a file may hold all the same."""
+
+    def value(cell: Any) -> Any:
+        try:
+            return cell.as_py()
+        except UnicodeDecodeError:
+            raw = cell.as_buffer() if hasattr(cell, "as_buffer") else None
+            return raw.to_pybytes() if raw else b""
+
+    try:
+        found: list[Any] = column.to_pylist()
+    except UnicodeDecodeError:
+        found = [value(cell) for cell in column]
+    return found
+
+
 def read_parquet(path: Path, field: str) -> Iterator[Document]:
     """Rows of a parquet file; a record's size is its text's, the other columns are not read."""
     try:
@@ -211,8 +233,11 @@ def read_parquet(path: Path, field: str) -> Iterator[Document]:
                     "name one with text_field=…"
                 )
             for batch in file.iter_batches(columns=[column], batch_size=256):
-                for text in batch.column(0).to_pylist():
+                for text in _cells(batch.column(0)):
                     row += 1
+                    if isinstance(text, bytes):
+                        yield Document(f"{path}:{row}", len(text), fault="unknown_encoding")
+                        continue
                     size = len(text.encode("utf-8", "replace")) if isinstance(text, str) else 0
                     if size > MAX_RECORD_BYTES:
                         yield Document(f"{path}:{row}", size, fault="too_long")

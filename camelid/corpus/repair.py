@@ -50,11 +50,14 @@ _GUTENBERG_START = re.compile(
     r"^.{0,30}(?:\*\*\* ?START OF (?:THE|THIS) PROJECT GUTENBERG|\*END[ *]THE SMALL PRINT).*$", re.M
 )
 _GUTENBERG_END = re.compile(
-    r"^.{0,10}(?:\*\*\* ?END OF (?:THE|THIS) PROJECT GUTENBERG|End of (?:[Tt]he )?Project Gutenberg)", re.M
+    r"^.{0,10}(?:\*\*\* ?END OF (?:THE|THIS) PROJECT GUTENBERG|End of (?:[Tt]he |[Tt]his )?Project Gutenberg)", re.M
 )
 _GUTENBERG_CREDITS = re.compile(
     r"\A\s*(?:Produced by|E-text prepared by|Transcribed (?:from|by)|\[Illustration).*?\n\n", re.S | re.I
 )
+
+
+LONGEST_LICENCE = 60_000  # characters: what stands before a book's start mark
 
 
 def without_gutenberg(text: str) -> str:
@@ -66,11 +69,11 @@ def without_gutenberg(text: str) -> str:
     marks.sort()
     books: list[str] = []
     # A part of a file may begin within a book; and books of about 2002 have their small print at the end.
-    begin = None if marks and marks[0][2] and marks[0][0] < 60_000 else 0
+    begin = None if marks and marks[0][2] and marks[0][0] < LONGEST_LICENCE else 0
     for at, after, start in marks:
         if start:
-            if begin == 0:
-                books.append(text[:at])
+            if begin == 0 or (begin is not None and at - begin > LONGEST_LICENCE):  # the book before has no end mark
+                books.append(text[begin:at])
             begin = after
         elif begin is not None:
             books.append(text[begin:at])

@@ -5,6 +5,7 @@ Every record is an island: a wrong length, a cut body or a damaged member costs 
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Iterator
 
@@ -50,10 +51,9 @@ def _record(stream: Stream, source: str, number: int) -> Document:
     headers, size = _headers(stream)
     uri = headers.get("warc-target-uri", "").strip("<>")
     name = f"{source}:{number} {uri}".rstrip()
-    declared = headers.get("content-length", "")
-    if not declared.isascii() or not declared.isdigit():
+    length = _number(headers.get("content-length", ""))
+    if length is None:
         return Document(name, size + _resync(stream), fault="bad_content_length")
-    length = int(declared)
     if length > MAX_RECORD_BYTES:
         passed = stream.skip(length)
         return Document(name, size + passed + _blank(stream), fault="too_long" if passed == length else "cut_record")
@@ -68,6 +68,11 @@ def _record(stream: Stream, source: str, number: int) -> Document:
     if stream.peek(1) not in (b"", b"\r", b"\n"):  # the length lies: the body goes on
         return Document(name, size + _resync(stream), fault="bad_content_length")
     return _page(name, headers, body, size + _blank(stream))
+
+
+def _number(text: str) -> int | None:
+    """A length or a status; None for what is none."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None
 
 
 def _headers(stream: Stream) -> tuple[Headers, int]:
@@ -95,13 +100,15 @@ def _blank(stream: Stream) -> int:
 
 def _arc_record(stream: Stream, source: str, number: int) -> Document:
     line, size = stream.line()
-    uri, _, _, kind, length = line.decode("utf-8", "replace").split(" ")
-    name = f"{source}:{number} {uri}"
-    if int(length) > MAX_RECORD_BYTES:
-        return Document(name, size + stream.skip(int(length)) + _blank(stream), fault="too_long")
-    body = stream.read(int(length))
+    uri, _, _, kind, declared = line.decode("utf-8", "replace").split(" ")
+    name, length = f"{source}:{number} {uri}", _number(declared.strip())
+    if length is None:
+        return Document(name, size + _resync(stream), fault="bad_content_length")
+    if length > MAX_RECORD_BYTES:
+        return Document(name, size + stream.skip(length) + _blank(stream), fault="too_long")
+    body = stream.read(length)
     size += len(body)
-    if len(body) < int(length):
+    if len(body) < length:
         return Document(name, size, fault="cut_record")
     size += _blank(stream)
     if uri.startswith(("filedesc:", "dns:")):
@@ -142,7 +149,8 @@ def _http(raw: bytes) -> tuple[int, Headers, bytes] | None:
         head, blank, body = raw.partition(b"\n\n")
     first, *rest = head.decode("latin-1").splitlines() or [""]
     words = first.split(" ")
-    if not first.startswith("HTTP/") or len(words) < 2 or not words[1].isdigit():
+    status = _number(words[1]) if first.startswith("HTTP/") and len(words) > 1 else None
+    if status is None:
         return None
     fields = {k.strip().lower(): v.strip() for k, _, v in (line.partition(":") for line in rest)}
     if "chunked" in fields.get("transfer-encoding", "").lower():
@@ -150,8 +158,8 @@ def _http(raw: bytes) -> tuple[int, Headers, bytes] | None:
     coding = fields.get("content-encoding", "identity").lower()
     if coding in ("gzip", "x-gzip", "deflate"):
         unpacked = _unzip(body)
-        return None if unpacked is None else (int(words[1]), fields, unpacked)
-    return (int(words[1]), fields, body) if coding in ("identity", "") else None
+        return None if unpacked is None else (status, fields, unpacked)
+    return (status, fields, body) if coding in ("identity", "") else None
 
 
 def _unchunk(body: bytes) -> bytes:
@@ -160,10 +168,9 @@ def _unchunk(body: bytes) -> bytes:
     at = 0
     while (line_end := body.find(b"\n", at)) >= 0:
         digits = body[at:line_end].split(b";")[0].strip()
-        try:
-            size = int(digits, 16)
-        except ValueError:
+        if not re.fullmatch(rb"[0-9a-fA-F]{1,15}", digits):
             return b"".join(parts) if parts else body
+        size = int(digits, 16)
         if size == 0:
             break
         parts.append(body[line_end + 1 : line_end + 1 + size])

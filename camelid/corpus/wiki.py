@@ -76,7 +76,7 @@ _ELEMENT = re.compile(
 )
 _TAG = re.compile(r"</?[a-zA-Z][^<>]{0,500}>")
 _QUOTES = re.compile(r"'{2,5}")
-_HEADING = re.compile(r"^=+\s*(.*?)\s*=+\s*$", re.M)
+_HEADING = re.compile(r"^={1,6}\s*(.*?)\s*={1,6}\s*$", re.M)
 _EXTERNAL = re.compile(r"\[(?:https?:|ftp:|//)[^\s\]]+\s*([^\]]*)\]")
 _LIST = re.compile(r"^[*#:;]+\s*", re.M)
 _MAGIC = re.compile(r"__[A-Z]+__")

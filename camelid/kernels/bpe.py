@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +15,7 @@ from camelid.kernels.text import Packed, address, pack
 WHOLE, GPT2, DIGITS_GPT2, LLAMA3, LLAMA3_DIGITS = range(5)
 """How text is cut before merging: not at all, or by these regular expressions (native/split.hpp)."""
 
-GROUP = 256  # texts handed over at once
+GROUP, GROUP_CHARACTERS = 256, 32 << 20  # texts handed over at once: their number, and about how long they are
 
 _given = False
 
@@ -35,6 +34,19 @@ def ready(classes: Callable[[], NDArray[np.uint8]]) -> bool:
         loaded.camelid_pieces_new.restype = ctypes.c_void_p
         _given = True
     return True
+
+
+def grouped(texts: Iterable[str]) -> Iterator[list[str]]:
+    """The texts in order, as many together as are handed over at once."""
+    group, size = list[str](), 0
+    for text in texts:
+        group.append(text)
+        size += len(text)
+        if len(group) == GROUP or size >= GROUP_CHARACTERS:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def split(text: bytes, kind: int) -> NDArray[np.int64]:
@@ -103,8 +115,7 @@ class PieceCounter:
             self._free(self._handle)
 
     def add(self, texts: Iterable[str]) -> None:
-        iterator = iter(texts)
-        while group := list(islice(iterator, GROUP)):
+        for group in grouped(texts):
             packed = pack(group)
             self.skipped = _library().camelid_pieces_count(
                 self._handle, address(packed.data), address(packed.offsets), ctypes.c_int64(len(group)), self.kind

@@ -161,7 +161,7 @@ def _prefixed(normalizer: Mapping[str, Any] | None, cutter: Mapping[str, Any] | 
     plain = all(step["content"] == spm.SPACE for step in steps if step["type"] == "Replace")
     cut = (cutter or {}).get("type")
     if plain and kinds in (["Prepend", "Replace"], ["Replace"]) and cut in (None, "Split"):
-        return kinds[0] == "Prepend"
+        return "Prepend" in kinds
     if not kinds and cutter and cut == "Metaspace" and not cutter.get("split", True):
         return bool(cutter["prepend_scheme"] != "never")
     raise InputError("GGUF has no name for how this tokenizer treats blanks: convert to hf instead")

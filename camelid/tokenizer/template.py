@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 from camelid.errors import FormatError
@@ -130,18 +131,19 @@ class Guard:
         self._longest = max(map(len, self._halves), default=0)
 
     def hide(self, text: str) -> str:
-        marked = self._begins.sub(self.MARK, text.replace(self.MARK, self.MARK * 2))
-        for size in range(min(self._longest, len(marked)), 0, -1):
-            if marked[-size:].lower() in self._halves:
-                return f"{marked[:-size]}{self.MARK}{marked[-size:]}"
-        return marked
+        text = text.replace(self.MARK, self.MARK * 2)
+        places = {found.start() for found in self._begins.finditer(text)}
+        sizes = range(1, min(self._longest, len(text)) + 1)
+        places |= {len(text) - size for size in sizes if text[-size:].lower() in self._halves}
+        cuts = [0, *sorted(places), len(text)]
+        return self.MARK.join(text[a:b] for a, b in pairwise(cuts))
 
     def hide_in(self, value: Any) -> Any:
-        """`hide` in every text inside lists and mappings."""
+        """`hide` in every text inside lists and mappings, their keys too."""
         if isinstance(value, str):
             return self.hide(value)
         if isinstance(value, Mapping):
-            return {key: self.hide_in(inner) for key, inner in value.items()}
+            return {self.hide_in(key): self.hide_in(inner) for key, inner in value.items()}
         return [self.hide_in(inner) for inner in value] if isinstance(value, Sequence) else value
 
     def show(self, text: str) -> str:

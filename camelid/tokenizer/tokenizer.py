@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from camelid.disk import write_file
 from camelid.errors import FormatError, InputError
-from camelid.kernels.bpe import GROUP, NativeBpe
+from camelid.kernels.bpe import NativeBpe, grouped
 from camelid.tokenizer.native import bytes_of, native_bpe
 from camelid.tokenizer.template import Guard, Message, render
 
@@ -103,8 +103,7 @@ class Tokenizer:
 
     def encode_stream(self, texts: Iterable[str]) -> Iterator[tuple[NDArray[np.uint32], NDArray[np.int64]]]:
         """`encode_batch` of any number of texts, some hundreds at a time."""
-        iterator = iter(texts)
-        while group := list(itertools.islice(iterator, GROUP)):
+        for group in grouped(texts):
             yield self.encode_batch(group)
 
     def _encode_batch_reference(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:

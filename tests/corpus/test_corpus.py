@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import lzma
 import random
 import signal
 import subprocess
@@ -57,6 +58,20 @@ def test_every_document_and_byte_is_accounted_for(folder: Path, tmp_path: Path) 
     assert result["bytes"]["read"] == plain + (folder / "g.jsonl.gz").stat().st_size
     assert list(documents(tmp_path / "out")) == [LONG.format(n) for n in (1, 2, 3, 4)]
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_a_reason_of_no_bytes_is_accounted_for(folder: Path, tmp_path: Path) -> None:
+    """A null in a parquet, the missing end of a compressed file: documents without bytes."""
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"text": [LONG.format(5), None, ""]}), folder / "i.parquet")
+    cut = lzma.compress(json.dumps({"text": LONG.format(6)}).encode())
+    (folder / "j.jsonl.xz").write_bytes(cut[: len(cut) // 2])
+    result = made(folder, tmp_path / "out")
+    assert result["documents"]["quarantined"].keys() == result["bytes"]["quarantined"].keys()
+    assert result["bytes"]["quarantined"]["broken_xz_stream"] == 0
+    assert (tmp_path / "out" / "report.html").exists()
 
 
 @pytest.mark.parametrize("how", ["exact", "near"])

@@ -18,6 +18,7 @@ from camelid.corpus.decode import decode
 from camelid.corpus.document import Document
 from camelid.corpus.read import find_files, read, spans
 from camelid.corpus.wiki import plain
+from camelid.errors import InputError
 
 
 def outcomes(path: Path) -> Counter[str]:
@@ -28,8 +29,11 @@ def lines(count: int) -> bytes:
     return b"".join(json.dumps({"text": f"record {n} " + "x" * 50}).encode() + b"\n" for n in range(count))
 
 
-def record(uri: str, body: bytes, length: int | None = None) -> bytes:
-    http = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n" + body
+HTML = b"200 OK\r\nContent-Type: text/html"
+
+
+def record(uri: str, body: bytes, length: int | None = None, head: bytes = HTML) -> bytes:
+    http = b"HTTP/1.1 " + head + b"\r\n\r\n" + body
     head = f"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: {uri}\r\nContent-Type: application/http\r\n"
     return f"{head}Content-Length: {len(http) if length is None else length}\r\n\r\n".encode() + http + b"\r\n\r\n"
 
@@ -71,6 +75,25 @@ def test_a_wrong_content_length_costs_no_neighbour(tmp_path: Path, length: int) 
     path.write_bytes(good[0] + record("http://x/bad", b"<p>bad</p>", length) + good[1])
     assert outcomes(path) == {"html": 2, "bad_content_length": 1}
     assert sum(d.size for d in read(path)) == path.stat().st_size
+
+
+def test_odd_numbers_and_names_in_an_archive(tmp_path: Path) -> None:
+    """Each costs its own record: a length of 5,000 digits, a status of a raised digit, a charset with a zero in it, a
+    chunk of less than nothing."""
+    good = record("http://x/good", b"<p>page</p>")
+    endless = good.replace(b"Content-Length: ", b"Content-Length: " + b"0" * 5000)
+    raised = record("http://x/r", b"<p>page</p>", head=b"\xb2 OK")
+    charset = record("http://x/c", b"<p>caf\xe9</p>", head=b"200 OK\r\nContent-Type: text/html;charset=ab\0c")
+    chunked = record("http://x/n", b"-5\r\n<p>page</p>", head=b"200 OK\r\nTransfer-Encoding: chunked")
+    path = tmp_path / "a.warc"
+    path.write_bytes(good + endless + raised + charset + chunked + good)
+    found = list(read(path))
+    assert sum(d.size for d in found) == path.stat().st_size
+    outcome = {d.source.split("/")[-1]: d.fault or d.skip or d.text for d in found if "http" in d.source}
+    assert outcome["r"] == "bad_http_response"
+    assert "caf" in outcome["c"]
+    assert "page" in outcome["n"]
+    assert sum("/good" in d.source and "page" in d.text for d in found) == 2
 
 
 def test_json_lines_with_every_kind_of_damage(tmp_path: Path) -> None:
@@ -151,16 +174,61 @@ def test_json_by_what_it_holds(tmp_path: Path) -> None:
         assert sum(d.size for d in found) == (tmp_path / name).stat().st_size
 
 
-def test_two_byte_encodings_are_not_cut(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes(("A line of text.\n" * 5000).encode("utf-16"))
+def test_lines_in_a_json_file_that_is_too_long_to_be_one_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("camelid.corpus.records.MAX_RECORD_BYTES", 2000)
+    (tmp_path / "c4.json").write_bytes(lines(200))
+    assert outcomes(tmp_path / "c4.json") == {"text": 200}
+    assert sum(d.size for d in read(tmp_path / "c4.json")) == len(lines(200))
+    (tmp_path / "array.json").write_bytes(b"[" + lines(200).replace(b"\n", b",\n") + b"{}]")
+    assert outcomes(tmp_path / "array.json") == {"too_long": 1}
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-32-be"])
+def test_wide_encodings(tmp_path: Path, encoding: str) -> None:
+    """They are not cut at a newline byte, and UTF-32's mark is not taken for UTF-16's."""
+    text = "A line of text, 中文的文字。\n" * 5000
+    (tmp_path / "a.txt").write_bytes(("\ufeff" * (encoding == "utf-32-be") + text).encode(encoding))
     assert len(spans(tmp_path / "a.txt", 20_000)) == 1
+    assert "".join(d.text for d in read(tmp_path / "a.txt")) == text
+
+
+def test_an_empty_field_beside_one_that_holds_the_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "", "content": "here"}\n{"text": ""}\n{"text": null}\n')
+    assert [d.fault or d.text for d in read(tmp_path / "a.jsonl")] == ["here", "", "no_text_field"]
+
+
+def test_parquet_with_a_string_that_is_not_utf8(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    offsets = pa.py_buffer(b"".join(n.to_bytes(4, "little") for n in (0, 4, 8, 10)))
+    column = pa.StringArray.from_buffers(3, offsets, pa.py_buffer(b"good\xff\xfe\xfd\xfcok"))
+    pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
+    assert [d.fault or d.text for d in read(tmp_path / "a.parquet")] == ["good", "unknown_encoding", "ok"]
+
+
+def test_linked_folders_are_read_once(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a.txt").write_text("a")
+    (tmp_path / "data" / ".hidden").mkdir(parents=True)
+    (tmp_path / "data" / ".hidden" / "b.txt").write_text("b")
+    (tmp_path / "data" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "again").symlink_to(tmp_path / "data")
+    assert find_files([tmp_path / "data"]) == [tmp_path / "data" / "linked" / "a.txt"]
+    with pytest.raises(InputError, match="is no pattern of files"):
+        find_files([f"{tmp_path}/**.txt"])
 
 
 def test_a_cut_zstd_file_keeps_its_beginning(tmp_path: Path) -> None:
     pa = pytest.importorskip("pyarrow")
-    whole = bytes(pa.compress(random.Random(0).randbytes(4 << 20), "zstd", asbytes=True))
-    (tmp_path / "a.txt.zst").write_bytes(whole[: len(whole) // 2])
-    assert [d.fault for d in read(tmp_path / "a.txt.zst") if d.fault][-1] == "broken_zstd_frame"
+    words = random.Random(0).randbytes(300_000).hex().encode()
+    whole = bytes(pa.compress(words, "zstd", asbytes=True))
+    (tmp_path / "a.txt.zst").write_bytes(whole[: len(whole) * 3 // 4])
+    found = list(read(tmp_path / "a.txt.zst"))
+    assert [d.fault for d in found if d.fault] == ["broken_zstd_frame"]
+    assert len("".join(d.text for d in found if not d.fault)) > len(words) // 2
 
 
 def test_a_line_longer_than_a_record_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

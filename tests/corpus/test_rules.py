@@ -19,6 +19,7 @@ from camelid.corpus.extract import main_text
 from camelid.corpus.filters import GROUPS, WEB_GROUPS, reason_to_drop
 from camelid.corpus.language import identify
 from camelid.corpus.minhash import band_keys, candidates, clusters
+from camelid.corpus.ngram import ORDER, _grams
 from camelid.corpus.pii import mask
 from camelid.corpus.repair import damaged, polish, repair
 from camelid.corpus.statistics import measure
@@ -58,6 +59,9 @@ def test_what_is_not_the_authors_goes() -> None:
     story, small = "The story. " * 8000, "*END THE SMALL PRINT! FOR PUBLIC DOMAIN ETEXTS*"
     for end_of in ("End of The Project Gutenberg Etext of X\nlicence\n", "", f"{end}\nlicence\n"):  # of about 2002
         assert polish(f"The Project Gutenberg Etext\n{story}\n{end_of}{small}\n", "text").count("story") == 8000
+    unended = f"{start}\n{story}\nEnd of this Project Gutenberg Etext\nlicence\n"
+    assert polish(f"{start}\n{story}\n{unended}", "text").count("story") == 16_000
+    assert "licence" not in polish(unended, "text")
     part = f"The end of one.\n{end}\nlicence\n{start}\n\nThe next, gutenberg."
     assert polish(part, "text") == "The end of one.\n\nThe next, gutenberg."
     assert polish(f"{start}\nsmall print\n{start}\n\nThe story.", "text") == "The story."
@@ -281,3 +285,8 @@ def test_every_group_has_rules() -> None:
     from camelid.corpus.filters import RULES
 
     assert {rule.group for rule in RULES} | {"c4"} == set(GROUPS)
+
+
+@pytest.mark.parametrize("text", ["", "ab", "N/A", "None", "short", "longer than the order"])
+def test_grams_of_a_text_of_any_length(text: str) -> None:
+    assert len(_grams(text, ORDER)) == max(0, len(text) - ORDER + 1)

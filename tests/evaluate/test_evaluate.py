@@ -118,7 +118,7 @@ def test_files_that_do_not_line_up(score: object) -> None:
 
 def test_a_tokenizer_whose_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "MeCab", None)
-    with pytest.raises(InputError, match="ja-mecab: .*pip install"):
+    with pytest.raises(InputError, match=r"ja-mecab: .*pip install"):
         bleu(["猫"], [["猫"]], tokenize="ja-mecab")
 
 

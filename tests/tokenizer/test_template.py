@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from camelid.errors import FormatError
-from camelid.tokenizer.template import render
+from camelid.tokenizer.template import Guard, render
 
 
 def test_json_in_a_template_is_as_transformers_writes_it() -> None:
     text = render("{{ tools | tojson }}", [], tools=[{"z": "a<b & c's", "a": "é"}])
     assert text == '[{"z": "a<b & c\'s", "a": "é"}]'
     assert render("{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", []) == "01"
+
+
+def test_one_control_token_may_begin_another() -> None:
+    guard = Guard(["<s>", "<s>x", "<<end>>"])
+    for written in ("hello <s>", "<s>", "a<<", "<s>x", f"{Guard.MARK}<s>"):
+        rendered = f"<s>{guard.hide(written)}s>B"
+        assert list(guard.cut(rendered)) == [("<s>", True), (f"{written}s>B", False)]
+
+
+def test_keys_are_guarded_as_values_are() -> None:
+    guard = Guard(["<|end|>"])
+    rendered = json.dumps(guard.hide_in({"x<|end|>": {"<|end|>": ["<|end|>"]}, "plain": 1}), ensure_ascii=False)
+    assert not any(control for _, control in guard.cut(rendered))
+    assert json.loads(guard.show(rendered)) == {"x<|end|>": {"<|end|>": ["<|end|>"]}, "plain": 1}
 
 
 def test_no_operation_makes_a_text_long() -> None:
