@@ -25,12 +25,17 @@ def compiles() -> bool:
     return find_spec("triton") is not None and any(map(shutil.which, ("cc", "gcc", "clang"))) and headers.exists()
 
 
+def infers() -> bool:
+    """Whether nothing is learned from what is computed here, so that a pass of our own may take torch's place. Not in a
+    layer that is compiled: asking would cut it to pieces."""
+    return not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
+
+
 def runs_triton(x: Tensor) -> bool:
-    """Whether kernels/gpu takes tensors such as this one. A training run's layers are compiled whole instead."""
+    """Whether kernels/gpu takes tensors such as this one."""
     return (
         x.is_cuda
         and x.dtype in (torch.bfloat16, torch.float16, torch.float32)
-        and not torch.compiler.is_compiling()
         and x.get_device() == torch.cuda.current_device()  # where Triton starts what it made
         and _multiplies_bfloat16(x.get_device())
         and compiles()

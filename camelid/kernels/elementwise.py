@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from camelid.kernels.device import compiles, runs_triton
+from camelid.kernels.device import compiles, infers, runs_triton
 from camelid.kernels.library import library
 
 
@@ -22,11 +22,10 @@ def _native_takes(*tensors: Tensor) -> bool:
     or a reference of training must come out of the same arithmetic."""
     first = tensors[0]
     return (
-        torch.is_inference_mode_enabled()
+        infers()
         and all(t.device.type == "cpu" and t.dtype == first.dtype for t in tensors)
         and first.dtype in (torch.float32, torch.bfloat16)
         and not any(isinstance(t, FakeTensor) for t in tensors)
-        and not torch.compiler.is_compiling()
         and library() is not None
     )
 
@@ -36,7 +35,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     x's dtype before the product with the weight."""
     if _native_takes(x, weight) and weight.shape == x.shape[-1:]:
         return _native_rms_norm(x.contiguous(), weight.contiguous(), eps)
-    if torch.is_inference_mode_enabled() and runs_triton(x) and weight.dtype == x.dtype:
+    if infers() and runs_triton(x) and weight.dtype == x.dtype:
         from camelid.kernels.gpu import elementwise
 
         return elementwise.rms_norm(x, weight, eps)
@@ -69,7 +68,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up (arXiv:2002.05202). Only gate and up are kept for the backward pass, silu(gate) is made again."""
     if _native_takes(gate, up) and gate.shape == up.shape:
         return _native_swiglu(gate.contiguous(), up.contiguous())
-    if torch.is_inference_mode_enabled():
+    if infers():
         if runs_triton(gate):
             from camelid.kernels.gpu import elementwise
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from camelid.kernels.device import runs_triton
+from camelid.kernels.device import infers, runs_triton
 from camelid.model.config import LlamaConfig
 
 
@@ -104,7 +104,7 @@ def rotation(config: LlamaConfig, positions: Tensor, length: int = 0) -> Rotatio
 
 def rotate(x: Tensor, by: Rotation) -> Tensor:
     """Turn each pair of x [batch, heads, seq, head_dim] by its position's angle."""
-    if torch.is_inference_mode_enabled() and runs_triton(x):
+    if infers() and runs_triton(x):
         from camelid.kernels.gpu.elementwise import turn_pairs
 
         return turn_pairs(x, by.cos, by.sin)

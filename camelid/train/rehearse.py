@@ -4,7 +4,7 @@ and no bytes, while every allocation is counted."""
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,12 +22,13 @@ from camelid.train.step import autocast
 
 
 class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of all tensors that operators return, while they live. `peak` is the most at one time."""
+    """Counts the bytes of all tensors that operators make, while they live; `there` are tensors that were there before,
+    of which an operator may return a view. `peak` is the most at one time."""
 
-    def __init__(self) -> None:
+    def __init__(self, there: Iterable[Tensor] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
-        self._known: dict[int, int] = {}
+        self._known = {tensor.untyped_storage()._cdata: 0 for tensor in there}
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -55,7 +56,7 @@ def step_memory(real: Llama, rows: int, micro_batches: int, settings: TrainSecti
     length = settings.sequence_length
     with FakeTensorMode(), device:
         model = twin(real)
-        with Live() as live:
+        with Live([*model.parameters(), *model.buffers()]) as live:
             for _ in range(min(micro_batches, 2)):  # the second meets the first one's gradients
                 ids = torch.zeros(rows, length, dtype=torch.int64)
                 with autocast(device, settings.dtype):

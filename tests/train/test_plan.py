@@ -40,12 +40,32 @@ def test_a_rehearsal_counts_what_a_step_allocates() -> None:
         model = Llama(config)
         model.activation_checkpointing = checkpointing
         ids = torch.zeros(4, 64, dtype=torch.int64)
-        with Live() as live:
+        with Live(model.parameters()) as live:
             states = model.hidden(ids).flatten(0, 1)
             linear_cross_entropy(states, model.lm_head.weight, ids.flatten()).backward()  # type: ignore[no-untyped-call]
         sizes.append(step_memory(model, 4, 1, settings, CPU))
         assert abs(sizes[-1] / live.peak - 1) < 0.03
     assert sizes[1] < sizes[0]
+
+
+def test_what_was_there_before_is_not_counted() -> None:
+    """A product by a weight makes its output only, though it takes the weight's transpose."""
+    weight, x = torch.zeros(1000, 100), torch.zeros(3, 100)
+    with Live([weight]) as live:
+        out = torch.nn.functional.linear(x, weight)
+    assert live.peak == out.nbytes
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_a_step_does_not_hold_the_weights_again(adapted: bool) -> None:
+    """Where products are in the weights' own dtype: gradients of what is learned, and what a token makes."""
+    config = LlamaConfig.named("1m", vocab_size=500, num_hidden_layers=8, hidden_size=256, intermediate_size=1024)
+    model = Llama(config)
+    if adapted:
+        adapt(model, LoraConfig(r=1))
+    size = 4 * config.num_parameters()
+    step = step_memory(model, 1, 1, TrainSection(dtype="float32", sequence_length=2), CPU)
+    assert step < 0.3 * size if adapted else size < step < 1.3 * size
 
 
 @pytest.mark.parametrize("function", [linear_cross_entropy, linear_log_probs])

@@ -1,0 +1,19 @@
+"""A layer that is compiled is one piece: nothing in it sends the compiler back to Python."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from camelid.model.config import LlamaConfig
+from camelid.model.llama import Llama
+from camelid.model.rope import rotation
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_layer_is_one_graph(tiny: LlamaConfig, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layer = Llama(tiny).to(dtype).layers[0]
+    x, turn = torch.randn(2, 8, tiny.hidden_size, dtype=dtype), rotation(tiny, torch.arange(8))
+    whole = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(whole(x, turn), layer(x, turn))
