@@ -120,9 +120,10 @@ class CausalLM(Llama):
 
 def _cache_tokens(model: Llama, prompts: Sequence[Sequence[int]], params: SamplingParams, search: BeamParams) -> int:
     """What the widest of the searches needs."""
-    longest = max(map(len, prompts))
-    budget = min(params.budget(longest)[0], model.config.max_position_embeddings)
-    return PAGE * (pages_needed(longest, max(1, budget), search.num_beams) + 1)
+    context = model.config.max_position_embeddings
+    budgets = {len(prompt): max(1, min(params.budget(len(prompt))[0], context)) for prompt in prompts}
+    # Not the longest prompt's: a shorter one has fewer pages that its beams share, and may have more to come.
+    return PAGE * (max(pages_needed(n, budget, search.num_beams) for n, budget in budgets.items()) + 1)
 
 
 def _stack(rows: Tensor, results: Sequence[Result], pad: int) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from camelid.errors import InputError, MissingExtra
+from camelid.tokenizer.template import Guard
 from camelid.tokenizer.tokenizer import Tokenizer
 
 GRAMMAR_SIZE, FIRST_FUEL, STEP_FUEL = 200_000, 500_000, 200_000  # what a hostile form may cost: some 10 ms
@@ -59,9 +60,12 @@ class Matcher:
         ends = tuple(stop_ids) or ((tokenizer.eos_token_id,) if tokenizer.eos_token_id is not None else ())
         if not ends:
             raise InputError("the model has no token that ends a text: a form needs one")
-        tokens = _vocabulary(tokenizer.backend.to_str(), vocab_size, ends)
+        tokens = _vocabulary(tokenizer.backend.to_str(), vocab_size, ends, named=form.kind == "grammar")
         limits = LLParserLimits(max_grammar_size=GRAMMAR_SIZE, initial_lexer_fuel=FIRST_FUEL, step_lexer_fuel=STEP_FUEL)
-        self._matcher: Any = LLMatcher(tokens, _grammar(form), log_level=0, limits=limits)
+        try:
+            self._matcher: Any = LLMatcher(tokens, _grammar(form), log_level=0, limits=limits)
+        except ValueError as error:  # what Python reads as JSON and llguidance does not: NaN, half of a surrogate pair
+            raise InputError(f"the {form.kind} cannot be read: {_first_line(str(error))}") from None
         self._check(form.kind)
 
     def allowed(self) -> Tensor:
@@ -98,12 +102,29 @@ def _grammar(form: Form) -> Any:
     return LLMatcher.grammar_from_lark(form.text)
 
 
+def _unnamed(tokenizer: str) -> str:
+    """A tokenizer.json whose control tokens have names that no text spells."""
+    description = json.loads(tokenizer)
+    names = {t["content"]: f"{Guard.MARK}{t['id']}" for t in description["added_tokens"] if t["special"]}
+    for token in description["added_tokens"]:
+        token["content"] = names.get(token["content"], token["content"])
+    model = description["model"]
+    if isinstance(model.get("vocab"), dict):
+        model["vocab"] = {names.get(word, word): i for word, i in model["vocab"].items()}
+    if model.get("unk_token") in names:
+        model["unk_token"] = names[model["unk_token"]]
+    description["post_processor"] = None  # it calls them by name
+    return json.dumps(description)
+
+
 @lru_cache(maxsize=4)
-def _vocabulary(tokenizer: str, vocab_size: int, ends: tuple[int, ...]) -> Any:
-    """Of a tokenizer.json's text: a second or so, so it is kept."""
+def _vocabulary(tokenizer: str, vocab_size: int, ends: tuple[int, ...], named: bool) -> Any:
+    """Of a tokenizer.json's text: a second or so, so it is kept. Only a grammar may call control tokens by their names;
+    where a form spells such a name, its letters are meant."""
     from llguidance import LLTokenizer
 
     try:
+        tokenizer = tokenizer if named else _unnamed(tokenizer)
         return LLTokenizer(tokenizer, n_vocab=vocab_size, eos_token=list(ends))
     except ValueError as error:
         raise InputError(f"llguidance does not read this tokenizer: {_first_line(str(error))}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
@@ -247,7 +248,7 @@ async def by_template(call: Call, function: Callable[..., list[int]], *arguments
 
 def rendered(call: Call, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None) -> list[int]:
     """Ids of a conversation. Raises Fault when the model's template refuses it, or there is none."""
-    check_size(call, (str(message.get("content") or "") for message in messages), "messages")
+    check_size(call, (json.dumps(one, ensure_ascii=False) for one in [*messages, *(tools or [])]), "messages")
     try:
         ids: list[int] = call.tokenizer.apply_chat_template(messages, tools=tools)
     except Ended:

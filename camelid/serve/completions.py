@@ -92,11 +92,12 @@ async def _chunks(answers: Answers, request: CompletionRequest, echoes: Sequence
     usage = bool(request.stream_options and request.stream_options.include_usage)
     head = {**head, **({"usage": None} if usage else {})}
     async with answers:
+        places = [_Places() for _ in answers.tickets]
         for number in range(len(answers.tickets)) if request.echo else ():
             text = echoes[number // answers.n]
             yield {**head, "choices": [{"index": number, "text": text, "logprobs": None, "finish_reason": None}]}
         async for number, before, now in answers.news():
-            choice = _choice(answers, request, number, now.text[len(before.text) :], before, now)
+            choice = _choice(answers, request, number, now.text[len(before.text) :], before, now, places[number])
             if choice["text"] or choice["finish_reason"] or choice["logprobs"]:
                 yield {**head, "choices": [choice]}
         if usage:
@@ -104,13 +105,26 @@ async def _chunks(answers: Answers, request: CompletionRequest, echoes: Sequence
 
 
 def _choice(
-    answers: Answers, request: CompletionRequest, number: int, text: str, before: Progress, now: Progress
-) -> dict[str, Any]:
-    logprobs = None if request.logprobs is None else _logprobs(answers, number, before, now)
+    answers: Answers, request: CompletionRequest, number: int, text: str, before: Progress, now: Progress,
+    places: _Places | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    logprobs = None if request.logprobs is None else _logprobs(answers, number, before, now, places or _Places())
     return {"index": number, "text": text, "logprobs": logprobs, "finish_reason": finish_reason(now)}
 
 
-def _logprobs(answers: Answers, number: int, before: Progress, now: Progress) -> dict[str, Any]:
+class _Places:
+    """Where each token of one text begins in it, in characters: of a character's tokens, where it does."""
+
+    def __init__(self) -> None:
+        self._characters, self._at = codecs.getincrementaldecoder("utf-8")("replace"), 0
+
+    def next(self, raw: bytes) -> int:
+        begins = self._at
+        self._at += len(self._characters.decode(raw))
+        return begins
+
+
+def _logprobs(answers: Answers, number: int, before: Progress, now: Progress, places: _Places) -> dict[str, Any]:
     tokenizer = answers.call.tokenizer
     found = answers.tickets[number].logprobs(before.tokens, shown_tokens(now))
 
@@ -122,13 +136,9 @@ def _logprobs(answers: Answers, number: int, before: Progress, now: Progress) ->
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
-    characters, at, offsets = codecs.getincrementaldecoder("utf-8")("replace"), len(before.text), []
-    for one in found:
-        offsets.append(at)
-        at += len(characters.decode(tokenizer.token_bytes(one.token)))
     return {
         "tokens": [text(one.token) for one in found],
         "token_logprobs": [finite(one.logprob) for one in found],
         "top_logprobs": [{text(token): finite(logprob) for token, logprob in one.top} for one in found],
-        "text_offset": offsets,
+        "text_offset": [places.next(tokenizer.token_bytes(one.token)) for one in found],
     }

@@ -29,9 +29,8 @@ class Conversation:
         assert engine.tokenizer is not None
         if engine.tokenizer.chat_template is None:
             raise InputError("the model has no chat template: it completes text, use `camelid generate`")
-        if params.max_new_tokens is None and params.max_length is None:  # a person ends what is too long
-            params = dataclasses.replace(params, max_new_tokens=engine.context_length)
-        self.engine, self.params, self.system = engine, params, system
+        self.engine, self.system = engine, system
+        self.params = self._unlimited(params)
         self.messages: list[Message] = []
         self.commands: dict[str, tuple[str, Callable[[str], str]]] = {
             "help": ("what there is", self._help),
@@ -115,8 +114,14 @@ class Conversation:
                 raise InputError(f"{pair}: give NAME=VALUE, with a name of {', '.join(SETTABLE)}")
             nothing = value == "none" and name in ("seed", "max_new_tokens")
             changes[name] = None if nothing else _number(name, value)
-        self.params = dataclasses.replace(self.params, **changes)
+        self.params = self._unlimited(dataclasses.replace(self.params, **changes))
         return "  ".join(f"{name}={getattr(self.params, name)}" for name in SETTABLE)
+
+    def _unlimited(self, params: SamplingParams) -> SamplingParams:
+        """A person ends what is too long: without a limit, the whole context is one."""
+        if params.max_new_tokens is not None or params.max_length is not None:
+            return params
+        return dataclasses.replace(params, max_new_tokens=self.engine.context_length)
 
     def _retry(self, _: str) -> str:
         if not self.messages:

@@ -55,20 +55,21 @@ def _too_large(limits: Limits) -> Fault:
     return Fault(413, f"the body is larger than {limits.body:,} bytes", code="request_too_large")
 
 
-def parse(body: bytes, depth: int) -> dict[str, Any]:
-    """Strict JSON: no NaN, no key twice, no half of a surrogate pair, no nesting beyond `depth`."""
+def parse(body: bytes, depth: int = Limits.depth, what: str = "the body") -> dict[str, Any]:
+    """An object in strict JSON: no NaN, no key twice, no half of a surrogate pair, no nesting beyond `depth`."""
     try:
         value = json.loads(
-            body.decode("utf-8"), parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_no_key_twice
-        )
+            body.decode("utf-8"), parse_constant=_no_constant, parse_float=finite_number,
+            object_pairs_hook=_no_key_twice,
+        )  # fmt: skip
     except RecursionError:
-        raise Fault(400, f"the body is nested more than {depth} deep", code="invalid_json") from None
+        raise Fault(400, f"{what} is nested more than {depth} deep", code="invalid_json") from None
     except ValueError as error:  # UnicodeDecodeError, JSONDecodeError, a number of thousands of digits, and ours
         reason = str(error) if isinstance(error, json.JSONDecodeError | _Refused) else "not UTF-8, or no number"
-        raise Fault(400, f"the body is not JSON: {reason}", code="invalid_json") from None
+        raise Fault(400, f"{what} is not JSON: {reason}", code="invalid_json") from None
     if not isinstance(value, dict):
-        raise Fault(400, "the body must be a JSON object", code="invalid_json")
-    _walk(value, depth)
+        raise Fault(400, f"{what} must be a JSON object", code="invalid_json")
+    _walk(value, depth, what)
     return value
 
 
@@ -80,7 +81,8 @@ def _no_constant(name: str) -> None:
     raise _Refused(f"{name} is not a JSON number")
 
 
-def _finite(text: str) -> float:
+def finite_number(text: str) -> float:
+    """Raises ValueError for one that no float holds."""
     value = float(text)
     if value in (float("inf"), float("-inf")):
         raise _Refused("a number is too large")
@@ -94,7 +96,7 @@ def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _walk(value: Any, depth: int) -> None:
+def _walk(value: Any, depth: int, what: str) -> None:
     level = [value]
     for _ in range(depth):
         deeper: list[Any] = []
@@ -105,11 +107,11 @@ def _walk(value: Any, depth: int) -> None:
             elif isinstance(one, list):
                 deeper += one
             elif isinstance(one, str) and not is_unicode(one):
-                raise Fault(400, "a string holds half of a surrogate pair", code="invalid_json")
+                raise Fault(400, f"a string in {what} holds half of a surrogate pair", code="invalid_json")
         if not deeper:
             return
         level = deeper
-    raise Fault(400, f"the body is nested more than {depth} deep", code="invalid_json")
+    raise Fault(400, f"{what} is nested more than {depth} deep", code="invalid_json")
 
 
 def is_unicode(text: str) -> bool:

@@ -16,7 +16,7 @@ from camelid.disk import is_json
 from camelid.errors import InputError
 from camelid.generate.constrain import Form
 from camelid.serve.faults import Fault
-from camelid.serve.limits import is_unicode
+from camelid.serve.limits import finite_number, is_unicode, parse
 from camelid.serve.requests import ChatMessage, ChatRequest, NamedTool, Tool
 
 INSTRUCTION = (
@@ -131,11 +131,8 @@ def _plain(message: ChatMessage) -> dict[str, Any]:
     return {"role": _role(message), "content": "\n".join([*filter(None, [message.text()]), *calls])}
 
 
-def _arguments(call: Any) -> Any:
-    try:
-        return json.loads(call.function.arguments)
-    except (ValueError, RecursionError):
-        raise Fault(400, "the arguments of a tool call are not JSON", "messages", "invalid_value") from None
+def _arguments(call: Any) -> dict[str, Any]:
+    return parse(call.function.arguments.encode("utf-8", "replace"), what="what a tool call has as its arguments")
 
 
 def read_calls(text: str, tools: Sequence[Tool], one: bool = False) -> tuple[str, list[FunctionCall]]:
@@ -158,7 +155,7 @@ def read_calls(text: str, tools: Sequence[Tool], one: bool = False) -> tuple[str
 def _values(text: str) -> list[Any]:
     """The JSON values that the text is, one after another; [None] for a text that is something else."""
     values: list[Any] = []
-    decoder, at = json.JSONDecoder(parse_constant=_no_number), 0
+    decoder, at = json.JSONDecoder(parse_constant=_no_number, parse_float=finite_number), 0
     while text := _BETWEEN.sub("", text[at:], count=1):
         try:
             value, at = decoder.raw_decode(text)

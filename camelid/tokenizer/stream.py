@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -15,14 +16,16 @@ class StreamDecoder:
     """`push` ids, get the text they complete; `finish` for what is left. All of it together is the decoded whole, but
     for text that is no UTF-8: there a whole decode may give up more characters than the stream did.
 
-    `before`: the last ids of the prompt, so that the first new word keeps its blank. Each step decodes a few ids
-    only, however long the text is.
+    `before`: the last ids of the prompt, so that the first new word keeps its blank, and a character that the prompt
+    ends within is completed. Ids that are no tokens, of a vocabulary that was padded, are no text. Each step decodes a
+    few ids only, however long the text is.
     """
 
     def __init__(self, tokenizer: Tokenizer, before: Iterable[int] = (), skip_special_tokens: bool = True) -> None:
         self._tokenizer, self._skip = tokenizer, skip_special_tokens
         self._context = self._from_whole_character(list(before))  # ids whose text is out
-        self._waiting: list[int] = []
+        begun = self._begun_character()
+        self._context, self._waiting = self._context[: len(self._context) - begun], self._context[-begun:][:begun]
 
     def push(self, token_id: int) -> str:
         """The text that this id completes: nothing while a character is unfinished."""
@@ -53,5 +56,16 @@ class StreamDecoder:
             ids = ids[1:]
         return ids
 
+    def _begun_character(self) -> int:
+        """How many of the context's last ids are nothing but the beginning of a character."""
+        ids, size = self._context, len(self._tokenizer)
+        for count in range(1, min(3, len(ids)) + 1):
+            raw = b"".join(self._tokenizer.token_bytes(i) for i in ids[-count:] if i < size)
+            decoder = codecs.getincrementaldecoder("utf-8")("replace")
+            if raw and not decoder.decode(raw) and decoder.getstate()[0] == raw:
+                return count
+        return 0
+
     def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=self._skip)
+        known = [i for i in ids if i < len(self._tokenizer)]
+        return self._tokenizer.decode(known, skip_special_tokens=self._skip)

@@ -85,9 +85,28 @@ def test_streaming_and_a_neighbour_without_form(engine: Engine) -> None:
     assert "".join(engine.stream("x", shaped)) == both[0].text
 
 
+def test_letters_that_spell_a_control_token_are_letters(engine: Engine) -> None:
+    assert engine.tokenizer is not None
+    for name in engine.tokenizer.special_tokens.values():
+        keys = {"properties": {name: {"const": 1}}, "required": [name], "additionalProperties": False}
+        forms = [
+            params("json_schema", json.dumps({"const": name})),
+            params("json_schema", json.dumps({"type": "object", **keys})),
+            params("regex", f"[a-c]{re.escape(name)}"),
+            params("choice", json.dumps([name])),
+        ]
+        const, keyed, behind, choice = [r.text for r in engine.generate(["x"] * 4, forms)]
+        assert json.loads(const) == name
+        assert json.loads(keyed)[name] == 1
+        assert behind[1:] == name
+        assert choice == name
+
+
 @pytest.mark.parametrize(
     ("kind", "text", "why"),
     [("json_schema", "{", "not JSON"), ("json_schema", '{"type": "nothing"}', "followed"),
+     ("json_schema", '{"type": "number", "maximum": NaN}', "cannot be read"),
+     ("json_schema", '{"const": "\\ud800"}', "cannot be"), ("choice", '["\\ud800"]', "cannot be"),
      ("json_schema", '{"type": "object", "patternProperties": {"(": {}}}', "followed"), ("regex", "(", "followed"),
      ("regex", "a" * 70000, "70000"),
      ("grammar", "start: missing", "followed"), ("choice", "[]", "at least one"), ("choice", '"a"', "at least one")],

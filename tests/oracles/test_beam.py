@@ -102,6 +102,19 @@ def test_generate_takes_the_same_words(models: tuple[Llama, Any]) -> None:
             model.generate(ids, **wrong)
 
 
+def test_rows_of_unlike_lengths_have_room(models: tuple[Llama, Any]) -> None:
+    """A shorter prompt may need more of the cache: its beams share fewer pages, and more may follow it."""
+    model = CausalLM(models[0].config).eval()
+    model.load_state_dict(models[0].state_dict())
+    for long, short, limit in ((64, 31, {"max_new_tokens": 20}), (200, 10, {"max_length": 256})):
+        rows = torch.tensor([prompt(long), [96] * (long - short) + prompt(short)])
+        mask = torch.ones_like(rows)
+        mask[1, : long - short] = 0
+        asked: Any = {"num_beams": 4, "eos_token_id": None, **limit}
+        alone = model.generate(torch.tensor([prompt(short)]), **asked)[0, short:]
+        assert torch.equal(model.generate(rows, attention_mask=mask, **asked)[1, long:][: len(alone)], alone)
+
+
 def test_one_beam_is_greedy(models: tuple[Llama, Any]) -> None:
     engine = Engine(models[0], stop_ids=())
     params = BeamParams(1, max_new_tokens=40)

@@ -153,6 +153,28 @@ def test_only_json_is_read(running: Running, kind: str) -> None:
     refused(answer)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [("[" * 900 + "]" * 900, "object"), ('{"a": ' * 900 + "1" + "}" * 900, "nested"),
+     ('{"a": ' * 90 + "1" + "}" * 90, "nested"), ("[1]", "object"),
+     ('{"a": NaN}', "not JSON"), ('{"a": 1e999}', "not JSON"), ('{"a": "\\ud800"}', "surrogate"),
+     (json.dumps({"a": "x" * (1 << 20)}), "characters")],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "template",
+    ["{% for m in messages %}{{ m.content }}{{ m.tool_calls | tojson }}{% endfor %}{{ tools }}",
+     "{% for m in messages %}{{ m.content }}{% endfor %}"],
+)  # fmt: skip
+def test_arguments_of_a_call_are_within_the_limits_of_a_body(
+    running: Running, monkeypatch: pytest.MonkeyPatch, template: str, arguments: str, why: str
+) -> None:
+    assert running.service.engine.tokenizer is not None
+    monkeypatch.setattr(running.service.engine.tokenizer, "chat_template", template)
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    assert why in refused(running.post(CHAT, {**HELLO, "messages": said})).message
+
+
 def test_unknown_fields_are_ignored(running: Running) -> None:
     assert running.post(CHAT, {**HELLO, "service_tier": "auto", "metadata": {"a": "b"}}).status_code == 200
 

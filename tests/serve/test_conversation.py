@@ -46,6 +46,7 @@ def test_an_answer_follows_all_that_was_said(talk: Conversation, engine: Engine)
 
 
 def test_what_came_of_a_stopped_answer_stays(talk: Conversation, engine: Engine) -> None:
+    assert f"max_new_tokens={talk.engine.context_length}" in talk.command("/params max_new_tokens=none")
     talk.command("/params max_new_tokens=200")
     stream = talk.say("Hello")
     piece = next(stream)

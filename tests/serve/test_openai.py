@@ -319,6 +319,14 @@ def test_tokens_that_are_a_part_of_a_character(running: Running) -> None:
         assert {len(top) for top in logprobs["top_logprobs"]} == {5}
         assert logprobs["text_offset"] == sorted(logprobs["text_offset"])
         assert logprobs["text_offset"][-1] <= len(found["text"])
+        # Streamed, what a stop string held back is told later than its tokens; the places are the same.
+        stop = [found["text"][len(found["text"]) // 2 :][:2] or "x", "never"]
+        whole = running.post("/v1/completions", {**asked, "seed": seed, "stop": stop}).json()["choices"][0]["logprobs"]
+        events = running.post("/v1/completions", {**asked, "seed": seed, "stop": stop, "stream": True}).text.split(
+            "\n\n"
+        )
+        pieces = [json.loads(e.removeprefix("data: "))["choices"][0]["logprobs"] for e in events if "choices" in e]
+        assert [n for piece in pieces if piece for n in piece["text_offset"]] == whole["text_offset"]
     assert any(token.startswith("bytes:\\x") for token in tokens)
 
 

@@ -55,6 +55,7 @@ TOOLS = offered(request())
         ("[" * 100_000, "[" * 100_000, ""),
         ("", "", ""),
         # what Python spells and JSON does not, and what cannot be sent
+        ('{"name": "clock", "arguments": {"t": 1e999}}', '{"name": "clock", "arguments": {"t": 1e999}}', ""),
         ('{"name": "clock", "arguments": {"t": NaN}}', '{"name": "clock", "arguments": {"t": NaN}}', ""),
         ('{"name": "clock", "arguments": {"t": "\\ud83d"}}', '{"name": "clock", "arguments": {"t": "\\ud83d"}}', ""),
         ('{"name": "clock", "arguments": {"t": "\\ud83d\\ude00"}}', "", "clock"),

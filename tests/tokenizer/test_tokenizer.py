@@ -108,6 +108,23 @@ def test_a_stream_after_a_prompt_cut_inside_a_character(tokenizers: dict[str, Pa
             assert "".join(decoder.push(i) for i in new) + decoder.finish() == "吗x"
 
 
+def test_a_stream_completes_the_character_that_its_prompt_begins(tokenizers: dict[str, Path]) -> None:
+    for folder in tokenizers.values():
+        tokenizer = from_folder(folder)
+        start = tokenizer.encode("a", add_special_tokens=False)
+        rest = tokenizer.encode("a😀x", add_special_tokens=False)[len(start) :]
+        for begun in range(len(rest) - 1):
+            decoder = StreamDecoder(tokenizer, [*start, *rest[:begun]])
+            assert "".join(decoder.push(i) for i in rest[begun:]) + decoder.finish() == "😀x"
+
+
+def test_ids_of_a_padded_vocabulary_are_no_text(each: Tokenizer) -> None:
+    ids = each.encode("a word", add_special_tokens=False)
+    decoder = StreamDecoder(each, [len(each) + 2])
+    padded = [n for i in ids for n in (i, len(each) + i)]
+    assert "".join(decoder.push(i) for i in padded) + decoder.finish() == each.decode(ids)
+
+
 def test_offsets_point_at_the_text(each: Tokenizer) -> None:
     text = "naïve camels 骆驼 1234 😀"
     found = each.offsets(text)

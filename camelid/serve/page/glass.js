@@ -12,6 +12,8 @@ export const kept = (one) => ({
   top: one.top_logprobs.map((t) => ({ id: t.token_id, bytes: t.bytes, p: Math.exp(t.logprob) })),
 });
 
+// Without the character that the tokens only begin.
+export const begunText = (tokens) => new TextDecoder().decode(new Uint8Array(tokens.flatMap((t) => t.bytes)), { stream: true });
 export const textOf = (tokens) => decoder.decode(new Uint8Array(tokens.flatMap((t) => t.bytes)));
 
 const surety = (p) => (p >= 0.9 ? 4 : p >= 0.6 ? 3 : p >= 0.3 ? 2 : p >= 0.1 ? 1 : 0);

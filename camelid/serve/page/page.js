@@ -1,7 +1,7 @@
 // The page: conversations, what is shown of them, and what a person does to them.
 
 import { Refused, answer, models } from "/page/ask.js";
-import { hide, isEnd, kept, legend, textOf, tokensOf } from "/page/glass.js";
+import { begunText, hide, isEnd, kept, legend, textOf, tokensOf } from "/page/glass.js";
 import { blocks, element } from "/page/marks.js";
 import { other, translate, word } from "/page/words.js";
 
@@ -61,7 +61,7 @@ async function complete(number, sides, begun) {
   const where = current;
   running = new AbortController();
   const stopping = running.signal;
-  for (const side of sides) message.sides[side] = { text: textOf(begun), tokens: [...begun] };
+  for (const side of sides) message.sides[side] = { text: begunText(begun), tokens: [...begun] };
   save(where);
   show();
   busy(true);
