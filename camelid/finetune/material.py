@@ -59,6 +59,12 @@ def base_of(recipe: Recipe) -> Path:
         raise RecipeError('the recipe lacks model.from, the model to fine-tune: [model] from = "path"')
     if not recipe.data.files:
         raise RecipeError('the recipe lacks data.files, the conversations: [data] files = ["chats.jsonl"]')
+    said = [f"model.{name}" for name in recipe.model.model_dump(exclude_none=True) if name != "from_"]
+    if named := [*said, *(["data.tokens"] if recipe.data.tokens else [])]:
+        raise RecipeError(
+            f"{' and '.join(named)}: of a new model that is pre-trained; a fine-tuning has the shape of model.from and "
+            "learns from data.files: take it out"
+        )
     return resolve(recipe.model.from_)
 
 
@@ -102,7 +108,7 @@ def read_material(recipe: Recipe, quiet: bool = True) -> Material:
     held = [pairs[n] for n in sorted(chosen)]
     if settings.method == "kto":
         encoder = Encoder(tokenizer)
-        kept, held = mismatched(kept, encoder), mismatched(held, encoder)
+        kept, held = (mismatched(part, encoder, train.sequence_length) for part in (kept, held))
 
     def packed(units: list[Unit]) -> PackedExamples:
         return PackedExamples(units, train.sequence_length, train.seed, tokenizer.pad_token_id or 0)
@@ -157,8 +163,9 @@ def unit_of(found: Record, encoder: Encoder, settings: FinetuneSection) -> Unit:
     )
 
 
-def mismatched(pairs: Sequence[tuple[Record, Unit]], encoder: Encoder) -> list[tuple[Record, Unit]]:
-    """Each answer, and beside it the same question with the next record's answer: what KTO's baseline is made of."""
+def mismatched(pairs: Sequence[tuple[Record, Unit]], encoder: Encoder, length: int) -> list[tuple[Record, Unit]]:
+    """Each answer, and beside it the same question with the next record's answer, what KTO's baseline is made of: not
+    learned, it is cut to what a row of `length` has room for."""
     if len(pairs) == 1:
         raise InputError("kto compares each answer with another row's: data.files, and what data.held_out sets aside, "
                          "need two rows at least")  # fmt: skip
@@ -167,7 +174,9 @@ def mismatched(pairs: Sequence[tuple[Record, Unit]], encoder: Encoder) -> list[t
         other = pairs[(n + 1) % len(pairs)][0].messages[-1]
         said = {"role": "assistant", "content": other["content"] or json.dumps(other["tool_calls"])}
         beside = encoder.conversation([*record.messages[:-1], said], record.tools, last=True)
-        found.append((record, (*unit, beside)))
+        room = length - sum(len(e.ids) - 1 for e in unit) + 1
+        cut = Example(beside.ids[:room], beside.labels[:room]) if room > 0 else beside
+        found.append((record, (*unit, cut if cut.learned() else beside)))
     return found
 
 

@@ -217,11 +217,10 @@ def _preference(row: Row, name: str) -> Record:
 
 
 def _judged(found: Record, row: Row) -> Record:
-    """The record with its verdict, if the row has one: KTO's rows come in every format of a conversation."""
+    """The record with its verdict, if the row has one: KTO's rows come in every format of a conversation. A label that
+    is neither true nor false is of something else."""
     for key in ("label", "kto_tag"):
-        if row.get(key) is not None:
-            if not isinstance(row[key], bool):
-                raise BadRow(f"has {key} {row[key]!r}, which is neither true nor false")
+        if isinstance(row.get(key), bool):
             return replace(found, format=f"{found.format}, judged", good=row[key])
     return found
 

@@ -9,8 +9,9 @@ this is their reference. Products here are made with the weight widened for the 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -129,8 +130,24 @@ class QuantizedLinear(nn.Module):
 
             out = product(x.flatten(0, -2), self.packed, self.scale, self.zero, self.bias, self.bits)
             return out.view(*x.shape[:-1], self.out_features)
-        rounds = self.rounds_inputs and x.device.type == "cpu"
-        return F.linear(rounded(x) if rounds else x, self.dense().to(x.dtype), self.bias)
+        x = rounded(x) if self.rounds_inputs and x.device.type == "cpu" else x
+        if torch.is_grad_enabled() and x.requires_grad:
+            learned: Tensor = _Frozen.apply(x, self.dense, self.bias)  # type: ignore[no-untyped-call]
+            return learned
+        return F.linear(x, self.dense().to(x.dtype), self.bias)
+
+
+class _Frozen(torch.autograd.Function):
+    """x W^T + b for a W that is not learned and has to be widened: again for the backward pass, rather than kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
+        ctx.weight, ctx.dtype = weight, x.dtype
+        return F.linear(x, weight().to(x.dtype), bias)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
+        return (slope @ ctx.weight().to(slope.dtype)).to(ctx.dtype), None, None
 
 
 def quantized(linear: nn.Linear, bits: int, group: int | None, symmetric: bool, rounds_inputs: bool) -> QuantizedLinear:

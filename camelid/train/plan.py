@@ -6,6 +6,7 @@ Sizes of weights, moments and checkpoints follow from the shape. What a step hol
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
@@ -142,7 +143,7 @@ def steps_wanted(settings: TrainSection, sequences: int, rows: int, seconds: flo
     """The updates that a recipe asks for, of `rows` of the epoch's `sequences` each: `steps`, `epochs`, or `minutes` of
     so many `seconds` a step. None when it does not say, or the seconds are not known."""
     if settings.epochs:
-        return max(1, round(settings.epochs * sequences / rows))
+        return max(1, math.ceil(settings.epochs * sequences / rows - 1e-9))  # all of it, and some of the next epoch
     if settings.minutes:
         return max(1, round(settings.minutes * 60 / seconds)) if seconds else None
     return settings.steps

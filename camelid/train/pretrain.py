@@ -53,6 +53,12 @@ def pretrain(recipe: Recipe, resume: bool = False, quiet: bool = False) -> dict[
 
 def pretraining(recipe: Recipe, folders: Sequence[Path], who: Ranks, quiet: bool = False, weights: bool = True) -> Job:
     """A fresh model, spread over the ranks, on the rows of `folders`; without `weights` it has its shape only."""
+    said = ("model.from", recipe.model.from_), ("[finetune]", recipe.finetune), ("data.files", recipe.data.files)
+    if named := [name for name, value in said if value]:
+        raise RecipeError(
+            f"{' and '.join(named)}: this recipe is of a fine-tuning (camelid finetune); pre-training begins a new "
+            "model on data.tokens"
+        )
     source = token_source(folders, recipe.data.weights, recipe.train.sequence_length, recipe.train.seed)
     tokenizer = load_tokenizer(folders[0] / "tokenizer")
     config = model_config(recipe, tokenizer)

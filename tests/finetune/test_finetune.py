@@ -19,6 +19,7 @@ from camelid.evaluate.answers import last_number, same_number
 from camelid.finetune import finetune
 from camelid.finetune.job import checker, planned
 from camelid.finetune.material import read_material
+from camelid.finetune.pack import PackedExamples
 from camelid.formats import load, save
 from camelid.formats.load import load_tokenizer, stop_ids
 from camelid.formats.merge import merge_adapter
@@ -263,6 +264,11 @@ def test_what_is_refused(base: Path, tmp_path: Path) -> None:
         ({"method": "lora", "finetune": {"targets": ["lm_head"]}}, "lm_head"),
         ({"method": "lora", "train": {"optimizer": "muon"}}, "muon"),
         ({"data": {"held_out": 0.01}}, "leaves one side empty"),
+        ({"data": {"tokens": "out/tokens"}}, "data.tokens: of a new model"),
+        (
+            {"model": {"from": str(base), "size": "1m", "rope_theta": 5e5}},
+            "model.size and model.rope_theta: of a new model",
+        ),
         ({"evaluate": {"metric": "exact"}}, "no questions"),
     ):
         with pytest.raises(InputError, match=why):
@@ -274,6 +280,27 @@ def test_what_is_refused(base: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"data\.files"):
         finetune(parse({"model": {"from": "x"}}))
     assert not list(out.glob("checkpoints/*"))
+
+
+def test_a_long_neighbour_costs_no_verdict(base: Path, tmp_path: Path) -> None:
+    """The next row's answer, with which KTO compares, is cut to what room there is."""
+    rows = [
+        {"prompt": f"question {n}", "completion": "word " * size, "label": True} for n, size in enumerate((40, 5, 60))
+    ]
+    files = written(tmp_path / "verdicts.jsonl", rows)
+    found = read_material(recipe(base, files, tmp_path / "run", "kto", train={"sequence_length": 256}), quiet=True)
+    assert isinstance(found.source, PackedExamples)
+    assert found.source.left_out == 0
+    assert all(len(unit) == 2 and all(e.learned() for e in unit) for unit in found.source.units)
+    assert all(sum(len(e.ids) - 1 for e in unit) <= 256 for unit in found.source.units)
+    assert max(sum(len(e.ids) - 1 for e in unit) for unit in found.source.units) == 256
+
+
+def test_a_label_that_is_no_verdict_is_of_something_else(base: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "completion": "b", "label": label} for label in ("math", 3, None, 0.5)]
+    found = read_material(recipe(base, written(tmp_path / "rows.jsonl", rows), tmp_path / "run"), quiet=True)
+    assert isinstance(found.source, PackedExamples)
+    assert len(found.source.units) == 4
 
 
 def test_an_adapter_knows_its_base(base: Path, tmp_path: Path) -> None:

@@ -91,7 +91,6 @@ def test_what_comes_before_a_pair_of_answers_is_kept() -> None:
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}, SAID]}, "not text"),
         ({"messages": [{"role": "user", "content": 3}, SAID]}, "content is 3"),
         ({"messages": []}, "empty"),
-        ({"prompt": "a", "completion": "b", "label": 1}, "neither true nor false"),
         ({"prompt": "a", "chosen": "b", "rejected": "b"}, "same answer"),
         ({"chosen": "b", "rejected": "c"}, "no prompt"),
         ({"text": " "}, "empty text"),

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from camelid.model.quantized import round_to_nearest
+from camelid.model.quantized import quantized, round_to_nearest
 
 
 @given(st.integers(0, 2**31), st.sampled_from([4, 8]), st.booleans(), st.sampled_from([0.0, -3.0, 0.5, 100.0]))
@@ -17,6 +17,19 @@ def test_no_weight_is_off_by_more_than_half_a_step(seed: int, bits: int, symmetr
     steps = found.scale.float().repeat_interleave(32, 1)
     off = (found.dense() - weight).abs() / steps
     assert float(off.max()) <= (0.5 if symmetric else 1.0) + 1e-3
+
+
+def test_a_frozen_layer_keeps_nothing_wide_for_the_backward_pass() -> None:
+    torch.manual_seed(0)
+    layer = quantized(torch.nn.Linear(64, 96), 4, 32, symmetric=False, rounds_inputs=False)
+    x, kept = torch.randn(3, 64, requires_grad=True), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        out = layer(x)
+    slope = torch.randn_like(out)
+    out.backward(slope)
+    assert not kept
+    torch.testing.assert_close(out, x @ layer.dense().T + layer.bias)
+    torch.testing.assert_close(x.grad, slope @ layer.dense())
 
 
 @pytest.mark.parametrize("bits", [4, 8])

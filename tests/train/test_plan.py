@@ -23,6 +23,7 @@ from camelid.train.budget import choose, seconds, shape, wished
 from camelid.train.estimate import estimate
 from camelid.train.log import flops_per_token
 from camelid.train.parallel import Ranks
+from camelid.train.plan import steps_wanted
 from camelid.train.pretrain import planned
 from camelid.train.rehearse import Live, step_memory
 
@@ -151,6 +152,13 @@ def test_a_wish_leaves_what_it_does_not_choose(tokens: Path, tmp_path: Path) -> 
     assert (again.train.micro_batch_rows, again.train.steps) == (1, 2)
     assert again.model == short.model
     assert wished(parse(raw | {"train": {"sequence_length": 32}}), None, 1, resume=True).train.sequence_length == 32
+
+
+def test_an_epoch_is_all_of_the_data() -> None:
+    for epochs, sequences, rows, steps in ((1, 11, 8, 2), (1, 16, 8, 2), (0.5, 20, 8, 2), (3, 1, 8, 1), (1, 20, 8, 3)):
+        settings = TrainSection(epochs=epochs, sequence_length=8)
+        assert steps_wanted(settings, sequences, rows, None) == steps
+        assert epochs * sequences <= steps * rows
 
 
 def test_flops_are_those_of_the_products() -> None:

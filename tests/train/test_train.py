@@ -180,6 +180,8 @@ def test_transformers_continues_our_checkpoint_alike(tokens: Path, tmp_path: Pat
     [
         ({"data": {}}, "data.tokens"),
         ({"model": {}}, "model.size"),
+        ({"model": SHAPE | {"from": "models/x"}}, "model.from: this recipe is of a fine-tuning"),
+        ({"finetune": {"method": "lora"}}, r"\[finetune\]: this recipe is of a fine-tuning"),
         ({"model": SHAPE | {"max_position_embeddings": 16}}, "max_position_embeddings"),
         ({"train": {"sequence_length": 32, "global_batch_tokens": 16, "steps": 1}}, "global_batch_tokens"),
     ],
