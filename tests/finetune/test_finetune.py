@@ -285,7 +285,7 @@ def test_what_is_refused(base: Path, tmp_path: Path) -> None:
 def test_a_long_neighbour_costs_no_verdict(base: Path, tmp_path: Path) -> None:
     """The next row's answer, with which KTO compares, is cut to what room there is."""
     rows = [
-        {"prompt": f"question {n}", "completion": "word " * size, "label": True} for n, size in enumerate((40, 5, 60))
+        {"prompt": f"question {n}", "completion": "word " * size, "label": True} for n, size in enumerate((25, 3, 40))
     ]
     files = written(tmp_path / "verdicts.jsonl", rows)
     found = read_material(recipe(base, files, tmp_path / "run", "kto", train={"sequence_length": 256}), quiet=True)
