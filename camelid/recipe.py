@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Sequence
 from datetime import date, time
 from pathlib import Path
@@ -335,15 +336,23 @@ def _explain(error: Any, name: str, text: str, given: Sequence[str]) -> str:
 
 
 def _line_of(path: Sequence[str], text: str) -> int | None:
-    """The line of a key in TOML source, by its section header."""
-    section = ""
+    """The line of a key in TOML source, by its section header; of one that is not there, its entry's in a list."""
+    wanted, section, entry = ".".join(path), "", None
+    met: Counter[str] = Counter()
     for number, line in enumerate(text.splitlines(), 1):
-        if header := re.match(r"\s*\[([^\]]+)\]", line):
-            section = header[1].strip()
-            if len(path) == 1 and section == path[0]:
+        if header := re.match(r"\s*(\[\[?)\s*([^\]]+?)\s*\]", line):
+            section = header[2]
+            if header[1] == "[[":
+                met[section] += 1
+                section = f"{section}.{met[section] - 1}"
+            if section == wanted:
                 return number
         elif key := re.match(r"\s*([\w.-]+)\s*=", line):
             full = f"{section}.{key[1]}" if section else key[1]
-            if full == ".".join(path[:2]):
+            if full == wanted:
                 return number
-    return None
+        else:
+            continue
+        if wanted.startswith(f"{section}." if header else f"{full}.") and len(path) > 2:
+            entry = number
+    return entry

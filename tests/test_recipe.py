@@ -35,6 +35,13 @@ def test_overrides(file: Path) -> None:
         ("warmup_steps = -1", r"line 7: train\.warmup_steps is -1: .*greater than or equal to 0"),
         ("[trian]", r"unknown key 'trian'; did you mean 'train'"),
         ("= 4", "not TOML"),
+        (
+            '[[corpus.sources]]\nname = "a"\ninputs = []\n[[corpus.sources]]\nname = "b"\ninputs = []\nweight = 0',
+            "line 13: .*weight is 0",
+        ),
+        ('[[corpus.sources]]\nname = "a"\ninputs = []\nwieght = 1', r"line 10: .*wieght'; did you mean 'weight'"),
+        ('[[corpus.sources]]\nname = "a"', r"line 7: corpus\.sources\.0\.inputs"),
+        ('[corpus]\nsources = [{name = "a"}]', r"line 8: corpus\.sources\.0\.inputs"),
     ],
 )
 def test_errors_name_key_line_and_fix(file: Path, line: str, says: str) -> None:
