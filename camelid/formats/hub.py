@@ -14,9 +14,12 @@ SETTINGS = ["*.json", "*.jinja", "*.model"]
 WEIGHTS = ("*.safetensors", "*.bin")  # the second only where there is none of the first
 
 
+OURS = ("runs", "out", "models")  # where recipes and pages here keep what they make: a slip, not an ORG
+
+
 def is_hub_id(source: str) -> bool:
     """Whether a MODEL that is no path may be a hub id."""
-    return ID.fullmatch(source) is not None
+    return ID.fullmatch(source) is not None and source.partition("/")[0] not in OURS
 
 
 def snapshot(source: str) -> Path:

@@ -76,7 +76,8 @@ def test_what_is_not_there(cache: Path, monkeypatch: pytest.MonkeyPatch, capsys:
 @pytest.mark.parametrize(
     ("source", "expected"),
     [("meta-llama/Llama-3.2-1B", True), ("org/name@main", True), ("org/name@refs/pr/1", True), ("name", False),
-     ("a/b/c", False), ("../up", False), ("org/na me", False), ("", False)],
+     ("a/b/c", False), ("../up", False), ("org/na me", False), ("", False),
+     ("runs/sft", False), ("models/smollm2", False), ("out/chat", False)],
 )  # fmt: skip
 def test_what_looks_like_an_id(source: str, expected: bool) -> None:
     assert is_hub_id(source) is expected
