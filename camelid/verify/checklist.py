@@ -18,10 +18,12 @@ from camelid.formats.load import load, load_tokenizer, open_model, resolve
 from camelid.model.llama import Llama
 from camelid.model.lora import merge
 from camelid.model.quantized import make_dense
+from camelid.tokenizer.template_child import TemplateChild, can_be_limited
 from camelid.tokenizer.tokenizer import Tokenizer
 
 Part = TypeVar("Part")
 Status = Literal["pass", "fail", "not_applicable"]
+TEMPLATE_SECONDS = 5.0  # for one conversation
 
 
 class Failed(Exception):
@@ -38,6 +40,7 @@ class Subject:
 
     def __init__(self, source: str | Path) -> None:
         self.source, self.path = str(source), resolve(source)
+        self._templates: TemplateChild | None = None
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -45,7 +48,15 @@ class Subject:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        return load_tokenizer(self.path)
+        words = load_tokenizer(self.path)
+        if words.chat_template is not None and can_be_limited():  # a stranger's may never end
+            self._templates = words.renderer = TemplateChild(TEMPLATE_SECONDS)
+        return words
+
+    def close(self) -> None:
+        """End the process that renders its chat template."""
+        if self._templates is not None:
+            self._templates.close()
 
     @cached_property
     def model(self) -> Llama:
@@ -101,15 +112,21 @@ class Found:
 
 
 def run(subject: Subject, checks: Iterable[Check]) -> Iterator[Found]:
-    """The checks one after the other. A check that cannot be finished has failed."""
-    for check in checks:
-        status: Status = "pass"
-        try:
-            detail = check.look(subject)
-        except NotApplicable as reason:
-            status, detail = "not_applicable", str(reason)
-        except (Failed, InputError) as fault:
-            status, detail = "fail", str(fault)
-        except Exception as error:  # whatever a broken model provokes is a finding, not the end of the report
-            status, detail = "fail", f"it could not be finished: {type(error).__name__}: {error}"
-        yield Found(check.name, status, " ".join(detail.split()), check.catches)
+    """The checks one after the other, after which the subject is closed. A check that cannot be finished has failed."""
+    try:
+        yield from (_found(subject, check) for check in checks)
+    finally:
+        subject.close()
+
+
+def _found(subject: Subject, check: Check) -> Found:
+    status: Status = "pass"
+    try:
+        detail = check.look(subject)
+    except NotApplicable as reason:
+        status, detail = "not_applicable", str(reason)
+    except (Failed, InputError) as fault:
+        status, detail = "fail", str(fault)
+    except Exception as error:  # whatever a broken model provokes is a finding, not the end of the report
+        status, detail = "fail", f"it could not be finished: {type(error).__name__}: {error}"
+    return Found(check.name, status, " ".join(detail.split()), check.catches)

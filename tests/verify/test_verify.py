@@ -210,6 +210,15 @@ def copied(source: Path, out: Path, name: str) -> str:
     return wanted
 
 
+def test_a_template_that_never_ends_is_a_finding(sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("camelid.verify.checklist.TEMPLATE_SECONDS", 0.5)
+    convert(sound, tmp_path / "copy")
+    forever = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
+    (tmp_path / "copy" / "chat_template.jinja").write_text(forever)
+    found = failures(tmp_path / "copy", language.CHECKS)
+    assert "was stopped: it has 0.5 s" in found["template"]
+
+
 def test_a_sound_model_passes(sound: Path, tmp_path: Path) -> None:
     convert(sound, tmp_path / "copy")
     found = {one.name: one for one in run(Subject(tmp_path / "copy"), [*CHECKS, *deep.CHECKS, deep.TRANSFORMERS])}
