@@ -36,8 +36,14 @@ void word_hashes(const uint8_t* text, int64_t size, std::vector<uint64_t>& out) 
 
 constexpr int WIDTH = 64;
 
+#ifdef __x86_64__
+#define CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define CLONES
+#endif
+
 // min over shingles of (shingle * a + b) mod 2^32, for WIDTH permutations at a time, kept in registers.
-__attribute__((target_clones("avx512f", "avx2", "default"))) void minimise(
+CLONES void minimise(
     const uint32_t* shingles, int64_t count, const uint32_t* a, const uint32_t* b, uint32_t* out) {
     uint32_t least[WIDTH];
     for (int k = 0; k < WIDTH; k++) least[k] = 0xffffffffu;

@@ -97,6 +97,14 @@ bool is_short(const Text& t, int32_t begin, int32_t end, int32_t limit) {
     return false;
 }
 
+// The end of letters with single stops between them that begin at i, or i when there is none.
+int32_t chain_of_letters(const Text& t, int32_t i, int32_t end) {
+    if (!ascii_letter(t.points[i])) return i;
+    int32_t last = i + 1;
+    while (last + 1 < end && t.points[last] == '.' && ascii_letter(t.points[last + 1])) last += 2;
+    return last;
+}
+
 void add_word(const Text& t, int32_t begin, int32_t end, std::vector<Word>& out) {
     int32_t at = end - 1;
     while (at > begin && !apostrophe(t.points[at])) at--;
@@ -124,6 +132,12 @@ void find_words(const Text& t, int32_t begin, int32_t end, std::vector<Word>& ou
         if (last > i) {
             add_word(t, i, last, out);
         } else if (in_word(t, i)) {
+            last = chain_of_letters(t, i, end);  // also "z.B.", whose stop joins no two words
+            if (last > i && is_short(t, i, last, end)) {
+                out.push_back({i, last + 1});
+                i = last + 1;
+                continue;
+            }
             last = i + 1;
             while (last < end && (in_word(t, last) || joins(t, last, end))) last++;
             if (is_short(t, i, last, end)) out.push_back({i, ++last});

@@ -61,8 +61,8 @@ def format_of(path: Path) -> str | None:
 def find_files(inputs: Sequence[str | Path]) -> list[Path]:
     """Every file that the inputs (files, folders, globs) name, sorted, once each.
 
-    In a folder, files of unknown kinds and hidden ones are left alone; a file named by itself is always read.
-    Raises InputError for an input that names none.
+    In a folder and those that it links to, files of unknown kinds and hidden ones are left alone; a file named by
+    itself is always read. Raises InputError for an input that names none.
     """
     found: list[Path] = []
     for item in inputs:
@@ -80,7 +80,10 @@ def find_files(inputs: Sequence[str | Path]) -> list[Path]:
             kinds = ", ".join(sorted(FORMATS))
             raise InputError(f"no readable file at {item} (kinds read, plain or .gz .bz2 .xz .zst: {kinds})")
         found += sorted(files)
-    return list(dict.fromkeys(found))
+    once: dict[Path, Path] = {}
+    for path in found:
+        once.setdefault(path.resolve(), path)
+    return list(once.values())
 
 
 def _within(root: Path) -> Iterator[Path]:
@@ -100,8 +103,8 @@ def _within(root: Path) -> Iterator[Path]:
 def read(path: Path, text_field: str = "auto", start: int = 0, end: int = -1) -> Iterator[Document]:
     """The documents of a file, or of the lines that begin in [start, end).
 
-    Sizes add up to the decompressed bytes (for UTF-16 to those of its UTF-8 form, for parquet to those of the text
-    column). What cannot be read comes back with its `fault`, never silently lost.
+    Sizes add up to the decompressed bytes (for UTF-16 and UTF-32 to those of its UTF-8 form, for parquet to those of
+    the text column). What cannot be read comes back with its `fault`, never silently lost.
     """
     form = format_of(path)
     if form == "parquet":

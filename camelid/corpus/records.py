@@ -90,8 +90,7 @@ def _json_record(name: str, line: bytes, size: int, field: str, encoding: str | 
 def read_json(stream: Stream, source: str, field: str) -> Iterator[Document]:
     """A JSON array of records, or one record; or, as some name them, JSON lines. The file is read whole."""
     raw = stream.read(MAX_RECORD_BYTES)
-    lines = raw.startswith(b"{") and is_json(raw.partition(b"\n")[0])
-    if lines and stream.peek(1):
+    if stream.peek(1) and raw.startswith(b"{") and is_json(raw.partition(b"\n")[0]):
         stream.unread(raw)
         yield from read_json_lines(stream, source, field)
         return
@@ -124,7 +123,8 @@ def from_record(name: str, record: Any, size: int, field: str) -> Document:
     if isinstance(record, Mapping):
         fields = TEXT_FIELDS if field == "auto" else (field,)
         given = [record[f] for f in fields if record.get(f) is not None]
-        value = next((v for v in given if v), given[0] if given else None)  # an empty one is no text
+        filled = (v for v in given if v and isinstance(v, str | list))  # an empty one is no text
+        value = next(filled, given[0] if given else None)
         if isinstance(value, list) and value and all(isinstance(v, str) for v in value):
             title = next((record[f] for f in TITLE_FIELDS if isinstance(record.get(f), str)), None)
             value = "\n".join([title, *value] if title else value)
@@ -235,12 +235,12 @@ def read_parquet(path: Path, field: str) -> Iterator[Document]:
             for batch in file.iter_batches(columns=[column], batch_size=256):
                 for text in _cells(batch.column(0)):
                     row += 1
-                    if isinstance(text, bytes):
-                        yield Document(f"{path}:{row}", len(text), fault="unknown_encoding")
-                        continue
-                    size = len(text.encode("utf-8", "replace")) if isinstance(text, str) else 0
+                    raw = text.encode("utf-8", "replace") if isinstance(text, str) else text or b""
+                    size = len(raw) if isinstance(raw, bytes) else 0
                     if size > MAX_RECORD_BYTES:
                         yield Document(f"{path}:{row}", size, fault="too_long")
+                    elif isinstance(text, bytes):
+                        yield decoded(f"{path}:{row}", text, "text", None, size)
                     else:
                         yield from_record(f"{path}:{row}", {"text": text}, size, "text")
     except (OSError, pa.ArrowException):

@@ -76,7 +76,7 @@ _ELEMENT = re.compile(
 )
 _TAG = re.compile(r"</?[a-zA-Z][^<>]{0,500}>")
 _QUOTES = re.compile(r"'{2,5}")
-_HEADING = re.compile(r"^={1,6}\s*(.*?)\s*={1,6}\s*$", re.M)
+_HEADING = re.compile(r"^=.*=[ \t]*$", re.M)
 _EXTERNAL = re.compile(r"\[(?:https?:|ftp:|//)[^\s\]]+\s*([^\]]*)\]")
 _LIST = re.compile(r"^[*#:;]+\s*", re.M)
 _MAGIC = re.compile(r"__[A-Z]+__")
@@ -103,7 +103,7 @@ def plain(wikitext: str) -> str:
     text = _APPARATUS.sub("", _unnest(text))
     text = _EXTERNAL.sub(r"\1", _MAGIC.sub("", _QUOTES.sub("", _TAG.sub("", text))))
     text = _EMPTY_SECTION.sub("", text)
-    text = _LIST.sub("", _HEADING.sub(r"\1", text))
+    text = _LIST.sub("", _HEADING.sub(lambda line: line[0].strip().strip("=").strip(), text))
     return _BLANK.sub("\n\n", html.unescape(text)).strip()
 
 

@@ -250,7 +250,7 @@ def params_of(config: LlamaConfig) -> dict[str, Any]:
     }  # fmt: skip
     if config.kv_heads != config.num_attention_heads:
         found["n_kv_heads"] = config.kv_heads
-    if config.rope_theta != 10000.0:
+    if config.rope_theta != 10000.0 or config.vocab_size > LLAMA3_ROWS:  # llama3's code has another default
         found["rope_theta"] = config.rope_theta
     if kind == "llama3":
         found["use_scaled_rope"] = True

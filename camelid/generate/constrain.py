@@ -4,6 +4,7 @@ only tokens that can still lead there may be chosen (llguidance computes which).
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,7 +15,6 @@ import torch
 from torch import Tensor
 
 from camelid.errors import InputError, MissingExtra
-from camelid.tokenizer.template import Guard
 from camelid.tokenizer.tokenizer import Tokenizer
 
 GRAMMAR_SIZE, FIRST_FUEL, STEP_FUEL = 200_000, 500_000, 200_000  # what a hostile form may cost: some 10 ms
@@ -103,14 +103,19 @@ def _grammar(form: Form) -> Any:
 
 
 def _unnamed(tokenizer: str) -> str:
-    """A tokenizer.json whose control tokens have names that no text spells."""
-    description = json.loads(tokenizer)
-    names = {t["content"]: f"{Guard.MARK}{t['id']}" for t in description["added_tokens"] if t["special"]}
+    """A tokenizer.json whose control tokens have names that no text spells, and are made of no others."""
+    description, secret = json.loads(tokenizer), secrets.token_hex(8)
+    names = {t["content"]: f"{secret}{t['id']}" for t in description["added_tokens"] if t["special"]}
     for token in description["added_tokens"]:
         token["content"] = names.get(token["content"], token["content"])
     model = description["model"]
-    if isinstance(model.get("vocab"), dict):
+    if isinstance(model["vocab"], dict):
         model["vocab"] = {names.get(word, word): i for word, i in model["vocab"].items()}
+    else:  # of a Unigram: words with their scores
+        model["vocab"] = [[names.get(word, word), score] for word, score in model["vocab"]]
+    if "merges" in model:
+        pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+        model["merges"] = [pair for pair in pairs if not names.keys() & {*pair, "".join(pair)}]
     if model.get("unk_token") in names:
         model["unk_token"] = names[model["unk_token"]]
     description["post_processor"] = None  # it calls them by name

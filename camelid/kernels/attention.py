@@ -90,7 +90,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
         raise ValueError("a causal mask over cached keys must be given explicitly")
     if not isinstance(mask, Tensor) and _native_takes(q, k, v):
         firsts = _from_zero(q) if mask is None else mask.firsts
-        if firsts is not None:
+        if firsts is not None and firsts.shape == (q.shape[0], q.shape[2]):
             out: Tensor = _NativeAttention.apply(q, k, v, firsts)  # type: ignore[no-untyped-call]
             return out
     if isinstance(mask, Documents):
@@ -158,12 +158,12 @@ def _call(q: Tensor, k: Tensor, firsts: Tensor, log_sums: Tensor, tensors: list[
     kept = [t if t.stride(3) == 1 else t.contiguous() for t in tensors]
     described = [x for t in kept for x in (t.data_ptr(), *t.stride()[:3], int(t.dtype == torch.bfloat16))]
     batch, heads, length, size = q.shape
-    shape = (ctypes.c_int64 * 5)(batch, heads, k.shape[1], length, size)
+    shape, firsts = (ctypes.c_int64 * 5)(batch, heads, k.shape[1], length, size), firsts.contiguous()
     native.camelid_attention(
         shape,
         ctypes.c_float(size**-0.5),
         (ctypes.c_int64 * len(described))(*described),
-        ctypes.c_void_p(firsts.contiguous().data_ptr()),
+        ctypes.c_void_p(firsts.data_ptr()),
         ctypes.c_void_p(log_sums.data_ptr()),
         ctypes.c_int(backward),
         ctypes.c_int(torch.get_num_threads()),

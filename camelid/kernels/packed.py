@@ -61,10 +61,15 @@ def pack(weight: Tensor, kind: str) -> Packed:
 
 def pack_integers(q: Tensor, scale: Tensor, zero: Tensor | None, bits: int) -> Packed:
     """scale * (q - zero): q uint8 [rows, columns * bits / 8], of 4 bits two a byte, the even column low; scale float16
-    [rows, columns / group]; zero uint8 like it, None for 2^(bits - 1)."""
-    q, scale, zero = q.contiguous(), scale.contiguous(), None if zero is None else zero.contiguous()
+    [rows, columns / group], or a dtype into which a model was cast; zero uint8 like it, None for 2^(bits - 1). Raises
+    ValueError for other integers, or groups that are not multiples of BLOCK."""
+    q, scale, zero = q.contiguous(), scale.half().contiguous(), None if zero is None else zero.contiguous()
     rows, columns = q.shape[0], q.shape[1] * 8 // bits
     group = columns // scale.shape[1]
+    if group % BLOCK or any(t is not None and t.dtype != torch.uint8 for t in (q, zero)):
+        raise ValueError(
+            f"integers in bytes, in groups that are multiples of {BLOCK}, not {q.dtype} in groups of {group}"
+        )
     packed = _room(f"int{bits}", rows, columns, group, zero is not None)
     _native().camelid_pack_integers(
         ctypes.c_int(KINDS.index(packed.kind)), ctypes.c_void_p(q.data_ptr()), ctypes.c_void_p(scale.data_ptr()),

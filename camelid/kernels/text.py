@@ -96,9 +96,9 @@ def minhash(
     b: NDArray[np.uint32],
 ) -> NDArray[np.uint32]:
     """Signatures uint32 [texts, permutations]; the number of permutations is a multiple of 64."""
-    out = np.empty((len(offsets) - 1, len(a)), dtype=np.uint32)
+    out, hashes = np.empty((len(offsets) - 1, len(a)), dtype=np.uint32), np.ascontiguousarray(shingle_hashes)
     _library().camelid_minhash(
-        address(np.ascontiguousarray(shingle_hashes)),
+        address(hashes),
         address(offsets),
         _int64(len(out)),
         address(a),

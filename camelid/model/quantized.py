@@ -125,7 +125,8 @@ class QuantizedLinear(nn.Module):
         return self.integers().dense(self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type) and runs_triton(x):
+        plain = torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type)
+        if not plain and runs_triton(x):
             from camelid.kernels.gpu.products import product
 
             out = product(x.flatten(0, -2), self.packed, self.scale, self.zero, self.bias, self.bits)

@@ -132,7 +132,10 @@ def _plain(message: ChatMessage) -> dict[str, Any]:
 
 
 def _arguments(call: Any) -> dict[str, Any]:
-    return parse(call.function.arguments.encode("utf-8", "replace"), what="what a tool call has as its arguments")
+    try:
+        return parse(call.function.arguments.encode("utf-8", "replace"), what="the text of a tool call's arguments")
+    except Fault as fault:
+        raise Fault(400, fault.message, "messages", "invalid_value") from None
 
 
 def read_calls(text: str, tools: Sequence[Tool], one: bool = False) -> tuple[str, list[FunctionCall]]:

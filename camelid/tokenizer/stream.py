@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -24,8 +23,8 @@ class StreamDecoder:
     def __init__(self, tokenizer: Tokenizer, before: Iterable[int] = (), skip_special_tokens: bool = True) -> None:
         self._tokenizer, self._skip = tokenizer, skip_special_tokens
         self._context = self._from_whole_character(list(before))  # ids whose text is out
-        begun = self._begun_character()
-        self._context, self._waiting = self._context[: len(self._context) - begun], self._context[-begun:][:begun]
+        self._waiting: list[int] = []
+        self._within = self._decode(self._context).endswith(UNFINISHED)  # a character, which what comes may complete
 
     def push(self, token_id: int) -> str:
         """The text that this id completes: nothing while a character is unfinished."""
@@ -40,14 +39,16 @@ class StreamDecoder:
     def _text(self) -> str:
         shown = self._decode(self._context)
         whole = self._decode([*self._context, *self._waiting])
+        if not whole.startswith(shown):  # the prompt ended within a character that is whole now
+            shown = shown.rstrip(UNFINISHED)
         return whole[len(shown) :] if whole.startswith(shown) else self._decode(self._waiting)
 
     def _release(self, text: str) -> str:
-        if text:
+        if text and not self._within:
             self._context = self._waiting
         else:
             self._context = self._from_whole_character([*self._context, *self._waiting][-16:])
-        self._waiting = []
+        self._waiting, self._within = [], self._within and not text
         return text
 
     def _from_whole_character(self, ids: list[int]) -> list[int]:
@@ -55,16 +56,6 @@ class StreamDecoder:
         while ids and self._decode(ids).startswith(UNFINISHED):
             ids = ids[1:]
         return ids
-
-    def _begun_character(self) -> int:
-        """How many of the context's last ids are nothing but the beginning of a character."""
-        ids, size = self._context, len(self._tokenizer)
-        for count in range(1, min(3, len(ids)) + 1):
-            raw = b"".join(self._tokenizer.token_bytes(i) for i in ids[-count:] if i < size)
-            decoder = codecs.getincrementaldecoder("utf-8")("replace")
-            if raw and not decoder.decode(raw) and decoder.getstate()[0] == raw:
-                return count
-        return 0
 
     def _decode(self, ids: list[int]) -> str:
         known = [i for i in ids if i < len(self._tokenizer)]

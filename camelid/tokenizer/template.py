@@ -110,6 +110,12 @@ def _json(value: Any, ensure_ascii: bool = False, indent: int | None = None, sor
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, sort_keys=sort_keys)
 
 
+ASKED_FOR = frozenset((
+    "role", "content", "type", "text", "name", "id", "tool_calls", "tool_call_id", "function", "arguments",
+    "parameters", "description", "properties", "required", "reasoning_content", "thinking",
+))  # fmt: skip
+
+
 class Guard:
     """Keeps what people write from becoming a control token, without changing a letter of it.
 
@@ -139,11 +145,11 @@ class Guard:
         return self.MARK.join(text[a:b] for a, b in pairwise(cuts))
 
     def hide_in(self, value: Any) -> Any:
-        """`hide` in every text inside lists and mappings, their keys too."""
+        """`hide` in every text inside lists and mappings, their keys too but for those that templates ask for."""
         if isinstance(value, str):
             return self.hide(value)
         if isinstance(value, Mapping):
-            return {self.hide_in(key): self.hide_in(inner) for key, inner in value.items()}
+            return {k if k in ASKED_FOR else self.hide_in(k): self.hide_in(inner) for k, inner in value.items()}
         return [self.hide_in(inner) for inner in value] if isinstance(value, Sequence) else value
 
     def show(self, text: str) -> str:

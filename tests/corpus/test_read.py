@@ -195,8 +195,9 @@ def test_wide_encodings(tmp_path: Path, encoding: str) -> None:
 
 
 def test_an_empty_field_beside_one_that_holds_the_text(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"text": "", "content": "here"}\n{"text": ""}\n{"text": null}\n')
-    assert [d.fault or d.text for d in read(tmp_path / "a.jsonl")] == ["here", "", "no_text_field"]
+    (tmp_path / "a.jsonl").write_text('{"text": "", "content": "here"}\n{"text": ""}\n{"text": null}\n'
+                                       '{"text": "", "content": {"a": 1}}\n')  # fmt: skip
+    assert [d.fault or d.text for d in read(tmp_path / "a.jsonl")] == ["here", "", "no_text_field", ""]
 
 
 def test_parquet_with_a_string_that_is_not_utf8(tmp_path: Path) -> None:
@@ -204,9 +205,11 @@ def test_parquet_with_a_string_that_is_not_utf8(tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
     offsets = pa.py_buffer(b"".join(n.to_bytes(4, "little") for n in (0, 4, 8, 10)))
-    column = pa.StringArray.from_buffers(3, offsets, pa.py_buffer(b"good\xff\xfe\xfd\xfcok"))
+    column = pa.StringArray.from_buffers(3, offsets, pa.py_buffer(b"good\x00\xff\x00\x07ok"))
     pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
-    assert [d.fault or d.text for d in read(tmp_path / "a.parquet")] == ["good", "unknown_encoding", "ok"]
+    assert [d.fault or d.text for d in read(tmp_path / "a.parquet")] == ["good", "binary", "ok"]
+    pq.write_table(pa.table({"text": [b"good text", "café, naïve".encode()]}), tmp_path / "b.parquet")
+    assert [d.fault or d.text for d in read(tmp_path / "b.parquet")] == ["good text", "café, naïve"]
 
 
 def test_linked_folders_are_read_once(tmp_path: Path) -> None:
@@ -217,6 +220,7 @@ def test_linked_folders_are_read_once(tmp_path: Path) -> None:
     (tmp_path / "data" / "linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "data" / "again").symlink_to(tmp_path / "data")
     assert find_files([tmp_path / "data"]) == [tmp_path / "data" / "linked" / "a.txt"]
+    assert find_files([tmp_path / "elsewhere", tmp_path / "data"]) == [tmp_path / "elsewhere" / "a.txt"]
     with pytest.raises(InputError, match="is no pattern of files"):
         find_files([f"{tmp_path}/**.txt"])
 
@@ -295,6 +299,12 @@ def test_names_that_lie(tmp_path: Path) -> None:
 def test_real_archives_add_up(data: Path) -> None:
     for path in (data / "web" / "warc").rglob("*.warc.gz"):
         assert sum(d.size for d in read(path)) == len(gzip.decompress(path.read_bytes()))
+
+
+def test_a_heading_that_is_none_takes_no_time() -> None:
+    for line in ("=" + " " * 50_000 + "x", "= " * 25_000 + "x", "=" * 50_000 + "x"):
+        assert "more" in plain(f"text\n{line}\nmore")
+    assert plain("a\n== One ==\nb\n=== 1 = 1 ===  \nc") == "a\nOne\nb\n1 = 1\nc"
 
 
 def test_wiki_markup() -> None:

@@ -216,6 +216,7 @@ ODD = st.text(
 class TestNative:
     @settings(max_examples=300, deadline=None)
     @example(['{\U00020000\U0003fffe"'])  # a curly bracket in a line of two words: what is no character begins none
+    @example(["Das ist z.B. so. Und e.V. auch.", "p.m. U.S. a.b.C. x i.V", "z.B.x z.B.5 z.B.. xz.B. J. a.b"])
     @given(st.lists(ODD, min_size=1, max_size=5))
     def test_equals_the_reference(self, texts: list[str]) -> None:
         assert statistics.measure(texts) == [statistics.reference(t) for t in texts]

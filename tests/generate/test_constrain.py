@@ -14,12 +14,13 @@ import torch
 from camelid.cli import run
 from camelid.errors import InputError
 from camelid.formats.hf import save
-from camelid.generate.constrain import Form
+from camelid.generate.constrain import Form, Matcher
 from camelid.generate.engine import Engine
 from camelid.generate.sampling import SamplingParams
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
 from camelid.tokenizer.load import from_folder
+from camelid.tokenizer.tokenizer import Tokenizer
 
 SCHEMA = {
     "type": "object",
@@ -100,6 +101,31 @@ def test_letters_that_spell_a_control_token_are_letters(engine: Engine) -> None:
         assert json.loads(keyed)[name] == 1
         assert behind[1:] == name
         assert choice == name
+
+
+@pytest.mark.parametrize("padding", [0, 3])
+@pytest.mark.parametrize("kind", ["merges", "unigram"])
+def test_control_tokens_that_are_pieces_too(kind: str, padding: int) -> None:
+    """A BPE in which they are made of others and others of them, and a Unigram, whose vocabulary is a list."""
+    from tokenizers import AddedToken, decoders, models
+    from tokenizers import Tokenizer as Backend
+
+    letters = ["<", "s", ">", "a", "b", '"', "<s", "<s>", "<s>a", "</s>"]
+    bytes_too = [f"<0x{n:02X}>" for n in range(256)]
+    if kind == "merges":
+        merges = [("<", "s"), ("<s", ">"), ("<s>", "a")]
+        backend = Backend(models.BPE({w: i for i, w in enumerate([*letters, *bytes_too])}, merges, byte_fallback=True))
+    else:
+        backend = Backend(models.Unigram([(w, -float(i)) for i, w in enumerate([*letters, *bytes_too])], 0, True))
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    backend.add_special_tokens([AddedToken(w, special=True) for w in ("<s>", "</s>")])
+    tokenizer = Tokenizer(backend, bos_token_id=7, eos_token_id=9)
+    matcher = Matcher(Form("regex", "a<s>b"), tokenizer, len(tokenizer) + padding, [9])
+    written = []
+    while not written or not matcher.take(written[-1]):
+        written.append(int(matcher.allowed().nonzero()[0]))
+        assert written[-1] not in (7, 9)
+    assert tokenizer.decode(written) == "a<s>b"
 
 
 @pytest.mark.parametrize(

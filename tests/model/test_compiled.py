@@ -7,13 +7,18 @@ import torch
 
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
+from camelid.model.quantized import quantize_layers
 from camelid.model.rope import rotation
 
 
+@pytest.mark.parametrize("rounded", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_layer_is_one_graph(tiny: LlamaConfig, dtype: torch.dtype) -> None:
+def test_a_layer_is_one_graph(tiny: LlamaConfig, dtype: torch.dtype, rounded: bool) -> None:
     torch.manual_seed(0)
-    layer = Llama(tiny).to(dtype).layers[0]
+    model = Llama(tiny).to(dtype)
+    if rounded:
+        quantize_layers(model, 8, group=16, rounds_inputs=False)
+    layer = model.layers[0]
     x, turn = torch.randn(2, 8, tiny.hidden_size, dtype=dtype), rotation(tiny, torch.arange(8))
     whole = torch.compile(layer, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(whole(x, turn), layer(x, turn))

@@ -30,6 +30,14 @@ def test_keys_are_guarded_as_values_are() -> None:
     assert json.loads(guard.show(rendered)) == {"x<|end|>": {"<|end|>": ["<|end|>"]}, "plain": 1}
 
 
+def test_a_template_finds_what_it_asks_for() -> None:
+    """Though the name of a field ends as some control token begins."""
+    guard = Guard(["eop", "sop"])
+    told = guard.hide_in({"role": "user", "content": "one"})
+    assert list(told) == ["role", "content"]
+    assert guard.show(told["content"]) == "one"
+
+
 def test_no_operation_makes_a_text_long() -> None:
     large = (
         "{{ 'x' * 10**8 }}", "{{ 10**8 * 'x' }}", "{{ [1] * 10**8 }}", "{{ 9 ** 99999999 }}", "{{ 10**60 * 10**60 }}",

@@ -116,6 +116,11 @@ def test_a_stream_completes_the_character_that_its_prompt_begins(tokenizers: dic
         for begun in range(len(rest) - 1):
             decoder = StreamDecoder(tokenizer, [*start, *rest[:begun]])
             assert "".join(decoder.push(i) for i in rest[begun:]) + decoder.finish() == "😀x"
+        other = tokenizer.encode("ab", add_special_tokens=False)[len(start) :]
+        for begun in range(1, len(rest) - 2):  # it is not gone on with: what the prompt holds is not the answer's
+            decoder = StreamDecoder(tokenizer, [*start, *rest[:begun]])
+            assert decoder.finish() == ""
+            assert "".join(decoder.push(i) for i in other) + decoder.finish() == tokenizer.decode(other)
 
 
 def test_ids_of_a_padded_vocabulary_are_no_text(each: Tokenizer) -> None:
