@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import lzma
@@ -10,15 +11,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from camelid.artifact import read_manifest
 from camelid.corpus import build, documents
 from camelid.errors import InputError, RecipeError
 from camelid.recipe import CorpusSection, load
+
+from .test_rules import edited
 
 LONG = "A sentence that is long enough to be kept by the filter, number {}."
 
@@ -141,6 +146,20 @@ def test_ray_makes_the_same_corpus(many: Path, tmp_path: Path) -> None:
     assert made(many, tmp_path / "ray", engine="ray")["digest"] == made(many, tmp_path / "local")["digest"]
 
 
+def test_what_is_alike_is_said_by_the_threshold(tmp_path: Path) -> None:
+    """Pairs that share five of eight shingles: copies of one another at 0.4, and texts of their own at 0.7."""
+    source, lines = np.random.default_rng(6), []
+    for _ in range(40):
+        words = [f"w{n}" for n in source.integers(0, 4000, 400)]
+        lines += [words, edited(words, 0.62, source)]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": " ".join(line)}) for line in lines))
+    asked: dict[str, Any] = {"filters": [], "deduplicate": "near"}
+    apart = made(tmp_path / "a.jsonl", tmp_path / "apart", **asked, near_threshold=0.7)
+    assert apart["documents"]["kept"] == 80
+    alike = made(tmp_path / "a.jsonl", tmp_path / "alike", **asked, near_threshold=0.4)
+    assert alike["documents"]["dropped"]["near_duplicate"] > 15
+
+
 def test_a_killed_run_goes_on_to_the_same_corpus(many: Path, tmp_path: Path) -> None:
     """kill -9 at random moments, on one output, until a run gets through."""
 
@@ -156,10 +175,32 @@ def test_a_killed_run_goes_on_to_the_same_corpus(many: Path, tmp_path: Path) -> 
         time.sleep(source.uniform(0.3, 1.5))
         process.send_signal(signal.SIGKILL)
         process.wait()
-    subprocess.run(program("killed"), check=True)
+    # Once more, amid the work: what is finished is not made again.
+    process, units = subprocess.Popen(program("killed")), tmp_path / ".killed.building"
+    deadline = time.monotonic() + 60
+    while not (before := dict(finished_units(units))) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGSTOP)
+    before = dict(finished_units(units))
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert before
+    process, seen = subprocess.Popen(program("killed")), dict[str, int]()
+    while process.poll() is None:
+        seen.update(finished_units(units))
+        time.sleep(0.002)
+    assert process.wait() == 0
+    assert {name: seen.get(name) for name in before} == before
     whole, killed = read_manifest(tmp_path / "whole"), read_manifest(tmp_path / "killed")
     assert killed["digest"] == whole["digest"]
     assert killed["documents"] == whole["documents"]
+
+
+def finished_units(work: Path) -> Iterator[tuple[str, int]]:
+    """Units whose part is done, and when it was."""
+    for done in work.glob("*/done.json"):
+        with contextlib.suppress(FileNotFoundError):
+            yield done.parent.name, done.stat().st_mtime_ns
 
 
 def test_real_text(data: Path, tmp_path: Path) -> None:

@@ -210,6 +210,13 @@ ODD = st.text(
     alphabet=st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from(list("aB1 .\n'’-_,:/@#…。的[]{}"))),
     max_size=120,
 )
+SPELLED = [
+    "JavaScript", "Privacy  Policy", "privacy policy", "USE OF COOKIES", "use cookies", "uses cookies", "terms of use",
+    "cookie policy", "lorem ipsum", "Lorem Ipsum", "[edit]", "[12]", "[]", "[citation needed]", "{", ".\n", "。\n",
+    "...\n", "\u201d\n", " ", "One two three four", "z.B.", "第一句", "w" * 1001,
+]  # fmt: skip
+PIECES = st.one_of(st.sampled_from(SPELLED), st.characters(exclude_categories=["Cs"]))
+LINES = st.lists(PIECES, max_size=30).map("".join)
 
 
 @pytest.mark.skipif(not native.ready(statistics.tables), reason="the native library is not built")
@@ -217,19 +224,25 @@ class TestNative:
     @settings(max_examples=300, deadline=None)
     @example(['{\U00020000\U0003fffe"'])  # a curly bracket in a line of two words: what is no character begins none
     @example(["Das ist z.B. so. Und e.V. auch.", "p.m. U.S. a.b.C. x i.V", "z.B.x z.B.5 z.B.. xz.B. J. a.b"])
-    @given(st.lists(ODD, min_size=1, max_size=5))
+    @given(st.lists(st.one_of(ODD, LINES), min_size=1, max_size=5))
     def test_equals_the_reference(self, texts: list[str]) -> None:
         assert statistics.measure(texts) == [statistics.reference(t) for t in texts]
-        for (ours, verdict), (expected, why) in zip(c4.clean(texts), map(c4.reference, texts), strict=True):
-            assert verdict == why
-            assert ours == expected or why
+        for least in (0, c4.MIN_SENTENCES):
+            for (ours, verdict), (expected, why) in zip(
+                c4.clean(texts, least), (c4.reference(text, least) for text in texts), strict=True
+            ):
+                assert verdict == why
+                assert ours == expected or why
         hashes, offsets = shingles.shingles(texts)
+        sets = [hashes[a:b] for a, b in pairwise(offsets)]
+        shared = shingles.common(sets, sets[::-1])
         sequences = shingles.sequences(texts, 3)
         signatures = shingles.signatures(hashes, offsets)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(native, "ready", lambda tables: False)
             expected_hashes, expected_offsets = shingles.shingles(texts)
             assert np.array_equal(hashes, expected_hashes)
+            assert np.array_equal(shared, shingles.common(sets, sets[::-1]))
             assert np.array_equal(offsets, expected_offsets)
             for ours_part, part in zip(sequences, shingles.sequences(texts, 3), strict=True):
                 assert np.array_equal(ours_part, part)
@@ -239,7 +252,24 @@ class TestNative:
         texts = [json.loads(line)["text"] for line in (data / "corpora" / "c4_demo.jsonl").open()][:60]
         texts.append((data / "corpora" / "zh" / "西游记.txt").read_text()[:30_000])
         assert statistics.measure(texts) == [statistics.reference(t) for t in texts]
-        assert {v for _, v in c4.clean(texts)} == {c4.reference(t)[1] for t in texts}
+        assert [v for _, v in c4.clean(texts)] == [c4.reference(t)[1] for t in texts]
+
+
+@pytest.mark.parametrize(
+    ("line", "kept"),
+    [("One two three.", True), ("One two.", False), ("One two three", False), ("One two three...", False),
+     ("He said one two three.”", True), ("Enable JavaScript to see one.", False), ("We use cookies here.", False),
+     ("Read our privacy policy now.", False), ("Read our cookie policy now.", False), ("By the terms of use.", False),
+     ("A site that uses cookies.", False), ("About the use of cookies.", False), ("One two " + "w" * 1001 + ".", False),
+     ("第一句话在这里。", True)],
+)  # fmt: skip
+def test_lines_of_c4(line: str, kept: bool) -> None:
+    for clean in (c4.clean, lambda texts, least: [c4.reference(t, least) for t in texts]):
+        assert clean([f"{line}\nA line that stays."], 0) == [(f"{line}\n" * kept + "A line that stays.", "")]
+        assert clean(["Born[1] in May[citation needed] here[edit]."], 0) == [("Born in May here.", "")]
+        assert clean(["Some lorem ipsum dolor sit."], 0)[0][1] == "c4_lorem_ipsum"
+        assert clean(["A function f() { returns."], 0)[0][1] == "c4_curly_bracket"
+        assert clean(["One two three. " * 4], 5)[0][1] == "c4_few_sentences"
 
 
 def edited(text_words: list[str], similarity: float, source: np.random.Generator) -> list[str]:

@@ -296,13 +296,6 @@ def test_a_long_neighbour_costs_no_verdict(base: Path, tmp_path: Path) -> None:
     assert max(sum(len(e.ids) - 1 for e in unit) for unit in found.source.units) == 256
 
 
-def test_a_label_that_is_no_verdict_is_of_something_else(base: Path, tmp_path: Path) -> None:
-    rows = [{"prompt": "a", "completion": "b", "label": label} for label in ("math", 3, None, 0.5)]
-    found = read_material(recipe(base, written(tmp_path / "rows.jsonl", rows), tmp_path / "run"), quiet=True)
-    assert isinstance(found.source, PackedExamples)
-    assert len(found.source.units) == 4
-
-
 def test_an_adapter_knows_its_base(base: Path, tmp_path: Path) -> None:
     finetune(recipe(base, answers(tmp_path), tmp_path / "run", "lora"), quiet=True)
     with pytest.raises(InputError, match=r"is an adapter.*camelid merge"):

@@ -63,6 +63,12 @@ def test_formats(row: dict[str, Any], format_: str, roles: list[str]) -> None:
         assert found.messages[1]["tool_calls"][0]["function"]["arguments"] == {"x": 1}
 
 
+@pytest.mark.parametrize("label", ["math", 3, 1, 0.5, None])
+def test_a_label_that_is_no_verdict_is_of_something_else(label: object) -> None:
+    found = record({"prompt": "a", "completion": "b", "label": label})
+    assert (found.good, found.format) == (None, "prompt and completion")
+
+
 def test_what_comes_before_a_pair_of_answers_is_kept() -> None:
     other = {"role": "assistant", "content": "c"}
     for row in (

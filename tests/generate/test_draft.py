@@ -236,12 +236,15 @@ def test_models_that_cannot_guess_are_refused() -> None:
         Engine(model(0, turning), None, (), draft=model())
 
 
-def test_by_transformers_name() -> None:
+def test_by_transformers_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    guess, guessed = drafts.Draft.guess, []
+    monkeypatch.setattr(drafts.Draft, "guess", lambda *asked: (guessed.append(1), guess(*asked))[1])
     torch.manual_seed(0)
     whole = CausalLM(CONFIG).eval()
     ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
     for wishes in ({"max_new_tokens": 12}, {"max_new_tokens": 12, "do_sample": True, "seed": 3}):
         assert torch.equal(whole.generate(ids, **wishes), whole.generate(ids, **wishes, assistant_model=model(1)))
+    assert guessed
     with pytest.raises(InputError, match="assistant_model"):
         whole.generate(ids, num_beams=2, assistant_model=model(1))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,11 +49,12 @@ class Running:
 
 @contextmanager
 def serving(
-    engine: Engine, keys: Keys | None = None, limits: Limits | None = None, control_tokens: bool = False
-) -> Iterator[Running]:
+    engine: Engine, keys: Keys | None = None, limits: Limits | None = None, control_tokens: bool = False,
+    origins: Sequence[str] = (),
+) -> Iterator[Running]:  # fmt: skip
     service = Service(engine, "tiny", keys or Keys(variable="CAMELID_NO_KEY"), limits, control_tokens)
     bound = listen("127.0.0.1", 0)
-    server = uvicorn.Server(configured(app_of(service, quiet=True), service.limits))
+    server = uvicorn.Server(configured(app_of(service, origins=origins, quiet=True), service.limits))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()
     deadline = time.monotonic() + 30

@@ -149,7 +149,14 @@ def test_keys_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not Keys()
 
 
-def test_a_page_elsewhere_may_ask_only_when_it_is_named(engine: Engine, running: Running) -> None:
-    answer = httpx.options(running.base + CHAT, headers={"origin": "https://a.example"})
-    assert answer.status_code == 405
-    assert "access-control-allow-origin" not in answer.headers
+def test_a_page_elsewhere_may_ask_only_when_it_is_named(engine: Engine, tmp_path: Path) -> None:
+    """One that is named: first whether it may, without a key, then with it."""
+    (tmp_path / "keys").write_text(KEY)
+    allowed = "access-control-allow-origin"
+    with serving(engine, Keys(tmp_path / "keys", "CAMELID_NO_KEY"), origins=["https://a.example"]) as server:
+        for origin, status in (("https://a.example", 204), ("https://b.example", 401)):
+            answer = httpx.options(server.base + CHAT, headers={"origin": origin})
+            assert (answer.status_code, answer.headers.get(allowed)) == (status, origin if status == 204 else None)
+            headers = {"origin": origin, "authorization": f"Bearer {KEY}"}
+            answer = httpx.post(server.base + CHAT, headers=headers, json=HELLO)
+            assert (answer.status_code, answer.headers.get(allowed)) == (200, origin if status == 204 else None)

@@ -282,10 +282,17 @@ def test_responses(running: Running, engine: Engine) -> None:
 def test_an_adapter_is_a_model(adapted: Running) -> None:
     names = [model.id for model in adapted.client.models.list()]
     assert names == ["tiny", "other"]
+    said, engine = set(), adapted.service.engine
     asked: Any = {"messages": MESSAGES, "temperature": 0, "max_tokens": 12}
-    first = adapted.client.chat.completions.create(model="tiny", **asked).choices[0].message.content
-    second = adapted.client.chat.completions.create(model="other", **asked).choices[0].message.content
-    assert first != second
+    for name, adapter in (("tiny", None), ("other", "other")):
+        [wanted] = engine.generate([ids_of(engine)], SamplingParams(max_new_tokens=12, adapter=adapter))
+        said.add(wanted.text)
+        assert adapted.client.chat.completions.create(model=name, **asked).choices[0].message.content == wanted.text
+        answer = adapted.client.responses.create(model=name, input=MESSAGES, temperature=0, max_output_tokens=12)
+        assert answer.output_text == wanted.text
+        vector = adapted.client.embeddings.create(model=name, input="camel", encoding_format="float").data[0].embedding
+        assert vector == pytest.approx(engine.embed(["camel"], adapter)[0].tolist(), abs=1e-5)
+    assert len(said) == 2
 
 
 def test_tokenize(running: Running, engine: Engine) -> None:

@@ -126,12 +126,17 @@ def whole_or_told(text: str) -> bool:
     return not begun or last == "data: [DONE]" or '"error"' in last
 
 
-def terminated(folder: Path, moments: Sequence[float]) -> None:
+def terminated(folder: Path, moments: Sequence[float | None]) -> None:
+    """A server that is told twice to end, so many seconds after its streams were asked for; None: once they flow."""
     for moment in moments:
         with process(folder, "--quiet") as (run, base):
             found: list[str] = []
-            threads = streams(base, found, [])
-            time.sleep(moment)
+            begun: list[int] = []
+            threads = streams(base, found, begun)
+            deadline = time.monotonic() + 20
+            while moment is None and len(begun) < 12 and time.monotonic() < deadline:  # all four, amid their answers
+                time.sleep(0.01)
+            time.sleep(moment or 0)
             run.send_signal(signal.SIGTERM)
             time.sleep(0.02)
             run.send_signal(signal.SIGTERM)  # at once: open streams are told
@@ -144,7 +149,7 @@ def terminated(folder: Path, moments: Sequence[float]) -> None:
 
 
 def test_streams_are_told_of_the_end(folder: Path) -> None:
-    terminated(folder, [0.0, 0.15])
+    terminated(folder, [0.0, 0.15, None])
 
 
 def children(pid: int) -> list[int]:
@@ -204,6 +209,7 @@ def test_open_streams_may_end(folder: Path) -> None:
         assert (code, err) == (0, "")
         told = [text for text in found if text.startswith("data: ")]  # one that came later was refused
         assert told
+        assert all(whole_or_told(text) for text in found), [text[-200:] for text in found]
         assert [text.strip().endswith("[DONE]") for text in told] == [True] * len(told)
 
 
