@@ -13,10 +13,11 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
 from camelid import __version__
+from camelid.errors import CamelidError
 from camelid.report.progress import progress
 
 SENTENCES = 20
@@ -58,14 +59,17 @@ def _make(pool: Sequence[str], size: int, path: Path) -> int:
 
 
 def _watch(command: Sequence[str]) -> tuple[float, int | None]:
-    """Seconds and peak memory of a command with its children. Raises RuntimeError when it fails."""
+    """Seconds and peak memory of a command with its children. Raises CamelidError when it fails."""
     started, peak = time.perf_counter(), 0
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None:
-        peak = max(peak, _memory(process.pid))
-        time.sleep(0.2)
+    with TemporaryFile() as said:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
+        while process.poll() is None:
+            peak = max(peak, _memory(process.pid))
+            time.sleep(0.2)
+        said.seek(0)
+        last = (said.read().decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
     if process.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
+        raise CamelidError(f"{' '.join(command)} ended with {process.returncode}: {last}")
     return time.perf_counter() - started, peak or None
 
 

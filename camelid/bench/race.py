@@ -44,7 +44,8 @@ def interpreter(contestant: Contestant) -> Path | None:
     if not contestant.packages:
         return Path(sys.executable)
     folder = cache_folder() / contestant.packages[0].partition("==")[0]
-    python, ready, wanted = folder / "bin" / "python", folder / "ready", "\n".join(contestant.packages)
+    python, ready = folder / "bin" / "python", folder / "ready"
+    wanted = "\n".join((f"python=={sys.version_info.major}.{sys.version_info.minor}", *contestant.packages))
     if ready.exists() and ready.read_text(encoding="utf-8") == wanted:
         return python
     ready.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import random
 import shutil
@@ -116,8 +117,8 @@ def run(model: str, threads: int = 2, peers: bool = True, quiet: bool = False) -
             for number, server in enumerate(racing):
                 rows += measured(server, words, threads)
                 advance(number + 1, server.name)
-    speeds = [row | {"implementation": row["implementation"].removesuffix(" int8")} for row in rows]
-    return {"rows": rows, "ratios": ratios(speeds), "limits": {}}
+    own = (server.name for server in racing if server.name.startswith("camelid"))
+    return {"rows": rows, "ratios": {k: v for name in own for k, v in ratios(rows, name).items()}, "limits": {}}
 
 
 def measured(server: Server, words: Tokenizer, threads: int) -> list[dict[str, Any]]:
@@ -148,7 +149,7 @@ def measured(server: Server, words: Tokenizer, threads: int) -> list[dict[str, A
             found.append(row | {
                 "task": f"serve {clients} clients", "value": tokens / seconds, "rounds": [tokens / seconds],
                 "tokens": tokens, "first_token_p50": median(waits),
-                "first_token_p99": waits[int(0.99 * (len(waits) - 1))],
+                "first_token_p99": waits[math.ceil(0.99 * len(waits)) - 1],
             })  # fmt: skip
         return found
     except (CamelidError, OSError, ValueError, asyncio.IncompleteReadError) as error:

@@ -14,7 +14,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model")
     parser.add_argument("--to", choices=["hf", "meta", "gguf"], default="hf", help="the format to write")
     parser.add_argument(
-        "--type", default="F16", help="of GGUF's matrices: F32, F16, BF16, Q8_0, Q6_K, Q5_K_M, Q4_K_M or Q4_0"
+        "--type", help="of GGUF's matrices: F32, F16 (the default), BF16, Q8_0, Q6_K, Q5_K_M, Q4_K_M or Q4_0"
     )
     parser.add_argument(
         "--shards", type=int, default=1, help="files of Meta's format: as many as its code starts processes"
@@ -34,7 +34,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     if options.data:
         measured_windows(options.model, options.data, options.tokens)  # a typing error is told before the work
-    found = convert(options.model, options.out, options.to, options.shards, options.type.upper(), options.json)
+    kind = options.type.upper() if options.type else None
+    found = convert(options.model, options.out, options.to, options.shards, kind, options.json)
     print(f"{found['before']['bytes']:,} -> {found['after']['bytes']:,} bytes in {found['out']}", file=sys.stderr)
     if options.data:
         cost = cost_of(options.model, options.out, options.data, options.tokens, options.json)

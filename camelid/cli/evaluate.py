@@ -88,6 +88,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         from camelid.artifact import check_free
 
         check_free(Path(options.out), "evaluation")  # before the work, not after it
+        texts = [getattr(options, "hypotheses", None), *(getattr(options, "references", None) or [])]
+        if "-" in texts:
+            raise InputError("--out keeps which files were scored: name files instead of -")
     result = MEASURES[options.action](options)
     from camelid.evaluate.record import summary
 

@@ -52,6 +52,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from camelid.serve.run import listen, run
 
     keys = Keys(options.api_key_file)
+    if keys and options.no_api_key:
+        raise InputError("--no-api-key, but there are keys (--api-key-file or CAMELID_API_KEY): leave out one of them")
     if options.host not in LOOPBACK and not keys and not options.no_api_key:
         raise InputError(
             f"--host {options.host} is reached by others: give --api-key-file, or --no-api-key to let anybody ask"

@@ -21,7 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     train.add_argument("--reserved", type=int, help="control tokens kept free for later (byte-level: 10)")
     train.add_argument("--max-bytes", type=int, default=4_000_000_000, help="learn from an even sample of this much")
     train.add_argument(
-        "--character-coverage", type=float, default=0.99995, metavar="SHARE",
+        "--character-coverage", type=float, metavar="SHARE",
         help="sentencepiece: of the text, whose characters get a piece each; the rest become bytes (LLaMA's: 0.99995)",
     )  # fmt: skip
     train.add_argument("--threads", type=int, help="any number gives the same tokenizer")
@@ -52,14 +52,17 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
 
     from camelid.artifact import read_manifest
     from camelid.corpus import documents
+    from camelid.errors import InputError
     from camelid.tokenizer.train import train
 
+    given = {} if options.character_coverage is None else {"character_coverage": options.character_coverage}
+    if given and options.kind == "byte-level":
+        raise InputError("--character-coverage is for --kind sentencepiece: a byte-level tokenizer has all characters")
     corpus = Path(options.corpus)
     result = train(
         lambda: documents(corpus), options.out, options.vocab_size, options.kind, reserved=options.reserved,
         threads=options.threads, max_bytes=options.max_bytes, corpus=corpus,
-        character_coverage=options.character_coverage,
-        corpus_bytes=int(read_manifest(corpus).get("text_bytes", 0)), quiet=options.json,
+        **given, corpus_bytes=int(read_manifest(corpus).get("text_bytes", 0)), quiet=options.json,
     )  # fmt: skip
     sample, tokens = result["sample"], max(1, result["tokens_in_corpus"])
     print(

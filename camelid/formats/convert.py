@@ -40,10 +40,10 @@ def write_model(
 
 
 def convert(
-    source: str | Path, out: str | Path, to: str = "hf", shards: int = 1, kind: str = "F16", quiet: bool = True
+    source: str | Path, out: str | Path, to: str = "hf", shards: int = 1, kind: str | None = None, quiet: bool = True
 ) -> dict[str, Any]:
     """Write any MODEL as a Hugging Face folder (`hf`) or as one of Meta's (`meta`, in `shards` files), in the file's
-    dtype (quantised ones: float32), or as a GGUF file (`gguf`) with matrices of `kind`.
+    dtype (quantised ones: float32), or as a GGUF file (`gguf`) with matrices of `kind`, by default F16.
 
     Raises InputError for what the format cannot say, and FormatError for weights that are missing or do not fit."""
     path = resolve(source)
@@ -51,12 +51,14 @@ def convert(
         raise InputError(f"{path} is an adapter: camelid merge puts it into its base")
     if shards != 1 and to != "meta":
         raise InputError(f"--shards {shards} is for --to meta")
+    if kind is not None and to != "gguf":
+        raise InputError(f"--type {kind} is for --to gguf; camelid quantize rounds a folder's weights")
     checkpoint = open_model(path)
     config, weights = checkpoint.config, named_weights(checkpoint)
     with progress("convert", _read_bytes(config, weights, to, shards), quiet) as advance:
         followed = _followed(weights, advance)
         if to == "gguf":
-            digest = gguf_write.write(config, followed, load_tokenizer(path), Path(out), kind, stop_ids(path))
+            digest = gguf_write.write(config, followed, load_tokenizer(path), Path(out), kind or "F16", stop_ids(path))
         elif to == "meta":
             digest = _write_meta(config, followed, path, Path(out), shards)
         else:

@@ -65,6 +65,8 @@ def quantize(source: str | Path, out: str | Path, wish: Wish, quiet: bool = True
         raise InputError(f"--out {out} would take the place of the model itself, {path}: choose another folder")
     if wish.method and not wish.calibration:
         raise InputError(f"--method {wish.method} needs --calibration, a text")
+    if wish.by_layer and not wish.data:
+        raise InputError("--by-layer tells what each layer costs on a text: name one with --data")
     if wish.kv_cache and not wish.data:
         raise InputError("--kv-cache is measured, not written into the folder: it needs --data, a text")
     if wish.tokens < 2:

@@ -9,6 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from camelid.artifact import MANIFEST, kind_of, write_manifest
 from camelid.corpus import build as build_corpus
 from camelid.corpus import documents
 from camelid.disk import write_atomic
-from camelid.errors import InputError
+from camelid.errors import InputError, MissingExtra
 from camelid.quickstart.baselines import Nearest, name_as_words
 from camelid.quickstart.source import Pair, find_sources, pairs, split, standard_library, unseen, words
 from camelid.recipe import CorpusSection, Recipe, parse
@@ -35,6 +36,9 @@ SHAPE = {
 VOCAB_SIZE = 4096
 PRETRAIN_SHARE, FINETUNE_SHARE = 0.62, 0.22  # of the minutes; the rest is preparing and measuring
 JUDGED = 200
+NEEDED = (("pyarrow", "data"), ("sacrebleu", "evaluate"), ("nltk", "evaluate"))
+MADE = ("corpus", "held-out", "tokenizer", "tokens", "base", "tuned", "docstrings.jsonl", "report.html", "results.json",
+        ".quickstart", MANIFEST)  # fmt: skip
 
 
 def prompt(pair: Pair) -> str:
@@ -47,7 +51,10 @@ def run(out: str | Path, minutes: float, quiet: bool = False) -> dict[str, Any]:
     """Live the whole life in the folder `out`, in about `minutes`. Returns every figure of the report."""
     if minutes <= 0:
         raise InputError(f"--minutes must be above 0, not {minutes}")
-    folder = Path(out)
+    for package, extra in NEEDED:  # told now, not when all but the measuring is done
+        if find_spec(package) is None:
+            raise MissingExtra(package, extra, "the quickstart")
+    folder = Path(out).resolve()
     _fresh(folder)
     started, number = time.monotonic(), 0
 
@@ -100,8 +107,10 @@ def _fresh(folder: Path) -> None:
     ours = (folder / ".quickstart").exists() or ((folder / MANIFEST).exists() and kind_of(folder) == "quickstart")
     if folder.exists() and any(folder.iterdir()) and not ours:
         raise InputError(f"{folder} exists and is not a quickstart: choose another --out")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in [*folder.iterdir()]:  # what a person put beside it stays
+        if path.name in MADE or any(path.name.startswith(f".{name}.") for name in MADE):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     (folder / ".quickstart").touch()
 
 

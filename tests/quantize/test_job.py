@@ -209,6 +209,7 @@ def test_the_command(tmp_path: Path, tokenizer: Tokenizer, text: Path, capsys: p
         (["--group", "96"], "whole groups"), (["--group", "many"], "--group many"),
         (["--group", "16"], "multiple of 32"), (["--group", "0"], "multiple of 32"), (["--tokens", "0"], "--tokens 0"),
         (["--kv-cache", "int8"], "needs --data"),
+        (["--by-layer"], "name one with --data"),
         (["--out", str(full)], "the model itself"), (["--out", str(full / "inside")], "the model itself"),
     ):  # fmt: skip
         assert run(["quantize", str(full), "--format", "int8", "--out", str(tmp_path / "s"), *wrong]) == 2

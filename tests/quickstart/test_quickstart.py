@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from camelid.artifact import damage, new_folder, write_manifest
-from camelid.errors import InputError
+from camelid.errors import InputError, MissingExtra
 from camelid.quickstart import life, source
 from camelid.quickstart.baselines import Nearest, name_as_words
 from camelid.quickstart.source import Pair
@@ -112,6 +112,27 @@ def test_a_small_life(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     manifest = json.loads((tmp_path / "qs" / "camelid.json").read_text())
     assert manifest["kind"] == "quickstart"
     life.run(tmp_path / "qs", minutes=0.02, quiet=True)  # again, over the old one
+
+
+def test_an_earlier_one_is_replaced_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also from within, through a link, and where something of a person's lies beside it."""
+    place, link = tmp_path / "place", tmp_path / "link"
+    (place / "base" / "checkpoints").mkdir(parents=True)
+    for name in (".quickstart", "results.json", "notes.txt"):
+        (place / name).touch()
+    (place / ".tokens.a1b2").mkdir()
+    link.symlink_to(place)
+    monkeypatch.chdir(place)
+    for out in (Path(), link):
+        life._fresh(out.resolve())
+        assert sorted(p.name for p in place.iterdir()) == [".quickstart", "notes.txt"]
+
+
+def test_a_missing_package_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(life, "find_spec", lambda name: None if name == "nltk" else object())
+    with pytest.raises(MissingExtra, match="nltk"):
+        life.run(tmp_path / "out", minutes=1)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_of_someone_else_is_left_alone(tmp_path: Path) -> None:

@@ -235,13 +235,13 @@ def test_keys_are_read_again(folder: Path, tmp_path: Path) -> None:
         (["--adapter", "x"], "NAME=DIR"),
         (["--adapter", "tiny=x"], "itself has that name"),
         (["--api-key-file", "/nonexistent"], "no API keys can be read"),
+        (["--no-api-key"], "leave out one of them"),
     ],
 )
 def test_what_is_refused(folder: Path, options: list[str], told: str) -> None:
     command = [sys.executable, "-m", "camelid", "serve", str(folder), "--port", "0", *options]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=60, env={**os.environ, "CAMELID_API_KEY": ""}
-    )
+    keys = {"CAMELID_API_KEY": KEY if "--no-api-key" in options else ""}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, **keys})
     assert done.returncode == 2
     assert told in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

@@ -61,7 +61,7 @@ def main() -> None:
         if lora:
             labels[:, torch.arange(labels.shape[1]) % 212 < 90] = -100
         with torch.autocast(device, torch.bfloat16, enabled=narrow):
-            loss = run(input_ids=step[:, :-1], shift_labels=labels, labels=labels).loss
+            loss = run(input_ids=step[:, :-1], shift_labels=labels, labels=labels, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()

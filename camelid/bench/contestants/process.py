@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
 from pathlib import Path
 
@@ -17,5 +18,9 @@ def keep_memory() -> None:
 
 def peak_bytes() -> int:
     """Of this process alone: what getrusage tells begins with the parent's."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:  # no Linux: then getrusage, in bytes on macOS
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most * (1 if sys.platform == "darwin" else 1024)
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
