@@ -13,7 +13,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
@@ -93,11 +93,15 @@ def write_manifest(
     inputs: Sequence[Path] = (),
     settings: Mapping[str, Any] | None = None,
     known: Mapping[str, str] | None = None,
+    only: Container[str] | None = None,
     **facts: Any,
 ) -> dict[str, Any]:
     """Write `camelid.json` into `folder`: call it last. `facts` (counts, digests, seed) are added as they are; `known`
-    are digests of files that `write_file` wrote, by name: they are neither read nor settled again."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    are digests of files that `write_file` wrote, by name: they are neither read nor settled again. `only` names what of
+    a folder's own belongs to it, where others may have put something beside."""
+    own = folder.iterdir() if only is None else (path for path in folder.iterdir() if path.name in only)
+    every = (p for path in own for p in (path, *(path.rglob("*") if path.is_dir() else ())))
+    files = sorted(p for p in every if p.is_file() and p.name != MANIFEST)
     digests = dict(known or {})
     for path in files:
         name = str(path.relative_to(folder))

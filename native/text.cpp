@@ -123,6 +123,7 @@ void add_word(const Text& t, int32_t begin, int32_t end, std::vector<Word>& out)
 }  // namespace
 
 void find_words(const Text& t, int32_t begin, int32_t end, std::vector<Word>& out) {
+    int32_t tried = begin;  // the end of a chain that is no short word: nor is any part of it
     for (int32_t i = begin; i < end;) {
         if (t.classes[i] & SPACE) {
             i++;
@@ -132,12 +133,13 @@ void find_words(const Text& t, int32_t begin, int32_t end, std::vector<Word>& ou
         if (last > i) {
             add_word(t, i, last, out);
         } else if (in_word(t, i)) {
-            last = chain_of_letters(t, i, end);  // also "z.B.", whose stop joins no two words
+            last = i < tried ? i : chain_of_letters(t, i, end);  // also "z.B.", whose stop joins no two words
             if (last > i && is_short(t, i, last, end)) {
                 out.push_back({i, last + 1});
                 i = last + 1;
                 continue;
             }
+            tried = last > tried ? last : tried;
             last = i + 1;
             while (last < end && (in_word(t, last) || joins(t, last, end))) last++;
             if (is_short(t, i, last, end)) out.push_back({i, ++last});

@@ -118,7 +118,10 @@ def run(model: str, threads: int = 2, peers: bool = True, quiet: bool = False) -
                 rows += measured(server, words, threads)
                 advance(number + 1, server.name)
     own = (server.name for server in racing if server.name.startswith("camelid"))
-    return {"rows": rows, "ratios": {k: v for name in own for k, v in ratios(rows, name).items()}, "limits": {}}
+    theirs = [row for row in rows if not row["implementation"].startswith("camelid")]
+    mine = {name: [row for row in rows if row["implementation"] == name] for name in own}
+    found = {k: v for name, one in mine.items() for k, v in ratios([*one, *theirs], name).items()}
+    return {"rows": rows, "ratios": found, "limits": {}}
 
 
 def measured(server: Server, words: Tokenizer, threads: int) -> list[dict[str, Any]]:

@@ -22,7 +22,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     train.add_argument("--max-bytes", type=int, default=4_000_000_000, help="learn from an even sample of this much")
     train.add_argument(
         "--character-coverage", type=float, metavar="SHARE",
-        help="sentencepiece: of the text, whose characters get a piece each; the rest become bytes (LLaMA's: 0.99995)",
+        help="sentencepiece: of the text, whose characters get a piece each; the rest become bytes (LLaMA's 0.99995, "
+        "the default)",
     )  # fmt: skip
     train.add_argument("--threads", type=int, help="any number gives the same tokenizer")
     settings.example(train, "camelid tokenizer train out/corpus --out out/tokenizer --vocab-size 8192")

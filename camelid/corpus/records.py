@@ -5,6 +5,7 @@ Every reader yields documents whose sizes add up to the bytes it consumed.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 import re
@@ -90,7 +91,7 @@ def _json_record(name: str, line: bytes, size: int, field: str, encoding: str | 
 def read_json(stream: Stream, source: str, field: str) -> Iterator[Document]:
     """A JSON array of records, or one record; or, as some name them, JSON lines. The file is read whole."""
     raw = stream.read(MAX_RECORD_BYTES)
-    if stream.peek(1) and raw.startswith(b"{") and is_json(raw.partition(b"\n")[0]):
+    if stream.peek(1) and raw.removeprefix(codecs.BOM_UTF8).startswith(b"{") and is_json(raw.partition(b"\n")[0]):
         stream.unread(raw)
         yield from read_json_lines(stream, source, field)
         return

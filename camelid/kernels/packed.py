@@ -66,10 +66,10 @@ def pack_integers(q: Tensor, scale: Tensor, zero: Tensor | None, bits: int) -> P
     q, scale, zero = q.contiguous(), scale.half().contiguous(), None if zero is None else zero.contiguous()
     rows, columns = q.shape[0], q.shape[1] * 8 // bits
     group = columns // scale.shape[1]
-    if group % BLOCK or any(t is not None and t.dtype != torch.uint8 for t in (q, zero)):
-        raise ValueError(
-            f"integers in bytes, in groups that are multiples of {BLOCK}, not {q.dtype} in groups of {group}"
-        )
+    if group % BLOCK:
+        raise ValueError(f"groups of {group} are not multiples of {BLOCK}")
+    if any(t is not None and t.dtype != torch.uint8 for t in (q, zero)):
+        raise ValueError("q and zero must be in bytes")
     packed = _room(f"int{bits}", rows, columns, group, zero is not None)
     _native().camelid_pack_integers(
         ctypes.c_int(KINDS.index(packed.kind)), ctypes.c_void_p(q.data_ptr()), ctypes.c_void_p(scale.data_ptr()),

@@ -38,7 +38,7 @@ PRETRAIN_SHARE, FINETUNE_SHARE = 0.62, 0.22  # of the minutes; the rest is prepa
 JUDGED = 200
 NEEDED = (("pyarrow", "data"), ("sacrebleu", "evaluate"), ("nltk", "evaluate"))
 MADE = ("corpus", "held-out", "tokenizer", "tokens", "base", "tuned", "docstrings.jsonl", "report.html", "results.json",
-        ".quickstart", MANIFEST)  # fmt: skip
+        MANIFEST)  # fmt: skip
 
 
 def prompt(pair: Pair) -> str:
@@ -96,7 +96,7 @@ def run(out: str | Path, minutes: float, quiet: bool = False) -> dict[str, Any]:
 
     write_report(folder, result)
     write_atomic(folder / "results.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    write_manifest(folder, "quickstart", [Path(tuned["checkpoint"])], {"minutes": minutes}, seed=SEED)
+    write_manifest(folder, "quickstart", [Path(tuned["checkpoint"])], {"minutes": minutes}, only=MADE, seed=SEED)
     return result | {"report": str(folder / "report.html"), "model": str(folder / "tuned")}
 
 
@@ -108,10 +108,10 @@ def _fresh(folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()) and not ours:
         raise InputError(f"{folder} exists and is not a quickstart: choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / ".quickstart").touch()  # first: what is left of one that is killed here is known as ours
     for path in [*folder.iterdir()]:  # what a person put beside it stays
         if path.name in MADE or any(path.name.startswith(f".{name}.") for name in MADE):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    (folder / ".quickstart").touch()
 
 
 def _tokenize(folder: Path) -> dict[str, Any]:

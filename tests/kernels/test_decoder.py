@@ -265,6 +265,19 @@ def test_the_library_rounds_as_torch_does(
     assert torch.equal(ours.packed, theirs.packed)
 
 
+def test_integers_as_a_cast_model_keeps_them() -> None:
+    """Scales in another dtype are those they were; what the library would misread is refused."""
+    found = round_to_nearest(torch.randn(64, 64, generator=torch.Generator().manual_seed(1)), 8, 32, symmetric=False)
+    assert found.zero is not None
+    plain = pack_integers(found.packed, found.scale, found.zero, 8).data
+    assert torch.equal(pack_integers(found.packed, found.scale.float(), found.zero, 8).data, plain)
+    with pytest.raises(ValueError, match="in bytes"):
+        pack_integers(found.packed, found.scale, found.zero.half(), 8)
+    small = round_to_nearest(torch.randn(64, 64), 8, 16, symmetric=True)
+    with pytest.raises(ValueError, match="groups of 16"):
+        pack_integers(small.packed, small.scale, None, 8)
+
+
 def test_rounding_is_to_the_nearest_of_255_steps() -> None:
     x = torch.randn(7, 64, generator=torch.Generator().manual_seed(0)) * 10
     x[2, 32:] = 0

@@ -13,7 +13,9 @@ from camelid.model.rope import rotation
 
 @pytest.mark.parametrize("rounded", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_layer_is_one_graph(tiny: LlamaConfig, dtype: torch.dtype, rounded: bool) -> None:
+def test_a_layer_is_one_graph(
+    tiny: LlamaConfig, dtype: torch.dtype, rounded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     model = Llama(tiny).to(dtype)
     if rounded:
@@ -22,3 +24,6 @@ def test_a_layer_is_one_graph(tiny: LlamaConfig, dtype: torch.dtype, rounded: bo
     x, turn = torch.randn(2, 8, tiny.hidden_size, dtype=dtype), rotation(tiny, torch.arange(8))
     whole = torch.compile(layer, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(whole(x, turn), layer(x, turn))
+    monkeypatch.setattr("camelid.model.quantized.runs_triton", lambda x: pytest.fail("asked within a compiled layer"))
+    with torch.no_grad():
+        torch.compile(layer, fullgraph=True, backend="eager")(x, turn)

@@ -111,7 +111,10 @@ def test_a_small_life(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     }
     manifest = json.loads((tmp_path / "qs" / "camelid.json").read_text())
     assert manifest["kind"] == "quickstart"
-    life.run(tmp_path / "qs", minutes=0.02, quiet=True)  # again, over the old one
+    (tmp_path / "qs" / "notes.txt").write_text("a person's")
+    life.run(tmp_path / "qs", minutes=0.02, quiet=True)  # again, over the old one, beside what is not its own
+    (tmp_path / "qs" / "notes.txt").write_text("and changed")
+    assert damage(tmp_path / "qs") is None
 
 
 def test_an_earlier_one_is_replaced_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
