@@ -53,17 +53,14 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
 
     from camelid.artifact import read_manifest
     from camelid.corpus import documents
-    from camelid.errors import InputError
     from camelid.tokenizer.train import train
 
-    given = {} if options.character_coverage is None else {"character_coverage": options.character_coverage}
-    if given and options.kind == "byte-level":
-        raise InputError("--character-coverage is for --kind sentencepiece: a byte-level tokenizer has all characters")
     corpus = Path(options.corpus)
     result = train(
         lambda: documents(corpus), options.out, options.vocab_size, options.kind, reserved=options.reserved,
         threads=options.threads, max_bytes=options.max_bytes, corpus=corpus,
-        **given, corpus_bytes=int(read_manifest(corpus).get("text_bytes", 0)), quiet=options.json,
+        character_coverage=options.character_coverage,
+        corpus_bytes=int(read_manifest(corpus).get("text_bytes", 0)), quiet=options.json,
     )  # fmt: skip
     sample, tokens = result["sample"], max(1, result["tokens_in_corpus"])
     print(

@@ -31,7 +31,7 @@ from camelid.serve.openapi import described
 from camelid.serve.others import embed, respond, tokenize
 from camelid.serve.worker import Worker
 from camelid.tokenizer.template import render
-from camelid.tokenizer.template_child import TemplateChild, can_be_limited
+from camelid.tokenizer.template_child import TemplateChild, limited
 
 POSTS: Mapping[str, Handler] = {
     "/v1/chat/completions": chat,
@@ -73,8 +73,8 @@ class Service:
     def start(self) -> None:
         """Take requests. The chat template, which came with the model, runs in a process of its own."""
         words = self.engine.tokenizer
-        if words is not None and words.chat_template is not None and can_be_limited():
-            self._templates = words.renderer = TemplateChild(self.limits.template_time)
+        self._templates = limited(words, self.limits.template_time) if words is not None else None
+        if self._templates is not None:
             self._threads = ThreadPoolExecutor(2, "template")
         self.worker.start()
 

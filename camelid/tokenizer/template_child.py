@@ -14,11 +14,14 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from camelid import child
 from camelid.errors import FormatError
 from camelid.tokenizer.template import Message, render
+
+if TYPE_CHECKING:
+    from camelid.tokenizer.tokenizer import Tokenizer
 
 SECONDS = 5.0
 MEMORY = 512 * 2**20
@@ -29,6 +32,15 @@ START = f"from {__name__} import main; main(float(sys.argv[1]), int(sys.argv[2])
 def can_be_limited() -> bool:
     """Whether this system has what limits the child: alarms and resource limits (not Windows)."""
     return hasattr(signal, "setitimer")
+
+
+def limited(words: Tokenizer, seconds: float) -> TemplateChild | None:
+    """Have a tokenizer's chat template applied in a child from now on, which the caller closes; None where there is no
+    template, or no limit."""
+    if words.chat_template is None or not can_be_limited():
+        return None
+    words.renderer = made = TemplateChild(seconds)
+    return made
 
 
 class Ended(FormatError):

@@ -48,7 +48,7 @@ def train(
     reserved: int | None = None,
     threads: int | None = None,
     max_bytes: int = MAX_BYTES,
-    character_coverage: float = LLAMA_COVERAGE,
+    character_coverage: float | None = None,
     corpus: Path | None = None,
     corpus_bytes: int = 0,
     quiet: bool = True,
@@ -57,16 +57,19 @@ def train(
 
     reserved: control tokens kept free for later. max_bytes: of a larger corpus (`corpus_bytes` says how large it is)
     an even sample of documents is learned from; the counts are over all of it. Any number of threads gives the same.
-    character_coverage (sentencepiece): the share of the text whose characters get a piece each; the rarest, which make
-    up the rest, are written as bytes.
+    character_coverage (sentencepiece; by default LLaMA's): the share of the text whose characters get a piece each; the
+    rarest, which make up the rest, are written as bytes.
     """
     reserved = DEFAULT_RESERVED.get(kind, 0) if reserved is None else reserved
     _check(kind, vocab_size, reserved)
-    if not 0.9 <= character_coverage <= 1:
-        raise InputError(f"--character-coverage {character_coverage} is not between 0.9 and 1")
+    if character_coverage is not None and kind == "byte-level":
+        raise InputError("--character-coverage is for --kind sentencepiece: a byte-level tokenizer has all characters")
+    coverage = LLAMA_COVERAGE if character_coverage is None else character_coverage
+    if not 0.9 <= coverage <= 1:
+        raise InputError(f"--character-coverage {coverage} is not between 0.9 and 1")
     sample = Sample(min(1.0, max_bytes / corpus_bytes) if corpus_bytes else 1.0)
     with new_folder(Path(out), "tokenizer") as folder:
-        learn = partial(_sentencepiece, coverage=character_coverage) if kind == "sentencepiece" else _byte_level
+        learn = partial(_sentencepiece, coverage=coverage) if kind == "sentencepiece" else _byte_level
         used = sample(followed(texts(), "learning", corpus_bytes, quiet))
         tokenizer = learn(used, folder, vocab_size, reserved, threads)
         tokenizer.save(folder)
@@ -79,7 +82,7 @@ def train(
             "reserved": reserved,
             "max_bytes": max_bytes,
         }
-        settings |= {"character_coverage": character_coverage} if kind == "sentencepiece" else {}
+        settings |= {"character_coverage": coverage} if kind == "sentencepiece" else {}
         facts: dict[str, Any] = {
             "vocab_size": len(tokenizer), "digest": tokenizer.digest(), "tokens_in_corpus": int(counts.sum()),
             "sample": sample.to_dict(),

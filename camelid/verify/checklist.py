@@ -18,7 +18,7 @@ from camelid.formats.load import load, load_tokenizer, open_model, resolve
 from camelid.model.llama import Llama
 from camelid.model.lora import merge
 from camelid.model.quantized import make_dense
-from camelid.tokenizer.template_child import TemplateChild, can_be_limited
+from camelid.tokenizer.template_child import TemplateChild, limited
 from camelid.tokenizer.tokenizer import Tokenizer
 
 Part = TypeVar("Part")
@@ -49,8 +49,7 @@ class Subject:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         words = load_tokenizer(self.path)
-        if words.chat_template is not None and can_be_limited():  # a stranger's may never end
-            self._templates = words.renderer = TemplateChild(TEMPLATE_SECONDS)
+        self._templates = limited(words, TEMPLATE_SECONDS)  # a stranger's may never end
         return words
 
     def close(self) -> None:

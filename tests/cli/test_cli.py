@@ -154,7 +154,6 @@ def test_info(life: tuple[Path, dict[str, Any]]) -> None:
         (["pretrian"], "did you mean 'pretrain'"),
         (["generate", "nowhere", "x", "--temperature", "-1"], "temperature"),
         (["convert", __file__, "--type", "q4_k_m", "--out", "x.gguf"], "--type Q4_K_M is for --to gguf"),
-        (["tokenizer", "train", "c", "--out", "o", "--character-coverage", "0.99"], "is for --kind sentencepiece"),
         (["bench", "infer", "--rounds", "0"], "'0' is no whole number above 0"),
         (["bench", "train", "--steps", "1"], "2 at least"),
         (["bench", "evaluate", "m", "--threads", "1,x"], "'x' is no whole number"),

@@ -337,6 +337,11 @@ def test_half_a_surrogate_pair_is_told(each: Tokenizer) -> None:
             encode("broken \ud83d" if encode != each._encode_batch_reference else ["broken \ud83d"])
 
 
+def test_a_coverage_that_a_byte_level_tokenizer_has_no_use_for(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is for --kind sentencepiece"):
+        train(lambda: ["text"], tmp_path / "out", 400, "byte-level", character_coverage=0.99)
+
+
 def test_too_small_a_vocabulary(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="at least 272"):
         train(lambda: TEXT, tmp_path / "t", 100, "byte-level")
