@@ -1,97 +1,13 @@
-// Fused passes over large tensors, once for each width of registers, chosen by the CPU at load.
+// RMSNorm, SwiGLU and the rotation of pairs in one pass each, forward and backward, once for each width of registers,
+// chosen by the CPU at load. Arithmetic is float32; what is written is rounded as torch rounds it.
 #include <cstdint>
-#include <thread>
-#include <vector>
 
+#include "share.hpp"
 #include "vector.hpp"
 
 namespace {
 
-constexpr std::int64_t BLOCK = 1024;  // values widened at a time: they stay in the first cache
-
-template <int N, typename T>
-INLINE float largest(const T* row, std::int64_t size) {
-    typename Lanes<N>::Values lanes = typename Lanes<N>::Values{} - 3.4e38f;
-    std::int64_t at = 0;
-    for (; at + N <= size; at += N) {
-        typename Lanes<N>::Values values;
-        Lanes<N>::load(row + at, &values);
-        lanes = values > lanes ? values : lanes;
-    }
-    float best = -3.4e38f;
-    for (int i = 0; i < N; ++i) best = lanes[i] > best ? lanes[i] : best;
-    for (; at < size; ++at) best = widened(row[at]) > best ? widened(row[at]) : best;
-    return best;
-}
-
-template <int N, typename T>
-INLINE double sum_of_exp(const T* row, std::int64_t size, float top) {
-    double total = 0;
-    for (std::int64_t start = 0; start < size; start += BLOCK) {
-        const std::int64_t end = start + BLOCK < size ? start + BLOCK : size;
-        typename Lanes<N>::Values lanes = {};
-        std::int64_t at = start;
-        for (; at + N <= end; at += N) {
-            typename Lanes<N>::Values values;
-            exp_below<N>(row + at, top, &values);
-            lanes += values;
-        }
-        for (; at < end; ++at) lanes[0] += exp_negative(widened(row[at]) - top);
-        for (int i = 0; i < N; ++i) total += lanes[i];
-    }
-    return total;
-}
-
-template <int N, typename T>
-INLINE void softmax_row(T* row, std::int64_t size, std::int64_t label, float z, bool gradient, float* log_sum) {
-    const float top = largest<N>(row, size);
-    const double total = sum_of_exp<N>(row, size, top);
-    *log_sum = static_cast<float>(top + __builtin_log(total));
-    if (!gradient) return;
-    const float each = static_cast<float>((1.0 + 2.0 * z * *log_sum) / total);
-    const float at_label = exp_negative(widened(row[label]) - top) * each - 1.0f;
-    std::int64_t at = 0;
-    for (; at + N <= size; at += N) {
-        typename Lanes<N>::Values values;
-        exp_below<N>(row + at, top, &values);
-        values *= each;
-        Lanes<N>::store(&values, row + at);
-    }
-    for (; at < size; ++at) narrow(exp_negative(widened(row[at]) - top) * each, &row[at]);
-    narrow(at_label, &row[label]);
-}
-
-struct Rows {
-    void* logits;
-    bool bfloat;
-    const std::int64_t* labels;
-    float* log_sums;
-    std::int64_t vocab;
-    float z;
-    bool gradient;
-};
-
-template <int N, typename T>
-INLINE void softmax_rows(const Rows& all, std::int64_t first, std::int64_t last) {
-    T* rows = static_cast<T*>(all.logits);
-    for (std::int64_t r = first; r < last; ++r)
-        softmax_row<N>(rows + r * all.vocab, all.vocab, all.labels[r], all.z, all.gradient, all.log_sums + r);
-}
-
-template <int N>
-INLINE void softmax_part(const Rows& all, std::int64_t first, std::int64_t last) {
-    all.bfloat ? softmax_rows<N, std::uint16_t>(all, first, last) : softmax_rows<N, float>(all, first, last);
-}
-
-void part_plain(const Rows& all, std::int64_t first, std::int64_t last) { softmax_part<4>(all, first, last); }
-#ifdef CAMELID_X86
-TARGET_AVX2 void part_avx2(const Rows& all, std::int64_t first, std::int64_t last) {
-    softmax_part<8>(all, first, last);
-}
-TARGET_AVX512 void part_avx512(const Rows& all, std::int64_t first, std::int64_t last) {
-    softmax_part<16>(all, first, last);
-}
-#endif
+using Half = std::uint16_t;  // a bfloat16
 
 // Values as the tensor's kind keeps them: a product of two is rounded before it is used again.
 template <int N, typename T>
@@ -108,58 +24,134 @@ INLINE float rounded(float value) {
     return widened(kept);
 }
 
+template <int N>
+INLINE float added(const typename Lanes<N>::Values* lanes) {
+    float total = 0;
+    for (int i = 0; i < N; ++i) total += (*lanes)[i];
+    return total;
+}
+
+// out = weight * (x * scale) with scale = 1 / sqrt(mean(x^2) + eps) of each row, which is kept. Backward `slope` is the
+// derivative by out; d_x is made, and d_weight of each stretch of rows.
 struct Norm {
     const void* x;
-    const void* weight;
+    const float* weight;
     void* out;
-    bool bfloat;
-    std::int64_t size;
+    float* scales;
+    std::int64_t rows, size, stretch;
     float eps;
+    bool bfloat_in, bfloat_out;
+    const void* slope;
+    void* d_x;
+    float* d_weight;
 };
 
-template <int N, typename T>
+template <int N, typename In, typename Out>
 INLINE void norm_rows(const Norm& n, std::int64_t first, std::int64_t last) {
-    const T* weight = static_cast<const T*>(n.weight);
     for (std::int64_t r = first; r < last; ++r) {
-        const T* x = static_cast<const T*>(n.x) + r * n.size;
-        T* out = static_cast<T*>(n.out) + r * n.size;
+        const In* x = static_cast<const In*>(n.x) + r * n.size;
+        Out* out = static_cast<Out*>(n.out) + r * n.size;
         typename Lanes<N>::Values lanes = {}, values, scaled;
         std::int64_t at = 0;
         for (; at + N <= n.size; at += N) {
             Lanes<N>::load(x + at, &values);
             lanes += values * values;
         }
-        float total = 0;
-        for (int i = 0; i < N; ++i) total += lanes[i];
+        float total = added<N>(&lanes);
         for (; at < n.size; ++at) total += widened(x[at]) * widened(x[at]);
         const float scale = 1.0f / __builtin_sqrtf(total / static_cast<float>(n.size) + n.eps);
+        n.scales[r] = scale;
         for (at = 0; at + N <= n.size; at += N) {
             Lanes<N>::load(x + at, &values);
             values *= scale;
-            rounded<N, T>(&values);
-            Lanes<N>::load(weight + at, &scaled);
+            rounded<N, In>(&values);
+            Lanes<N>::load(n.weight + at, &scaled);
             scaled *= values;
             Lanes<N>::store(&scaled, out + at);
         }
-        for (; at < n.size; ++at) narrow(widened(weight[at]) * rounded<T>(widened(x[at]) * scale), out + at);
+        for (; at < n.size; ++at) narrow(n.weight[at] * rounded<In>(widened(x[at]) * scale), out + at);
+    }
+}
+
+// With g = slope * weight: d_x = scale * g - x * scale^3 * mean(g x).
+template <int N, typename In, typename Out>
+INLINE void norm_back_rows(const Norm& n, std::int64_t first, std::int64_t last, float* d_weight) {
+    using Values = typename Lanes<N>::Values;
+    for (std::int64_t r = first; r < last; ++r) {
+        const In* x = static_cast<const In*>(n.x) + r * n.size;
+        const Out* slope = static_cast<const Out*>(n.slope) + r * n.size;
+        In* d_x = static_cast<In*>(n.d_x) + r * n.size;
+        const float scale = n.scales[r];
+        Values lanes = {}, values, g, weight;
+        std::int64_t at = 0;
+        for (; at + N <= n.size; at += N) {
+            Lanes<N>::load(x + at, &values);
+            Lanes<N>::load(slope + at, &g);
+            Lanes<N>::load(n.weight + at, &weight);
+            const Values along = g * values;
+            lanes += along * weight;
+            if (!d_weight) continue;
+            Values sum;
+            Lanes<N>::load(d_weight + at, &sum);
+            sum += along * scale;
+            Lanes<N>::store(&sum, d_weight + at);
+        }
+        float total = added<N>(&lanes);
+        for (; at < n.size; ++at) {
+            const float along = widened(slope[at]) * widened(x[at]);
+            total += along * n.weight[at];
+            if (d_weight) d_weight[at] += along * scale;
+        }
+        const float pull = scale * scale * scale * total / static_cast<float>(n.size);
+        for (at = 0; at + N <= n.size; at += N) {
+            Lanes<N>::load(x + at, &values);
+            Lanes<N>::load(slope + at, &g);
+            Lanes<N>::load(n.weight + at, &weight);
+            g = g * weight * scale - values * pull;
+            Lanes<N>::store(&g, d_x + at);
+        }
+        for (; at < n.size; ++at) narrow(widened(slope[at]) * n.weight[at] * scale - widened(x[at]) * pull, d_x + at);
     }
 }
 
 template <int N>
 INLINE void norm_part(const Norm& n, std::int64_t first, std::int64_t last) {
-    n.bfloat ? norm_rows<N, std::uint16_t>(n, first, last) : norm_rows<N, float>(n, first, last);
+    if (!n.slope) {
+        if (n.bfloat_in) return norm_rows<N, Half, Half>(n, first, last);
+        return n.bfloat_out ? norm_rows<N, float, Half>(n, first, last) : norm_rows<N, float, float>(n, first, last);
+    }
+    for (std::int64_t s = first; s < last; ++s) {  // of stretches
+        const std::int64_t from = s * n.stretch, to = from + n.stretch < n.rows ? from + n.stretch : n.rows;
+        float* d_weight = n.d_weight ? n.d_weight + s * n.size : nullptr;
+        for (std::int64_t i = 0; d_weight && i < n.size; ++i) d_weight[i] = 0.0f;
+        if (n.bfloat_in)
+            norm_back_rows<N, Half, Half>(n, from, to, d_weight);
+        else if (n.bfloat_out)
+            norm_back_rows<N, float, Half>(n, from, to, d_weight);
+        else
+            norm_back_rows<N, float, float>(n, from, to, d_weight);
+    }
 }
 
-struct Gated {
-    const void* gate;
-    const void* up;
+struct Gate {
+    const void *gate, *up;
     void* out;
     bool bfloat;
+    const void* slope;
+    void *d_gate, *d_up;
 };
 
-// silu(gate) = gate / (1 + e^-gate), by an e to a power that is never positive.
+// 1 / (1 + e^-x), by an e to a power that is never positive.
+template <int N>
+INLINE void sigmoid(const typename Lanes<N>::Values* x, typename Lanes<N>::Values* out) {
+    using Values = typename Lanes<N>::Values;
+    Values e = *x < 0.0f ? *x : -*x;
+    exp_values<N>(&e);
+    *out = (*x < 0.0f ? e : Values{} + 1.0f) / (1.0f + e);
+}
+
 template <int N, typename T>
-INLINE void gated_values(const Gated& g, std::int64_t first, std::int64_t last) {
+INLINE void gate_values(const Gate& g, std::int64_t first, std::int64_t last) {
     using Values = typename Lanes<N>::Values;
     const T *gate = static_cast<const T*>(g.gate), *up = static_cast<const T*>(g.up);
     T* out = static_cast<T*>(g.out);
@@ -181,56 +173,160 @@ INLINE void gated_values(const Gated& g, std::int64_t first, std::int64_t last) 
     }
 }
 
-template <int N>
-INLINE void gated_part(const Gated& g, std::int64_t first, std::int64_t last) {
-    g.bfloat ? gated_values<N, std::uint16_t>(g, first, last) : gated_values<N, float>(g, first, last);
+// With s = sigmoid(gate): silu = gate s, and its derivative s (1 + gate (1 - s)).
+template <int N, typename T>
+INLINE void gate_back_values(const Gate& g, std::int64_t first, std::int64_t last) {
+    using Values = typename Lanes<N>::Values;
+    const T *gate = static_cast<const T*>(g.gate), *up = static_cast<const T*>(g.up),
+            *slope = static_cast<const T*>(g.slope);
+    T *d_gate = static_cast<T*>(g.d_gate), *d_up = static_cast<T*>(g.d_up);
+    std::int64_t at = first;
+    for (; at + N <= last; at += N) {
+        Values x, other, y, s;
+        Lanes<N>::load(gate + at, &x);
+        Lanes<N>::load(up + at, &other);
+        Lanes<N>::load(slope + at, &y);
+        sigmoid<N>(&x, &s);
+        const Values by_gate = y * other * s * (1.0f + x * (1.0f - s)), by_up = y * x * s;
+        Lanes<N>::store(&by_gate, d_gate + at);
+        Lanes<N>::store(&by_up, d_up + at);
+    }
+    for (; at < last; ++at) {
+        const float x = widened(gate[at]), y = widened(slope[at]), e = exp_negative(x < 0 ? x : -x);
+        const float s = (x < 0 ? e : 1.0f) / (1.0f + e);
+        narrow(y * widened(up[at]) * s * (1.0f + x * (1.0f - s)), d_gate + at);
+        narrow(y * x * s, d_up + at);
+    }
 }
 
-void norm_plain(const Norm& n, std::int64_t first, std::int64_t last) { norm_part<4>(n, first, last); }
-void gated_plain(const Gated& g, std::int64_t first, std::int64_t last) { gated_part<4>(g, first, last); }
-#ifdef CAMELID_X86
-TARGET_AVX2 void norm_avx2(const Norm& n, std::int64_t first, std::int64_t last) { norm_part<8>(n, first, last); }
-TARGET_AVX2 void gated_avx2(const Gated& g, std::int64_t first, std::int64_t last) { gated_part<8>(g, first, last); }
-TARGET_AVX512 void norm_avx512(const Norm& n, std::int64_t first, std::int64_t last) { norm_part<16>(n, first, last); }
-TARGET_AVX512 void gated_avx512(const Gated& g, std::int64_t first, std::int64_t last) {
-    gated_part<16>(g, first, last);
+template <int N>
+INLINE void gate_part(const Gate& g, std::int64_t first, std::int64_t last) {
+    if (g.slope)
+        g.bfloat ? gate_back_values<N, Half>(g, first, last) : gate_back_values<N, float>(g, first, last);
+    else
+        g.bfloat ? gate_values<N, Half>(g, first, last) : gate_values<N, float>(g, first, last);
 }
+
+// x [batch, heads, length, 2 half] with any strides but a contiguous last dimension, and out laid out likewise.
+struct Turn {
+    const void* x;
+    void* out;
+    std::int64_t x_strides[3], out_strides[3];
+    const float *cos, *sin;     // [length, half], or a batch of them `apart`
+    std::int64_t apart, heads, length, half;
+    bool bfloat, back;
+};
+
+template <int N, typename T>
+INLINE void turn_values(const Turn& t, std::int64_t first, std::int64_t last) {
+    using Values = typename Lanes<N>::Values;
+    const float way = t.back ? -1.0f : 1.0f;  // the derivative is the turn back
+    for (std::int64_t token = first; token < last; ++token) {
+        const std::int64_t b = token / t.length, at = token % t.length;
+        const float *cos = t.cos + b * t.apart + at * t.half, *sin = t.sin + b * t.apart + at * t.half;
+        for (std::int64_t h = 0; h < t.heads; ++h) {
+            const T* x = static_cast<const T*>(t.x) + b * t.x_strides[0] + h * t.x_strides[1] + at * t.x_strides[2];
+            T* out = static_cast<T*>(t.out) + b * t.out_strides[0] + h * t.out_strides[1] + at * t.out_strides[2];
+            std::int64_t i = 0;
+            for (; i + N <= t.half; i += N) {
+                Values p, q, c, s;
+                Lanes<N>::load(x + i, &p);
+                Lanes<N>::load(x + t.half + i, &q);
+                Lanes<N>::load(cos + i, &c);
+                Lanes<N>::load(sin + i, &s);
+                s *= way;
+                const Values turned = p * c - q * s, other = q * c + p * s;
+                Lanes<N>::store(&turned, out + i);
+                Lanes<N>::store(&other, out + t.half + i);
+            }
+            for (; i < t.half; ++i) {
+                const float p = widened(x[i]), q = widened(x[t.half + i]), s = sin[i] * way;
+                narrow(p * cos[i] - q * s, out + i);
+                narrow(q * cos[i] + p * s, out + t.half + i);
+            }
+        }
+    }
+}
+
+template <int N>
+INLINE void turn_part(const Turn& t, std::int64_t first, std::int64_t last) {
+    t.bfloat ? turn_values<N, Half>(t, first, last) : turn_values<N, float>(t, first, last);
+}
+
+#define PASS(name, Kind)                                                                                        \
+    void name##_plain(const Kind& k, std::int64_t first, std::int64_t last) { name##_part<4>(k, first, last); } \
+    X86_PASS(name, Kind)                                                                                        \
+    void name##_all(const Kind& k, std::int64_t count, std::int64_t least, int threads) {                       \
+        shared_out(count, least, threads,                                                                       \
+                   [&k, run = CHOSEN(name)](std::int64_t first, std::int64_t last) { run(k, first, last); });   \
+    }
+#ifdef CAMELID_X86
+#define X86_PASS(name, Kind)                                                                                    \
+    TARGET_AVX2 void name##_avx2(const Kind& k, std::int64_t first, std::int64_t last) {                        \
+        name##_part<8>(k, first, last);                                                                         \
+    }                                                                                                           \
+    TARGET_AVX512 void name##_avx512(const Kind& k, std::int64_t first, std::int64_t last) {                    \
+        name##_part<16>(k, first, last);                                                                        \
+    }
+#else
+#define X86_PASS(name, Kind)
 #endif
 
-// `run` over 0 … count, a stretch for each thread; a thread is worth its start from `least` on.
-template <typename Run>
-void shared_out(std::int64_t count, std::int64_t least, int threads, const Run& run) {
-    std::int64_t shares = count / least < threads ? count / least : threads;
-    if (shares < 1) shares = 1;
-    std::vector<std::thread> others;
-    for (std::int64_t i = 1; i < shares; ++i) others.emplace_back(run, count * i / shares, count * (i + 1) / shares);
-    run(0, count / shares);
-    for (auto& thread : others) thread.join();
-}
+PASS(norm, Norm)
+PASS(gate, Gate)
+PASS(turn, Turn)
+
+constexpr std::int64_t WORTH_A_THREAD = 1 << 17;  // values
 
 }  // namespace
 
-// Each row of `logits` [rows, vocab], float or (bfloat) bfloat16: its log-sum-exp, and with `gradient` the row becomes
-// (1 + 2 z lse) softmax - onehot(label). A row with NaN or infinity gives NaN or infinity, as it should.
-extern "C" void camelid_softmax_gradient(void* logits, int bfloat, const std::int64_t* labels, float* log_sums,
-                                         std::int64_t rows, std::int64_t vocab, float z, int gradient, int threads) {
-    const Rows all{logits, bfloat != 0, labels, log_sums, vocab, z, gradient != 0};
-    shared_out(rows, 1, threads,
-               [&all, run = CHOSEN(part)](std::int64_t first, std::int64_t last) { run(all, first, last); });
+// RMSNorm of rows [rows, size]: weight * (x / sqrt(mean(x^2) + eps)), what is squared out of kept in `scales` [rows].
+// x and out are float or bfloat16; out is bfloat16 where x is.
+extern "C" void camelid_rms_norm(const void* x, const float* weight, void* out, float* scales, int bfloat_in,
+                                 int bfloat_out, std::int64_t rows, std::int64_t size, float eps, int threads) {
+    const Norm n{x,   weight,         out,             scales,  rows,    size,   0,
+                 eps, bfloat_in != 0, bfloat_out != 0, nullptr, nullptr, nullptr};
+    norm_all(n, rows, 1 + WORTH_A_THREAD / size, threads);
 }
 
-// RMSNorm of rows [rows, size], float or (bfloat) bfloat16: weight * (x / sqrt(mean(x^2) + eps)), rounded as torch does.
-extern "C" void camelid_rms_norm(const void* x, const void* weight, void* out, int bfloat, std::int64_t rows,
-                                 std::int64_t size, float eps, int threads) {
-    const Norm all{x, weight, out, bfloat != 0, size, eps};
-    shared_out(rows, 1 + (1 << 17) / size, threads,
-               [&all, run = CHOSEN(norm)](std::int64_t first, std::int64_t last) { run(all, first, last); });
+// Its derivatives by x (as x is) and, unless d_weight is null, by the weight: a row of d_weight [stretches, size] for
+// each `stretch` rows of x, so that their sum does not depend on the threads.
+extern "C" void camelid_rms_norm_back(const void* x, const float* weight, float* scales, const void* slope, void* d_x,
+                                      float* d_weight, int bfloat_in, int bfloat_out, std::int64_t rows,
+                                      std::int64_t size, std::int64_t stretch, int threads) {
+    const Norm n{x,    weight,         nullptr,         scales, rows, size,    stretch,
+                 0.0f, bfloat_in != 0, bfloat_out != 0, slope,  d_x,  d_weight};
+    norm_all(n, (rows + stretch - 1) / stretch, 1 + WORTH_A_THREAD / (size * stretch), threads);
 }
 
-// silu(gate) * up of `count` values, rounded as torch does.
+// silu(gate) * up of `count` values.
 extern "C" void camelid_swiglu(const void* gate, const void* up, void* out, int bfloat, std::int64_t count,
                                int threads) {
-    const Gated all{gate, up, out, bfloat != 0};
-    shared_out(count, 1 << 17, threads,
-               [&all, run = CHOSEN(gated)](std::int64_t first, std::int64_t last) { run(all, first, last); });
+    gate_all(Gate{gate, up, out, bfloat != 0, nullptr, nullptr, nullptr}, count, WORTH_A_THREAD, threads);
+}
+
+// Its derivatives by gate and up, times `slope`.
+extern "C" void camelid_swiglu_back(const void* gate, const void* up, const void* slope, void* d_gate, void* d_up,
+                                    int bfloat, std::int64_t count, int threads) {
+    gate_all(Gate{gate, up, nullptr, bfloat != 0, slope, d_gate, d_up}, count, WORTH_A_THREAD, threads);
+}
+
+// Pairs (i, i + half) of the last dimension turned by their position's angle, or back. shape: batch, heads, length, half,
+// the elements between two rows' angles (0 where all rows have the same), and the strides of batch, head and token of x
+// and of out, in elements.
+extern "C" void camelid_turn_pairs(const void* x, void* out, const float* cos, const float* sin,
+                                   const std::int64_t* shape, int bfloat, int back, int threads) {
+    const Turn t{x,
+                 out,
+                 {shape[5], shape[6], shape[7]},
+                 {shape[8], shape[9], shape[10]},
+                 cos,
+                 sin,
+                 shape[4],
+                 shape[1],
+                 shape[2],
+                 shape[3],
+                 bfloat != 0,
+                 back != 0};
+    turn_all(t, shape[0] * t.length, 1 + WORTH_A_THREAD / (2 * t.heads * t.half), threads);
 }

@@ -144,7 +144,10 @@ class _NativeAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, v, out, log_sums, firsts = ctx.saved_tensors
-        slopes = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v)]
+        slopes = [
+            torch.empty_like(t.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+            for t in (q, k, v)
+        ]
         _call(q, k, firsts, log_sums, [q, k, v, out, d_out, *slopes], backward=True)
         return slopes[0], slopes[1], slopes[2], None
 

@@ -15,31 +15,41 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from camelid.kernels.device import compiles, infers, runs_triton
 from camelid.kernels.library import library
+from camelid.kernels.precision import product_dtype
+
+STRETCH = 64  # rows whose share of a norm's weight's derivative is summed by itself
 
 
 def _native_takes(*tensors: Tensor) -> bool:
-    """Whether these go through the native library: in inference mode only, for what is trained, measured while training
-    or a reference of training must come out of the same arithmetic."""
+    """Whether these go through the native library: whatever is computed in inference mode, and what is multiplied in
+    bfloat16 while a model learns. Learning in float32 stays torch's own: a committed file holds its losses."""
     first = tensors[0]
     return (
-        infers()
-        and all(t.device.type == "cpu" and t.dtype == first.dtype for t in tensors)
+        all(t.device.type == "cpu" and t.dtype == first.dtype for t in tensors)
         and first.dtype in (torch.float32, torch.bfloat16)
-        and not any(isinstance(t, FakeTensor) for t in tensors)
+        and (infers() or _learns_in_bfloat16(first))
         and library() is not None
     )
 
 
+def _learns_in_bfloat16(x: Tensor) -> bool:
+    return not torch.compiler.is_compiling() and product_dtype(x) == torch.bfloat16
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """weight * x / sqrt(mean(x^2) + eps) over the last dimension (arXiv:1910.07467), in float32 or better, rounded to
-    x's dtype before the product with the weight."""
-    if _native_takes(x, weight) and weight.shape == x.shape[-1:]:
-        return _native_rms_norm(x.contiguous(), weight.contiguous(), eps)
+    x's dtype before the product with the weight. Comes out in the dtype that it will be multiplied in."""
+    if _native_takes(x) and weight.shape == x.shape[-1:]:
+        wide, out = weight.float(), product_dtype(x)
+        if infers():
+            return _native_rms_norm(x.contiguous(), wide, eps, out)[0]
+        normed: Tensor = _RMSNorm.apply(x.contiguous(), wide, eps, out)  # type: ignore[no-untyped-call]
+        return normed
     if infers() and runs_triton(x) and weight.dtype == x.dtype:
         from camelid.kernels.gpu import elementwise
 
         return elementwise.rms_norm(x, weight, eps)
-    return _rms_norm(x, weight, eps)
+    return _rms_norm(x, weight, eps).to(product_dtype(x))
 
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -49,26 +59,46 @@ def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return weight * normed.to(x.dtype)
 
 
-def _native_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    native, out = library(), torch.empty_like(x)
-    assert native is not None
-    size = x.shape[-1]
-    native.camelid_rms_norm(
-        *(ctypes.c_void_p(t.data_ptr()) for t in (x, weight, out)),
-        ctypes.c_int(x.dtype == torch.bfloat16),
-        ctypes.c_int64(x.numel() // size),
-        ctypes.c_int64(size),
-        ctypes.c_float(eps),
-        ctypes.c_int(torch.get_num_threads()),
-    )
-    return out
+class _RMSNorm(torch.autograd.Function):
+    """`rms_norm` of a float32 weight. Only x and a number for each row are kept for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        out, scales = _native_rms_norm(x, weight, eps, dtype)
+        ctx.save_for_backward(x, weight, scales)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        x, weight, scales = ctx.saved_tensors
+        slope, size = slope.contiguous(), x.shape[-1]
+        d_x = torch.empty_like(x)
+        d_weight = (
+            x.new_empty(-(-len(scales) // STRETCH), size, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        )
+        _call(
+            "camelid_rms_norm_back", (x, weight, scales, slope, d_x, d_weight),
+            _is_bfloat16(x), _is_bfloat16(slope), *map(ctypes.c_int64, (len(scales), size, STRETCH)),
+        )  # fmt: skip
+        return d_x, None if d_weight is None else d_weight.sum(0), None, None
+
+
+def _native_rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """And what each row was multiplied by, float32 [rows]."""
+    out, size = torch.empty_like(x, dtype=dtype), x.shape[-1]
+    scales = x.new_empty(x.numel() // size, dtype=torch.float32)
+    _call(
+        "camelid_rms_norm", (x, weight.contiguous(), out, scales),
+        _is_bfloat16(x), _is_bfloat16(out), *map(ctypes.c_int64, (len(scales), size)), ctypes.c_float(eps),
+    )  # fmt: skip
+    return out, scales
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up (arXiv:2002.05202). Only gate and up are kept for the backward pass, silu(gate) is made again."""
-    if _native_takes(gate, up) and gate.shape == up.shape:
-        return _native_swiglu(gate.contiguous(), up.contiguous())
     if infers():
+        if _native_takes(gate, up) and gate.shape == up.shape:
+            return _native_swiglu(gate.contiguous(), up.contiguous())
         if runs_triton(gate):
             from camelid.kernels.gpu import elementwise
 
@@ -79,27 +109,86 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def _native_swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    native, out = library(), torch.empty_like(gate)
-    assert native is not None
-    native.camelid_swiglu(
-        *(ctypes.c_void_p(t.data_ptr()) for t in (gate, up, out)),
-        ctypes.c_int(gate.dtype == torch.bfloat16),
-        ctypes.c_int64(gate.numel()),
-        ctypes.c_int(torch.get_num_threads()),
-    )
+    out = torch.empty_like(gate)
+    _call("camelid_swiglu", (gate, up, out), _is_bfloat16(gate), ctypes.c_int64(gate.numel()))
     return out
 
 
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.native = _native_takes(gate, up) and gate.shape == up.shape
+        if ctx.native:
+            gate, up = gate.contiguous(), up.contiguous()
         ctx.save_for_backward(gate, up)
-        return F.silu(gate) * up
+        return _native_swiglu(gate, up) if ctx.native else F.silu(gate) * up
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(slope * up, gate), slope * F.silu(gate)
+        if not ctx.native:
+            return torch.ops.aten.silu_backward(slope * up, gate), slope * F.silu(gate)
+        d_gate, d_up = torch.empty_like(gate), torch.empty_like(up)
+        tensors = (gate, up, slope.contiguous(), d_gate, d_up)
+        _call("camelid_swiglu_back", tensors, _is_bfloat16(gate), ctypes.c_int64(gate.numel()))
+        return d_gate, d_up
+
+
+def turn_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Pairs (i, i + head_dim/2) of x [batch, heads, seq, head_dim] turned by angles whose cos and sin are float32
+    [seq, head_dim/2] or [batch, seq, head_dim/2]. See `model.rope`."""
+    if _native_takes(x) and cos.dtype == torch.float32:
+        x = x if x.stride(3) == 1 else x.contiguous()
+        cos, sin = cos.contiguous(), sin.contiguous()
+        if infers():
+            return _native_turn(x, cos, sin, back=False)
+        turned: Tensor = _Turn.apply(x, cos, sin)  # type: ignore[no-untyped-call]
+        return turned
+    if infers() and runs_triton(x):
+        from camelid.kernels.gpu import elementwise
+
+        return elementwise.turn_pairs(x, cos, sin)
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    if cos.dim() == 3:
+        cos, sin = cos[:, None], sin[:, None]
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+class _Turn(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _native_turn(x, cos, sin, back=False)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _native_turn(slope if slope.stride(3) == 1 else slope.contiguous(), cos, sin, back=True), None, None
+
+
+def _native_turn(x: Tensor, cos: Tensor, sin: Tensor, back: bool) -> Tensor:
+    """Laid out as a linear layer wrote it, [batch, seq, heads, head_dim]: going back it is taken as it lies."""
+    batch, heads, length, size = x.shape
+    out = x.new_empty(batch, length, heads, size).transpose(1, 2)
+    apart = length * size // 2 if cos.dim() == 3 and len(cos) > 1 else 0
+    shape = (batch, heads, length, size // 2, apart, *x.stride()[:3], *out.stride()[:3])
+    _call("camelid_turn_pairs", (x, out, cos, sin), (ctypes.c_int64 * 11)(*shape), _is_bfloat16(x), ctypes.c_int(back))
+    return out
+
+
+def _is_bfloat16(x: Tensor) -> ctypes.c_int:
+    return ctypes.c_int(x.dtype == torch.bfloat16)
+
+
+def _call(name: str, tensors: tuple[Tensor | None, ...], *rest: Any) -> None:
+    """A native pass over `tensors`, on as many threads as torch uses."""
+    if isinstance(tensors[0], FakeTensor):  # a rehearsal: there is nothing to compute
+        return
+    native = library()
+    assert native is not None
+    places = (ctypes.c_void_p(None if t is None else t.data_ptr()) for t in tensors)
+    getattr(native, name)(*places, *rest, ctypes.c_int(torch.get_num_threads()))
 
 
 def softmax_gradient_(logits: Tensor, labels: Tensor, z_loss: float = 0.0, gradient: bool = True) -> Tensor:
@@ -140,7 +229,7 @@ def _native_softmax_gradient(
     log_sum = torch.empty(rows, dtype=torch.float32)
     native.camelid_softmax_gradient(
         ctypes.c_void_p(logits_kept.data_ptr()),
-        ctypes.c_int(logits.dtype == torch.bfloat16),
+        _is_bfloat16(logits),
         ctypes.c_void_p(labels_kept.data_ptr()),
         ctypes.c_void_p(log_sum.data_ptr()),
         ctypes.c_int64(rows),

@@ -13,6 +13,8 @@ def native_dtype(device: torch.device) -> torch.dtype:
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
-    """Autocast's, where it is on for x's device, else x's own: for products that autocast does not see."""
+    """Autocast's, where it is on for x's device, else x's own, and always float64's own: what autocast would do, for
+    products that it does not see."""
     kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    cast = x.dtype != torch.float64 and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if cast else x.dtype

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from camelid.kernels.device import infers, runs_triton
+from camelid.kernels.elementwise import turn_pairs
 from camelid.model.config import LlamaConfig
 
 
@@ -104,15 +104,7 @@ def rotation(config: LlamaConfig, positions: Tensor, length: int = 0) -> Rotatio
 
 def rotate(x: Tensor, by: Rotation) -> Tensor:
     """Turn each pair of x [batch, heads, seq, head_dim] by its position's angle."""
-    if infers() and runs_triton(x):
-        from camelid.kernels.gpu.elementwise import turn_pairs
-
-        return turn_pairs(x, by.cos, by.sin)
-    cos, sin = by.cos.to(x.dtype), by.sin.to(x.dtype)
-    if cos.dim() == 3:  # one set of positions a row: [batch, 1, seq, head_dim/2]
-        cos, sin = cos[:, None], sin[:, None]
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return turn_pairs(x, by.cos, by.sin)
 
 
 def interleaved_to_half_split(weight: Tensor, heads: int) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,7 @@ from camelid.kernels import attention as attending
 from camelid.kernels import elementwise
 from camelid.kernels.attention import Documents, attention
 from camelid.kernels.cross_entropy import linear_cross_entropy
-from camelid.kernels.elementwise import rms_norm, swiglu
+from camelid.kernels.elementwise import rms_norm, swiglu, turn_pairs
 from camelid.kernels.library import library
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
@@ -161,6 +163,85 @@ def test_passes_of_inference_are_the_reference(dtype: torch.dtype, shape: tuple[
         torch.testing.assert_close(found, wanted.detach(), **close)
         differ = (found.float() - wanted.detach().float()).abs() > 2e-6 * wanted.detach().float().abs() + 1e-9
         assert differ.float().mean() < (0.01 if found.numel() > 200 else 0.5)  # of bfloat16, a few round the other way
+
+
+def slopes(work: Callable[..., torch.Tensor], inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """What `work` makes of inputs under bfloat16 autocast, and its derivatives by all of them."""
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    with torch.autocast("cpu", torch.bfloat16):
+        out = work(*leaves)
+    torch.manual_seed(1)
+    return [out.detach(), *torch.autograd.grad(out, leaves, torch.randn(out.shape).bfloat16().to(out.dtype))]
+
+
+TABLES = [t for angles in torch.randn(2, 3 * 61, 37) for t in (angles.cos(), angles.sin())]
+LEARNED: dict[str, tuple[Callable[..., torch.Tensor], list[torch.Tensor]]] = {
+    "norm of float32": (lambda x, w: rms_norm(x, w, 1e-5), [torch.randn(3, 61, 401), torch.randn(401)]),
+    "norm of bfloat16": (
+        lambda x, w: rms_norm(x, w, 1e-5), [torch.randn(200, 37).bfloat16(), torch.randn(37).bfloat16()]
+    ),
+    "norm of one row": (lambda x, w: rms_norm(x, w, 1e-5), [torch.randn(1, 5), torch.randn(5)]),
+    "gate": (swiglu, [(4 * torch.randn(7, 1001)).bfloat16(), torch.randn(7, 1001).bfloat16()]),
+    "gate of many": (swiglu, [(4 * torch.randn(700, 401)).bfloat16(), torch.randn(700, 401).bfloat16()]),
+    "turn": (lambda x: turn_pairs(x, TABLES[0][:61], TABLES[1][:61]), [torch.randn(3, 4, 61, 74).bfloat16()]),
+    "turn by row": (
+        lambda x: turn_pairs(x, TABLES[2].view(3, 61, 37), TABLES[3].view(3, 61, 37)),
+        [torch.randn(3, 61, 4, 74).bfloat16().transpose(1, 2)],
+    ),
+    "turn of a part": (
+        lambda x: turn_pairs(x[:, 1:3, ::2], TABLES[0][:31], TABLES[1][:31]), [torch.randn(3, 4, 61, 74).bfloat16()]
+    ),
+}  # fmt: skip
+
+
+@native
+@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_passes_of_learning_are_the_reference(name: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values and derivatives, against torch in float64: no farther from it than bfloat16's rounding of what goes in and
+    out, and no farther than torch's own passes in bfloat16 are."""
+    work, inputs = LEARNED[name]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        ours = slopes(work, inputs)
+    finally:
+        torch.set_num_threads(before)
+    monkeypatch.setattr(elementwise, "library", lambda: None)
+    theirs = slopes(work, inputs)
+    exact = slopes(work, [x.double() for x in inputs])
+    for found, reference, wanted in zip(ours, theirs, exact, strict=True):
+        assert (found.dtype, found.shape) == (reference.dtype, reference.shape)
+        error, usual = ((x.double() - wanted).norm() / wanted.norm() for x in (found, reference))
+        assert error < 4e-3
+        assert error < 1.1 * usual + 1e-6
+
+
+@native
+def test_threads_change_no_bit_of_a_pass() -> None:
+    before, found = torch.get_num_threads(), []
+    x, weight = torch.randn(3000, 129), torch.randn(129)
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            found.append(slopes(lambda x, w: rms_norm(x, w, 1e-5), [x, weight]))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
+@native
+def test_float32_learns_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """tests/train/losses.json holds it to the last bit."""
+    x, weight = torch.randn(9, 33, requires_grad=True), torch.randn(33, requires_grad=True)
+    angles = torch.randn(9, 16)
+    found = []
+    for _ in range(2):
+        out = rms_norm(x, weight, 1e-5) + swiglu(x, x)
+        turned = turn_pairs(x.view(1, 1, 9, 33)[..., :32], angles.cos(), angles.sin())
+        found.append([out, *torch.autograd.grad(out.sum() + turned.square().sum() + turned.sum(), [x, weight])])
+        monkeypatch.setattr(elementwise, "library", lambda: None)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_extremes_of_the_gate() -> None:
