@@ -7,8 +7,6 @@
 
 namespace {
 
-using Half = std::uint16_t;  // a bfloat16
-
 // Values as the tensor's kind keeps them: a product of two is rounded before it is used again.
 template <int N, typename T>
 INLINE void rounded(typename Lanes<N>::Values* values) {

@@ -27,6 +27,7 @@ inline bool has_avx512() {
 }
 #endif
 
+using Half = std::uint16_t;  // a bfloat16
 typedef float vector4 __attribute__((vector_size(16)));
 typedef float vector8 __attribute__((vector_size(32)));
 typedef float vector16 __attribute__((vector_size(64)));
