@@ -10,10 +10,10 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <thread>
 #include <vector>
 
 #include "pairs.hpp"
+#include "share.hpp"
 #include "vector.hpp"
 
 namespace {
@@ -413,9 +413,6 @@ extern "C" void camelid_attention(const std::int64_t* shape, float scale, const 
     const Shape s{shape[0], shape[1], shape[2], shape[3], shape[4], scale};
     const std::int64_t padded = (s.length + BLOCK - 1) / BLOCK * BLOCK;
     Call call{s, t, firsts, log_sums, padded, s.batch * (backward ? s.kv_heads : s.heads)};
-    const auto work = [&call, run = chosen_tasks(t, count), backward] { run(&call, backward != 0); };
-    std::vector<std::thread> others;
-    for (std::int64_t i = 1; i < std::min<std::int64_t>(threads, call.tasks); ++i) others.emplace_back(work);
-    work();
-    for (auto& thread : others) thread.join();
+    const auto tasks_of_one = chosen_tasks(t, count);
+    on_threads(std::min<std::int64_t>(threads, call.tasks), [&] { tasks_of_one(&call, backward != 0); });
 }

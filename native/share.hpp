@@ -1,20 +1,53 @@
-// One loop over many threads.
+// Work that several threads share. They are torch's own where it runs on OpenMP: threads of ours would compete with its
+// idle ones, which spin for milliseconds after each of its loops.
 #pragma once
+#include <atomic>
 #include <cstdint>
 #include <thread>
 #include <vector>
 
+#ifdef __unix__
+#include <dlfcn.h>
+#endif
+
 namespace {
+
+// GNU's OpenMP and LLVM's both export it: calls `work(data)` on a team of threads and waits for all.
+using Parallel = void(void (*work)(void*), void* data, unsigned threads, unsigned flags);
+
+inline Parallel* torchs_team() {
+#ifdef __unix__
+    static Parallel* const found = reinterpret_cast<Parallel*>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+    return found;
+#else
+    return nullptr;
+#endif
+}
+
+// `run()` on up to so many threads at once, the calling one among them; each takes from what is to be done until there
+// is nothing left.
+template <typename Run>
+void on_threads(std::int64_t threads, const Run& run) {
+    if (threads <= 1) return run();
+    if (Parallel* const team = torchs_team()) {
+        const auto work = [](void* data) { (*static_cast<const Run*>(data))(); };
+        return team(work, const_cast<Run*>(&run), static_cast<unsigned>(threads), 0);
+    }
+    std::vector<std::thread> others;
+    for (std::int64_t i = 1; i < threads; ++i) others.emplace_back(run);
+    run();
+    for (auto& thread : others) thread.join();
+}
 
 // `run` over 0 … count, a stretch for each thread; a thread is worth its start from `least` on.
 template <typename Run>
 void shared_out(std::int64_t count, std::int64_t least, int threads, const Run& run) {
     std::int64_t shares = count / least < threads ? count / least : threads;
     if (shares < 1) shares = 1;
-    std::vector<std::thread> others;
-    for (std::int64_t i = 1; i < shares; ++i) others.emplace_back(run, count * i / shares, count * (i + 1) / shares);
-    run(0, count / shares);
-    for (auto& thread : others) thread.join();
+    std::atomic<std::int64_t> next{0};
+    on_threads(shares, [&] {
+        for (std::int64_t i; (i = next++) < shares;) run(count * i / shares, count * (i + 1) / shares);
+    });
 }
 
 }  // namespace
