@@ -2,7 +2,6 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
-#include <vector>
 
 #include "vector.hpp"
 #if defined(CAMELID_X86) && !defined(__clang__)
@@ -13,12 +12,13 @@
 
 namespace {
 
-// [rows, width] to [width, rows]; rows is a multiple of 16.
+// What lies there as T [rows, width] to [width, rows]; rows is a multiple of 16.
 template <typename T>
-INLINE void transpose(const T* from, std::int64_t rows, std::int64_t width, T* to) {
+INLINE void transpose(const void* from, std::int64_t rows, std::int64_t width, T* to) {
     for (std::int64_t r0 = 0; r0 < rows; r0 += 16)
         for (std::int64_t i = 0; i < width; ++i)
-            for (std::int64_t r = r0; r < r0 + 16; ++r) to[i * rows + r] = from[r * width + i];
+            for (std::int64_t r = r0; r < r0 + 16; ++r)
+                std::memcpy(to + i * rows + r, static_cast<const char*>(from) + (r * width + i) * sizeof(T), sizeof(T));
 }
 
 // Two rows of a multiple of 16 values as one of pairs.
@@ -87,19 +87,5 @@ INLINE void product(std::int64_t m, std::int64_t n, std::int64_t k, const Half* 
     for (; j < n; j += 16) pair_stripe<1>(m, k / 2, a, a_row, b + j, b_row, c + j, c_row, add);
 }
 #endif
-
-// Where the tokens from `token` on begin in what is summed over tokens.
-template <typename H>
-INLINE const float* at_token(const H& head, const float*, std::int64_t token, std::int64_t size) {
-    return head.over_tokens() + token * size;
-}
-template <typename H>
-INLINE const std::uint32_t* at_token(const H& head, const std::uint32_t*, std::int64_t token, std::int64_t size) {
-    return head.over_tokens() + token / 2 * size;
-}
-template <typename H>
-INLINE auto at_token(const H& head, std::int64_t token, std::int64_t size) {
-    return at_token(head, head.over_tokens(), token, size);
-}
 
 }  // namespace
