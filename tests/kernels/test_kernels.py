@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -13,7 +15,7 @@ from camelid.kernels import elementwise
 from camelid.kernels.attention import Documents, attention
 from camelid.kernels.cross_entropy import linear_cross_entropy
 from camelid.kernels.elementwise import rms_norm, swiglu, turn_pairs
-from camelid.kernels.library import library
+from camelid.kernels.library import PATH, library
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
 
@@ -254,6 +256,24 @@ def test_threads_change_no_bit_of_a_pass() -> None:
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
+WITHOUT_TORCH = """
+import ctypes, sys
+native, count, found = ctypes.CDLL(sys.argv[1]), 3 << 17, []
+assert not hasattr(ctypes.CDLL(None), "GOMP_parallel")
+for threads in (1, 3):
+    gate = (ctypes.c_float * count)(*[i % 17 - 8.0 for i in range(count)])
+    out = (ctypes.c_float * count)()
+    native.camelid_swiglu(gate, gate, out, 0, ctypes.c_int64(count), threads)
+    found.append(bytes(out))
+assert found[0] == found[1] and any(found[1][-4:])
+"""
+
+
+@native
+def test_threads_of_its_own_where_torch_has_none() -> None:
+    subprocess.run([sys.executable, "-c", WITHOUT_TORCH, str(PATH)], check=True)
 
 
 @native

@@ -331,7 +331,8 @@ def test_a_broken_stream_never_looks_complete(running: Running, monkeypatch: pyt
     assert '"server_error"' in text
     assert "a fault" not in text
     drained(running)
-    assert [line["error"] for line in logged] == ["a fault of the test"] * 3
+    # An earlier test's line may come late; it tells of no fault.
+    assert [line["error"] for line in logged if "error" in line] == ["a fault of the test"] * 3
 
 
 def test_an_engine_that_fails_goes_on(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:

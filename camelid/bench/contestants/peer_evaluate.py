@@ -42,7 +42,8 @@ def perplexity(folder: Path, dtype: str, best: bool) -> dict[str, Any]:
         for start in range(0, len(ids) - 1, window):
             read, labels = ids[start : start + window], ids[start + 1 : start + window + 1]
             read = read[: len(labels)]
-            loss = run(input_ids=read[None], shift_labels=labels[None], labels=labels[None], use_cache=False).loss
+            # Its cache stays on: without it the compiled model is a quarter slower, and the plain one no faster.
+            loss = run(input_ids=read[None], shift_labels=labels[None], labels=labels[None]).loss
             total += float(loss) * len(labels)
         return total
 
