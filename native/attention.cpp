@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "share.hpp"
@@ -43,13 +44,14 @@ INLINE float scaled_top(float* row, const Seen<N>& seen, float scale) {
         Lanes<N>::store(&values, row + at);
         lanes = values > lanes ? values : lanes;
     }
+    if constexpr (N == 16) return greatest(lanes);
     float top = -3.4e38f;
     for (int i = 0; i < N; ++i) top = lanes[i] > top ? lanes[i] : top;
     return top;
 }
 
-// Makes scores e^(score - top); returns their sum.
-template <int N>
+// Makes scores e^(score - top); returns their sum. In float32 one after the other, as a file of losses holds it to.
+template <int N, typename T>
 INLINE float exp_row(float* row, const Seen<N>& seen, float top) {
     typename Lanes<N>::Values values, lanes = {};
     for (std::int64_t at = seen.first; at < seen.last; at += N) {
@@ -57,9 +59,10 @@ INLINE float exp_row(float* row, const Seen<N>& seen, float top) {
         Lanes<N>::store(&values, row + at);
         lanes += values;
     }
+    seen.clear_rest(row);
+    if constexpr (N == 16 && std::is_same_v<T, Half>) return sum_of(lanes);
     float total = 0;
     for (int i = 0; i < N; ++i) total += lanes[i];
-    seen.clear_rest(row);
     return total;
 }
 
@@ -75,7 +78,7 @@ INLINE void slope_row(float* row, float* slope, const Seen<N>& seen, float scale
         Lanes<N>::load(log_sums + at, &sums);
         Lanes<N>::load(delta + at, &deltas);
         p = p * scale - sums;
-        p = p < 0.0f ? p : Values{};
+        p = p > 0.0f ? Values{} : p;  // what is no number stays so
         exp_values<N>(&p);
         d = p * (d - deltas) * scale;
         Lanes<N>::store(&p, row + at);
@@ -110,7 +113,7 @@ INLINE void forward_head(const Shape& s, const Head<T>& q, const Head<T>& k, con
                 const Seen<K::lanes> seen(from, to);
                 const float top = std::max(tops[i], scaled_top(row, seen, s.scale));
                 const float fade = top == tops[i] ? 1.0f : exp_negative(tops[i] - top);
-                totals[i] = totals[i] * fade + exp_row(row, seen, top);
+                totals[i] = totals[i] * fade + exp_row<K::lanes, T>(row, seen, top);
                 tops[i] = top;
                 if (fade != 1.0f)
                     for (std::int64_t c = 0; c < s.size; ++c) sums[static_cast<std::size_t>(i * s.size + c)] *= fade;
@@ -194,8 +197,7 @@ INLINE void find_delta<Half>(const Tensor& out, const Tensor& d_out, std::int64_
             Lanes<16>::load(y + c, &other);
             lanes += one * other;
         }
-        delta[i] = 0;
-        for (int c = 0; c < 16; ++c) delta[i] += lanes[c];
+        delta[i] = sum_of(lanes);
     }
 }
 
@@ -233,11 +235,13 @@ INLINE void backward_tasks(Call* call) {
     const std::size_t values = static_cast<std::size_t>(padded * s.size);
     Head<T> q, k, v, d_out;
     Slopes d;
-    std::vector<float> delta(static_cast<std::size_t>(s.length)), d_q(values);
+    std::vector<float> delta, d_q;
     for (std::int64_t task; (task = call->next++) < call->tasks;) {
         const std::int64_t b = task / s.kv_heads, kv = task % s.kv_heads;
         k.load(t[1], b, kv, s, padded, ROWS | COLUMNS);
         v.load(t[2], b, kv, s, padded, ROWS);
+        delta.resize(static_cast<std::size_t>(s.length));
+        d_q.resize(values);
         d.k.assign(values, 0.0f);
         d.v.assign(values, 0.0f);
         for (std::int64_t h = kv * group; h < (kv + 1) * group; ++h) {
@@ -299,5 +303,5 @@ extern "C" void camelid_attention(const std::int64_t* shape, float scale, const 
     const std::int64_t padded = (s.length + BLOCK - 1) / BLOCK * BLOCK;
     Call call{s, t, firsts, log_sums, padded, s.batch * (backward ? s.kv_heads : s.heads)};
     const auto tasks_of_one = chosen_tasks(t, count);
-    on_threads(std::min<std::int64_t>(threads, call.tasks), [&] { tasks_of_one(&call, backward != 0); });
+    on_threads(call.tasks, threads, [&] { tasks_of_one(&call, backward != 0); });
 }

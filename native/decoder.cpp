@@ -308,7 +308,9 @@ void camelid_decoder_product(void* handle, int kind, std::int64_t rows, std::int
                              const std::uint8_t* packed, const float* by, std::int64_t count, float* out) {
     const Matrix m = {packed, rows, columns, group, static_cast<Number>(kind), zeros != 0};
     const Product product = {&m, nullptr, out};
-    static_cast<Decoder*>(handle)->products(count, columns, &product, 1, [&](std::int64_t t) { return by + t * columns; });
+    Decoder& d = *static_cast<Decoder*>(handle);
+    d.pool.together(
+        [&] { d.products(count, columns, &product, 1, [&](std::int64_t t) { return by + t * columns; }); });
 }
 
 // embedded [tokens, hidden]: the tokens' embeddings. numbers: as struct Step, in the order of its whole fields.
@@ -322,17 +324,19 @@ void camelid_decoder_step(void* handle, const std::int64_t* numbers, const float
     s.lay_out(d.kv_heads);
     float* x = d.residual.reserve(s.tokens * d.hidden);
     std::memcpy(x, embedded, static_cast<std::size_t>(s.tokens * d.hidden) * sizeof(float));
-    for (std::int64_t n = 0; n < d.layer_count; ++n) {
-        attention(d, s, d.layers[static_cast<std::size_t>(n)], n);
-        mlp(d, s, d.layers[static_cast<std::size_t>(n)]);
-    }
     const Product head = {&d.head, nullptr, logits};
     float* normed = d.normed.reserve(s.tokens * d.hidden);
-    if (s.wanted_count > 0)
-        d.products(s.wanted_count, d.hidden, &head, 1, [&](std::int64_t i) {
-            d.level->rms_norm(x + s.wanted[i] * d.hidden, d.final_norm, d.hidden, d.eps, normed + i * d.hidden);
-            return normed + i * d.hidden;
-        });
+    d.pool.together([&] {
+        for (std::int64_t n = 0; n < d.layer_count; ++n) {
+            attention(d, s, d.layers[static_cast<std::size_t>(n)], n);
+            mlp(d, s, d.layers[static_cast<std::size_t>(n)]);
+        }
+        if (s.wanted_count > 0)
+            d.products(s.wanted_count, d.hidden, &head, 1, [&](std::int64_t i) {
+                d.level->rms_norm(x + s.wanted[i] * d.hidden, d.final_norm, d.hidden, d.eps, normed + i * d.hidden);
+                return normed + i * d.hidden;
+            });
+    });
 }
 
 // The states of the last step's tokens, after the final norm: out [tokens, hidden].

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "decoder.hpp"
-#include "pool.hpp"
+#include "share.hpp"
 #include "vector.hpp"
 
 namespace {
@@ -81,7 +81,7 @@ void camelid_pack_floats(int kind, const void* weight, int halves, std::int64_t 
     const Matrix m = described(kind, rows, columns, columns, 0);
     const float* floats = static_cast<const float*>(weight);
     const std::uint16_t* words = static_cast<const std::uint16_t*>(weight);
-    Pool(threads).run(m.panels(), [&](std::int64_t p) {
+    each(m.panels(), threads, [&](std::int64_t p) {
         std::uint8_t* to = out + p * m.panel_bytes();
         if (kind == FLOAT32)
             halves ? pack_panel(m, words, p, 1, reinterpret_cast<float*>(to))
@@ -100,7 +100,7 @@ void camelid_pack_integers(int kind, const std::uint8_t* q, const std::uint16_t*
                            std::int64_t rows, std::int64_t columns, std::int64_t group, std::uint8_t* out, int threads) {
     const Matrix m = described(kind, rows, columns, group, zeros != nullptr);
     const std::int64_t groups = columns / group;
-    Pool(threads).run(m.panels(), [&](std::int64_t p) {
+    each(m.panels(), threads, [&](std::int64_t p) {
         std::uint8_t* to = out + p * m.panel_bytes();
         std::memset(to, 0, static_cast<std::size_t>(m.panel_bytes()));
         const std::int64_t filled = rows - p * PANEL < PANEL ? rows - p * PANEL : PANEL;
@@ -132,7 +132,7 @@ void camelid_pack_integers(int kind, const std::uint8_t* q, const std::uint16_t*
 void camelid_round(const void* weight, int dtype, std::int64_t rows, std::int64_t columns, std::int64_t group, int bits,
                    std::uint8_t* q, std::uint16_t* scales, int threads) {
     const std::int64_t groups = columns / group, row_bytes = columns * bits / 8, some = 16;
-    Pool(threads).run((rows + some - 1) / some, [&](std::int64_t task) {
+    each((rows + some - 1) / some, threads, [&](std::int64_t task) {
         const std::int64_t end = (task + 1) * some < rows ? (task + 1) * some : rows;
         std::vector<float> wide(static_cast<std::size_t>(group));
         for (std::int64_t row = task * some; row < end; ++row)

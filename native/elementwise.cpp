@@ -1,5 +1,5 @@
-// RMSNorm, SwiGLU and the rotation of pairs in one pass each, forward and backward, once for each width of registers,
-// chosen by the CPU at load. Arithmetic is float32; what is written is rounded as torch rounds it.
+// RMSNorm, SwiGLU and the rotation of pairs in one pass each, forward and back, once for each width of registers: the
+// widest that the CPU has is called. Arithmetic is float32; what is written is rounded as torch rounds it.
 #include <cstdint>
 
 #include "share.hpp"
@@ -38,7 +38,7 @@ struct Norm {
     float* scales;
     std::int64_t rows, size, stretch;
     float eps;
-    bool bfloat_in, bfloat_out;
+    bool bfloat_in, bfloat_out, back;
     const void* slope;
     void* d_x;
     float* d_weight;
@@ -114,7 +114,7 @@ INLINE void norm_back_rows(const Norm& n, std::int64_t first, std::int64_t last,
 
 template <int N>
 INLINE void norm_part(const Norm& n, std::int64_t first, std::int64_t last) {
-    if (!n.slope) {
+    if (!n.back) {
         if (n.bfloat_in) return norm_rows<N, Half, Half>(n, first, last);
         return n.bfloat_out ? norm_rows<N, float, Half>(n, first, last) : norm_rows<N, float, float>(n, first, last);
     }
@@ -134,7 +134,7 @@ INLINE void norm_part(const Norm& n, std::int64_t first, std::int64_t last) {
 struct Gate {
     const void *gate, *up;
     void* out;
-    bool bfloat;
+    bool bfloat, back;
     const void* slope;
     void *d_gate, *d_up;
 };
@@ -199,7 +199,7 @@ INLINE void gate_back_values(const Gate& g, std::int64_t first, std::int64_t las
 
 template <int N>
 INLINE void gate_part(const Gate& g, std::int64_t first, std::int64_t last) {
-    if (g.slope)
+    if (g.back)
         g.bfloat ? gate_back_values<N, Half>(g, first, last) : gate_back_values<N, float>(g, first, last);
     else
         g.bfloat ? gate_values<N, Half>(g, first, last) : gate_values<N, float>(g, first, last);
@@ -282,8 +282,8 @@ constexpr std::int64_t WORTH_A_THREAD = 1 << 17;  // values
 // x and out are float or bfloat16; out is bfloat16 where x is.
 extern "C" void camelid_rms_norm(const void* x, const float* weight, void* out, float* scales, int bfloat_in,
                                  int bfloat_out, std::int64_t rows, std::int64_t size, float eps, int threads) {
-    const Norm n{x,   weight,         out,             scales,  rows,    size,   0,
-                 eps, bfloat_in != 0, bfloat_out != 0, nullptr, nullptr, nullptr};
+    const Norm n{x,   weight,         out,             scales, rows,    size,    0,
+                 eps, bfloat_in != 0, bfloat_out != 0, false,  nullptr, nullptr, nullptr};
     norm_all(n, rows, 1 + WORTH_A_THREAD / size, threads);
 }
 
@@ -293,20 +293,20 @@ extern "C" void camelid_rms_norm_back(const void* x, const float* weight, float*
                                       float* d_weight, int bfloat_in, int bfloat_out, std::int64_t rows,
                                       std::int64_t size, std::int64_t stretch, int threads) {
     const Norm n{x,    weight,         nullptr,         scales, rows, size,    stretch,
-                 0.0f, bfloat_in != 0, bfloat_out != 0, slope,  d_x,  d_weight};
+                 0.0f, bfloat_in != 0, bfloat_out != 0, true,   slope, d_x,    d_weight};
     norm_all(n, (rows + stretch - 1) / stretch, 1 + WORTH_A_THREAD / (size * stretch), threads);
 }
 
 // silu(gate) * up of `count` values.
 extern "C" void camelid_swiglu(const void* gate, const void* up, void* out, int bfloat, std::int64_t count,
                                int threads) {
-    gate_all(Gate{gate, up, out, bfloat != 0, nullptr, nullptr, nullptr}, count, WORTH_A_THREAD, threads);
+    gate_all(Gate{gate, up, out, bfloat != 0, false, nullptr, nullptr, nullptr}, count, WORTH_A_THREAD, threads);
 }
 
 // Its derivatives by gate and up, times `slope`.
 extern "C" void camelid_swiglu_back(const void* gate, const void* up, const void* slope, void* d_gate, void* d_up,
                                     int bfloat, std::int64_t count, int threads) {
-    gate_all(Gate{gate, up, nullptr, bfloat != 0, slope, d_gate, d_up}, count, WORTH_A_THREAD, threads);
+    gate_all(Gate{gate, up, nullptr, bfloat != 0, true, slope, d_gate, d_up}, count, WORTH_A_THREAD, threads);
 }
 
 // Pairs (i, i + half) of the last dimension turned by their position's angle, or back. shape: batch, heads, length, half,

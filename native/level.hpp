@@ -7,44 +7,6 @@ namespace {
 
 using Values = Lanes<16>::Values;
 
-// The greatest and the sum of sixteen values, halves at a time.
-INLINE float greatest(const Values& values) {
-    Lanes<8>::Values a, b;
-    std::memcpy(&a, &values, 32);
-    std::memcpy(&b, reinterpret_cast<const char*>(&values) + 32, 32);
-    a = a > b ? a : b;
-    Lanes<4>::Values c, d;
-    std::memcpy(&c, &a, 16);
-    std::memcpy(&d, reinterpret_cast<const char*>(&a) + 16, 16);
-    c = c > d ? c : d;
-    const float left = c[0] > c[2] ? c[0] : c[2], right = c[1] > c[3] ? c[1] : c[3];
-    return left > right ? left : right;
-}
-
-template <typename Wide, typename Half, typename Quarter>
-INLINE void add_up(const Wide& values, Quarter* out) {
-    Half a, b;
-    std::memcpy(&a, &values, 32);
-    std::memcpy(&b, reinterpret_cast<const char*>(&values) + 32, 32);
-    a += b;
-    Quarter c;
-    std::memcpy(out, &a, 16);
-    std::memcpy(&c, reinterpret_cast<const char*>(&a) + 16, 16);
-    *out += c;
-}
-
-INLINE float sum_of(const Values& values) {
-    Lanes<4>::Values c;
-    add_up<Values, Lanes<8>::Values>(values, &c);
-    return (c[0] + c[2]) + (c[1] + c[3]);
-}
-
-INLINE std::int32_t sum_of(const Lanes<16>::Whole& values) {
-    Lanes<4>::Whole c;
-    add_up<Lanes<16>::Whole, Lanes<8>::Whole>(values, &c);
-    return (c[0] + c[2]) + (c[1] + c[3]);
-}
-
 #include "level_integers.hpp"
 #include "level_products.hpp"
 #include "level_attention.hpp"

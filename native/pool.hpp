@@ -1,11 +1,11 @@
-// Threads that stay. A decoding step is two hundred short loops: a thread started for each would cost more than the loop.
+// One loop after another on the same threads. A decoding step is two hundred short loops: a thread started or woken for each
+// would cost more than the loop.
 #pragma once
 #include <atomic>
-#include <condition_variable>
 #include <cstdint>
-#include <mutex>
 #include <thread>
-#include <vector>
+
+#include "share.hpp"
 
 #ifdef __x86_64__
 #include <immintrin.h>
@@ -19,29 +19,30 @@ inline void relax() {
 #endif
 }
 
-// run(n, f) calls f(0) … f(n - 1), each once, in any order, on the calling thread and the pool's. What is taken next is
-// one word, so a thread that wakes late finds either a task of the present loop or none: nobody waits for it.
+// together(main) calls main() with helpers beside it; in it run(n, f) calls f(0) … f(n - 1), each once, in any order, on
+// all of them. What is taken next is one word, so a helper that comes late finds either a task of the present loop or
+// none: nobody waits for it.
 class Pool {
   public:
-    explicit Pool(int threads) {
-        for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
-    }
+    explicit Pool(int threads) : threads_(threads) {}
 
-    ~Pool() {
-        {
-            std::lock_guard<std::mutex> lock(mutex_);
-            stop_.store(true);
-        }
-        wake_.notify_all();
-        for (auto& worker : workers_) worker.join();
-    }
+    int threads() const { return threads_; }
 
-    int threads() const { return static_cast<int>(workers_.size()) + 1; }
+    template <typename Main>
+    void together(const Main& main) {
+        const std::thread::id caller = std::this_thread::get_id();
+        done_.store(false);
+        on_threads(threads_, threads_, [&] {
+            if (std::this_thread::get_id() != caller) return help();
+            main();
+            done_.store(true);
+        });
+    }
 
     template <typename F>
     void run(std::int64_t count, const F& f) {
         if (count <= 0) return;
-        if (count == 1 || workers_.empty()) {
+        if (count == 1 || threads_ == 1) {
             for (std::int64_t i = 0; i < count; ++i) f(i);
             return;
         }
@@ -50,10 +51,6 @@ class Pool {
         left_.store(count, std::memory_order_relaxed);
         loop_ = (loop_ + 1) & 0xFFFFFF;
         next_.store(loop_ << 40 | static_cast<std::uint64_t>(count) << 20);
-        if (sleeping_.load() > 0) {
-            { std::lock_guard<std::mutex> lock(mutex_); }
-            wake_.notify_all();
-        }
         while (take()) {
         }
         while (left_.load(std::memory_order_acquire) > 0) relax();
@@ -75,33 +72,24 @@ class Pool {
         return false;
     }
 
-    void work() {
-        int idle = 0;
-        while (!stop_.load(std::memory_order_relaxed)) {
-            if (take()) {
+    void help() {
+        for (int idle = 0; !done_.load(std::memory_order_acquire);) {
+            if (take())
                 idle = 0;
-            } else if (++idle < 20000) {  // about half a millisecond: longer than between two loops or two steps
+            else if (++idle < 20000)  // about half a millisecond: longer than between two loops
                 relax();
-            } else {
-                std::unique_lock<std::mutex> lock(mutex_);
-                sleeping_.fetch_add(1);
-                wake_.wait(lock, [this] { return stop_.load() || !spent(next_.load()); });
-                sleeping_.fetch_sub(1);
-                idle = 0;
-            }
+            else
+                std::this_thread::yield();
         }
     }
 
-    std::vector<std::thread> workers_;
+    const int threads_;
     std::atomic<std::uint64_t> next_{0};
     std::atomic<std::int64_t> left_{0};
-    std::atomic<int> sleeping_{0};
-    std::atomic<bool> stop_{false};
+    std::atomic<bool> done_{false};
     void (*call_)(const void*, std::int64_t) = nullptr;
     const void* context_ = nullptr;
     std::uint64_t loop_ = 0;
-    std::mutex mutex_;
-    std::condition_variable wake_;
 };
 
 }  // namespace

@@ -24,19 +24,29 @@ inline Parallel* torchs_team() {
 #endif
 }
 
-// `run()` on up to so many threads at once, the calling one among them; each takes from what is to be done until there
-// is nothing left.
+// `run()` on up to `threads` threads at once, the calling one among them; each takes from `tasks` things to be done until
+// there is nothing left. Torch's team is always called whole: GNU's OpenMP ends those of its threads that a smaller one
+// leaves out, and torch would start them again (pytorch/pytorch#32008).
 template <typename Run>
-void on_threads(std::int64_t threads, const Run& run) {
-    if (threads <= 1) return run();
+void on_threads(std::int64_t tasks, int threads, const Run& run) {
+    if (tasks <= 1 || threads <= 1) return run();
     if (Parallel* const team = torchs_team()) {
         const auto work = [](void* data) { (*static_cast<const Run*>(data))(); };
         return team(work, const_cast<Run*>(&run), static_cast<unsigned>(threads), 0);
     }
     std::vector<std::thread> others;
-    for (std::int64_t i = 1; i < threads; ++i) others.emplace_back(run);
+    for (std::int64_t i = 1; i < tasks && i < threads; ++i) others.emplace_back(run);
     run();
     for (auto& thread : others) thread.join();
+}
+
+// f(0) … f(count - 1), each once, in any order.
+template <typename F>
+void each(std::int64_t count, int threads, const F& f) {
+    std::atomic<std::int64_t> next{0};
+    on_threads(count, threads, [&] {
+        for (std::int64_t i; (i = next++) < count;) f(i);
+    });
 }
 
 // `run` over 0 … count, a stretch for each thread; a thread is worth its start from `least` on.
@@ -44,10 +54,7 @@ template <typename Run>
 void shared_out(std::int64_t count, std::int64_t least, int threads, const Run& run) {
     std::int64_t shares = count / least < threads ? count / least : threads;
     if (shares < 1) shares = 1;
-    std::atomic<std::int64_t> next{0};
-    on_threads(shares, [&] {
-        for (std::int64_t i; (i = next++) < shares;) run(count * i / shares, count * (i + 1) / shares);
-    });
+    each(shares, threads, [&](std::int64_t i) { run(count * i / shares, count * (i + 1) / shares); });
 }
 
 }  // namespace

@@ -102,10 +102,11 @@ INLINE float half_to_float(std::uint16_t half) {
 }
 
 INLINE void narrow(float value, float* out) { *out = value; }
-INLINE void narrow(float value, std::uint16_t* out) {  // round to nearest, ties to even; no NaN comes here
+constexpr std::uint16_t NO_NUMBER = 0x7FC0;  // of a NaN whose bits are all ones, rounding would make 0
+INLINE void narrow(float value, std::uint16_t* out) {  // round to nearest, ties to even
     std::uint32_t bits;
     std::memcpy(&bits, &value, 4);
-    *out = static_cast<std::uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+    *out = value != value ? NO_NUMBER : static_cast<std::uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
 }
 
 // N values at a time, written out: left to itself, GCC makes loops over bfloat16 half as wide as they could be.
@@ -141,7 +142,9 @@ struct Lanes {
     INLINE static void store(const Values* values, std::uint16_t* to) {  // as narrow() rounds
         Bits bits;
         std::memcpy(&bits, values, sizeof bits);
-        const Halves halves = __builtin_convertvector((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16, Halves);
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+        bits = *values != *values ? Bits{} + NO_NUMBER : bits;
+        const Halves halves = __builtin_convertvector(bits, Halves);
         std::memcpy(to, &halves, sizeof halves);
     }
 };
@@ -169,6 +172,44 @@ INLINE void exp_below(const T* row, float top, typename Lanes<N>::Values* out) {
     Lanes<N>::load(row, out);
     *out -= top;
     exp_values<N>(out);
+}
+
+// The greatest and the sum of sixteen values, halves at a time.
+INLINE float greatest(const Lanes<16>::Values& values) {
+    Lanes<8>::Values a, b;
+    std::memcpy(&a, &values, 32);
+    std::memcpy(&b, reinterpret_cast<const char*>(&values) + 32, 32);
+    a = a > b ? a : b;
+    Lanes<4>::Values c, d;
+    std::memcpy(&c, &a, 16);
+    std::memcpy(&d, reinterpret_cast<const char*>(&a) + 16, 16);
+    c = c > d ? c : d;
+    const float left = c[0] > c[2] ? c[0] : c[2], right = c[1] > c[3] ? c[1] : c[3];
+    return left > right ? left : right;
+}
+
+template <typename Wide, typename Eight, typename Four>
+INLINE void add_up(const Wide& values, Four* out) {
+    Eight a, b;
+    std::memcpy(&a, &values, 32);
+    std::memcpy(&b, reinterpret_cast<const char*>(&values) + 32, 32);
+    a += b;
+    Four c;
+    std::memcpy(out, &a, 16);
+    std::memcpy(&c, reinterpret_cast<const char*>(&a) + 16, 16);
+    *out += c;
+}
+
+INLINE float sum_of(const Lanes<16>::Values& values) {
+    Lanes<4>::Values c;
+    add_up<Lanes<16>::Values, Lanes<8>::Values>(values, &c);
+    return (c[0] + c[2]) + (c[1] + c[3]);
+}
+
+INLINE std::int32_t sum_of(const Lanes<16>::Whole& values) {
+    Lanes<4>::Whole c;
+    add_up<Lanes<16>::Whole, Lanes<8>::Whole>(values, &c);
+    return (c[0] + c[2]) + (c[1] + c[3]);
 }
 
 // R rows of C [R, width] = or += A [R, k] B [k, width], row-major with the given row lengths.

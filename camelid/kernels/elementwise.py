@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd.function import once_differentiable
 
 from camelid.kernels.device import compiles, infers, runs_triton
 from camelid.kernels.library import library
@@ -25,8 +26,8 @@ def _native_takes(*tensors: Tensor) -> bool:
     bfloat16 while a model learns. Learning in float32 stays torch's own: a committed file holds its losses."""
     first = tensors[0]
     return (
-        all(t.device.type == "cpu" and t.dtype == first.dtype for t in tensors)
-        and first.dtype in (torch.float32, torch.bfloat16)
+        all(t.device.type == "cpu" and t.dtype == first.dtype and t.numel() > 0 for t in tensors)
+        and {first.dtype, product_dtype(first)} <= {torch.float32, torch.bfloat16}
         and (infers() or _learns_in_bfloat16(first))
         and library() is not None
     )
@@ -38,9 +39,10 @@ def _learns_in_bfloat16(x: Tensor) -> bool:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """weight * x / sqrt(mean(x^2) + eps) over the last dimension (arXiv:1910.07467), in float32 or better, rounded to
-    x's dtype before the product with the weight. Comes out in the dtype that it will be multiplied in."""
+    x's dtype before the product with the weight. Under autocast it comes out in the dtype of products, rounded once for
+    all projections."""
     if _native_takes(x) and weight.shape == x.shape[-1:]:
-        wide, out = weight.float(), product_dtype(x)
+        wide, out = weight.float().contiguous(), product_dtype(x)
         if infers():
             return _native_rms_norm(x.contiguous(), wide, eps, out)[0]
         normed: Tensor = _RMSNorm.apply(x.contiguous(), wide, eps, out)  # type: ignore[no-untyped-call]
@@ -60,7 +62,7 @@ def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 class _RMSNorm(torch.autograd.Function):
-    """`rms_norm` of a float32 weight. Only x and a number for each row are kept for the backward pass."""
+    """`rms_norm` of a float32 weight. Of what is as long as the text, only x is kept for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
@@ -69,6 +71,7 @@ class _RMSNorm(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         x, weight, scales = ctx.saved_tensors
         slope, size = slope.contiguous(), x.shape[-1]
@@ -88,7 +91,7 @@ def _native_rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) 
     out, size = torch.empty_like(x, dtype=dtype), x.shape[-1]
     scales = x.new_empty(x.numel() // size, dtype=torch.float32)
     _call(
-        "camelid_rms_norm", (x, weight.contiguous(), out, scales),
+        "camelid_rms_norm", (x, weight, out, scales),
         _is_bfloat16(x), _is_bfloat16(out), *map(ctypes.c_int64, (len(scales), size)), ctypes.c_float(eps),
     )  # fmt: skip
     return out, scales
@@ -96,9 +99,13 @@ def _native_rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up (arXiv:2002.05202). Only gate and up are kept for the backward pass, silu(gate) is made again."""
+    if _native_takes(gate, up) and gate.shape == up.shape:
+        gate, up = gate.contiguous(), up.contiguous()
+        if infers():
+            return _native_swiglu(gate, up)
+        gated: Tensor = _NativeSwiGLU.apply(gate, up)  # type: ignore[no-untyped-call]
+        return gated
     if infers():
-        if _native_takes(gate, up) and gate.shape == up.shape:
-            return _native_swiglu(gate.contiguous(), up.contiguous())
         if runs_triton(gate):
             from camelid.kernels.gpu import elementwise
 
@@ -117,17 +124,25 @@ def _native_swiglu(gate: Tensor, up: Tensor) -> Tensor:
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
-        ctx.native = _native_takes(gate, up) and gate.shape == up.shape
-        if ctx.native:
-            gate, up = gate.contiguous(), up.contiguous()
         ctx.save_for_backward(gate, up)
-        return _native_swiglu(gate, up) if ctx.native else F.silu(gate) * up
+        return F.silu(gate) * up
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
-        if not ctx.native:
-            return torch.ops.aten.silu_backward(slope * up, gate), slope * F.silu(gate)
+        return torch.ops.aten.silu_backward(slope * up, gate), slope * F.silu(gate)
+
+
+class _NativeSwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return _native_swiglu(gate, up)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
         d_gate, d_up = torch.empty_like(gate), torch.empty_like(up)
         tensors = (gate, up, slope.contiguous(), d_gate, d_up)
         _call("camelid_swiglu_back", tensors, _is_bfloat16(gate), ctypes.c_int64(gate.numel()))
@@ -137,7 +152,10 @@ class _SwiGLU(torch.autograd.Function):
 def turn_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Pairs (i, i + head_dim/2) of x [batch, heads, seq, head_dim] turned by angles whose cos and sin are float32
     [seq, head_dim/2] or [batch, seq, head_dim/2]. See `model.rope`."""
-    if _native_takes(x) and cos.dtype == torch.float32:
+    batch, _, length, size = x.shape
+    rows = cos.shape[:-2]  # none, or one for each text
+    fitting = cos.shape[-2:] == (length, size // 2) and rows in ((), (batch,)) and size % 2 == 0
+    if fitting and cos.dtype == torch.float32 and _native_takes(x):
         x = x if x.stride(3) == 1 else x.contiguous()
         cos, sin = cos.contiguous(), sin.contiguous()
         if infers():
@@ -162,6 +180,7 @@ class _Turn(torch.autograd.Function):
         return _native_turn(x, cos, sin, back=False)
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
         return _native_turn(slope if slope.stride(3) == 1 else slope.contiguous(), cos, sin, back=True), None, None
@@ -171,7 +190,7 @@ def _native_turn(x: Tensor, cos: Tensor, sin: Tensor, back: bool) -> Tensor:
     """Laid out as a linear layer wrote it, [batch, seq, heads, head_dim]: going back it is taken as it lies."""
     batch, heads, length, size = x.shape
     out = x.new_empty(batch, length, heads, size).transpose(1, 2)
-    apart = length * size // 2 if cos.dim() == 3 and len(cos) > 1 else 0
+    apart = length * size // 2 if cos.dim() == 3 else 0
     shape = (batch, heads, length, size // 2, apart, *x.stride()[:3], *out.stride()[:3])
     _call("camelid_turn_pairs", (x, out, cos, sin), (ctypes.c_int64 * 11)(*shape), _is_bfloat16(x), ctypes.c_int(back))
     return out

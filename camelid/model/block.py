@@ -13,7 +13,7 @@ from camelid.model.rope import Rotation
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight (arXiv:1910.07467), in float32 or better, returned in x's dtype."""
+    """x / sqrt(mean(x^2) + eps) * weight (arXiv:1910.07467), in float32 or better: see `rms_norm`."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()

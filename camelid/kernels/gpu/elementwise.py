@@ -1,4 +1,4 @@
-"""Norm, rotation and gate in one pass each: `kernels.elementwise` and `model.rope` have the references."""
+"""Norm, rotation and gate in one pass each: `kernels.elementwise` has the references."""
 
 from __future__ import annotations
 
