@@ -25,7 +25,8 @@ from camelid.model.llama import Llama
 from camelid.report.progress import progress
 from camelid.tokenizer.tokenizer import Tokenizer
 
-ROW = 512  # tokens that are read together, unless one question needs more
+# Tokens that are read together, unless one question needs more. What a question may not see is computed all the same.
+ROW = {"cpu": 256, "cuda": 512}
 
 
 @dataclass(frozen=True)
@@ -175,12 +176,13 @@ def log_likelihoods(model: Llama, encoded: Sequence[Encoded]) -> list[list[float
     return [[next(ends) for _ in e.answers] for e in encoded]
 
 
-def rows(encoded: Sequence[Encoded]) -> Iterator[list[int]]:
-    """Numbers of questions that are read together."""
+def rows(encoded: Sequence[Encoded], device: torch.device) -> Iterator[list[int]]:
+    """Numbers of questions that are read together on `device`."""
+    most = ROW.get(device.type, 256)
     row: list[int] = []
     filled = 0
     for n, e in enumerate(encoded):
-        if row and filled + e.size() > ROW:
+        if row and filled + e.size() > most:
             yield row
             row, filled = [], 0
         row.append(n)
@@ -204,7 +206,7 @@ def choice(
         )
     found: list[list[float]] = []
     with progress("choice", len(asked), quiet) as advance:
-        for row in rows(encoded):
+        for row in rows(encoded, model.device):
             found += log_likelihoods(model, [encoded[n] for n in row])
             advance(len(found))
     check_finite((x for s in found for x in s), "an answer")

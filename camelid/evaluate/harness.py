@@ -79,7 +79,7 @@ def loglikelihood(
     found: list[tuple[float, bool]] = []
     with progress("log-likelihoods", len(groups), quiet) as advance:
         done = 0
-        for row in rows(groups):
+        for row in rows(groups, model.device):
             read = read_row(model, [groups[n] for n in row])
             with torch.inference_mode():
                 logits = model.lm_head(read.states)
