@@ -143,7 +143,7 @@ class _NativeAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, v, out, log_sums, firsts = ctx.saved_tensors
         slopes = [

@@ -71,7 +71,7 @@ class _RMSNorm(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         x, weight, scales = ctx.saved_tensors
         slope, size = slope.contiguous(), x.shape[-1]
@@ -140,7 +140,7 @@ class _NativeSwiGLU(torch.autograd.Function):
         return _native_swiglu(gate, up)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         d_gate, d_up = torch.empty_like(gate), torch.empty_like(up)
@@ -180,7 +180,7 @@ class _Turn(torch.autograd.Function):
         return _native_turn(x, cos, sin, back=False)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
         return _native_turn(slope if slope.stride(3) == 1 else slope.contiguous(), cos, sin, back=True), None, None
