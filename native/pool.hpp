@@ -2,6 +2,7 @@
 // would cost more than the loop.
 #pragma once
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <thread>
 
@@ -21,7 +22,7 @@ inline void relax() {
 
 // together(main) calls main() with helpers beside it; in it run(n, f) calls f(0) … f(n - 1), each once, in any order, on
 // all of them. What is taken next is one word, so a helper that comes late finds either a task of the present loop or
-// none: nobody waits for it.
+// none: no loop waits for it, only the end of all.
 class Pool {
   public:
     explicit Pool(int threads) : threads_(threads) {}
@@ -53,7 +54,7 @@ class Pool {
         next_.store(loop_ << 40 | static_cast<std::uint64_t>(count) << 20);
         while (take()) {
         }
-        while (left_.load(std::memory_order_acquire) > 0) relax();
+        for (int idle = 0; left_.load(std::memory_order_acquire) > 0;) rest(&idle);
     }
 
   private:
@@ -76,11 +77,17 @@ class Pool {
         for (int idle = 0; !done_.load(std::memory_order_acquire);) {
             if (take())
                 idle = 0;
-            else if (++idle < 20000)  // about half a millisecond: longer than between two loops
-                relax();
             else
-                std::this_thread::yield();
+                rest(&idle);
         }
+    }
+
+    // Half a millisecond, longer than between two loops, is spent at hand; then there are more threads than cores.
+    static void rest(int* idle) {
+        if (++*idle < 20000)
+            relax();
+        else
+            std::this_thread::sleep_for(std::chrono::microseconds(50));
     }
 
     const int threads_;

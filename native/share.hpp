@@ -1,13 +1,15 @@
-// Work that several threads share. They are torch's own where it runs on OpenMP: threads of ours would compete with its
-// idle ones, which spin for milliseconds after each of its loops.
+// Work that several threads share. They are torch's own where its OpenMP can be called (on Linux): threads of ours would
+// compete with its idle ones, which spin for milliseconds after each of its loops. Elsewhere they are started anew.
 #pragma once
 #include <atomic>
 #include <cstdint>
 #include <thread>
 #include <vector>
 
-#ifdef __unix__
+#if defined(__unix__) || defined(__APPLE__)
+#define CAMELID_UNIX
 #include <dlfcn.h>
+#include <unistd.h>
 #endif
 
 namespace {
@@ -15,10 +17,15 @@ namespace {
 // GNU's OpenMP and LLVM's both export it: calls `work(data)` on a team of threads and waits for all.
 using Parallel = void(void (*work)(void*), void* data, unsigned threads, unsigned flags);
 
+#ifdef CAMELID_UNIX
+const pid_t LOADED_IN = getpid();
+#endif
+
+// None in a process that was forked off: its team's threads are the parent's, and it would wait for them for ever.
 inline Parallel* torchs_team() {
-#ifdef __unix__
+#ifdef CAMELID_UNIX
     static Parallel* const found = reinterpret_cast<Parallel*>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
-    return found;
+    return getpid() == LOADED_IN ? found : nullptr;
 #else
     return nullptr;
 #endif
@@ -29,14 +36,13 @@ inline Parallel* torchs_team() {
 // leaves out, and torch would start them again (pytorch/pytorch#32008).
 template <typename Run>
 void on_threads(std::int64_t tasks, int threads, const Run& run) {
-    if (tasks <= 1 || threads <= 1) return run();
-    if (Parallel* const team = torchs_team()) {
-        const auto work = [](void* data) { (*static_cast<const Run*>(data))(); };
-        return team(work, const_cast<Run*>(&run), static_cast<unsigned>(threads), 0);
-    }
+    const auto work = [](void* data) noexcept { (*static_cast<const Run*>(data))(); };  // a team cannot be thrown out of
+    void* const data = const_cast<Run*>(&run);
+    if (tasks <= 1 || threads <= 1) return work(data);
+    if (Parallel* const team = torchs_team()) return team(work, data, static_cast<unsigned>(threads), 0);
     std::vector<std::thread> others;
-    for (std::int64_t i = 1; i < tasks && i < threads; ++i) others.emplace_back(run);
-    run();
+    for (std::int64_t i = 1; i < tasks && i < threads; ++i) others.emplace_back(work, data);
+    work(data);
     for (auto& thread : others) thread.join();
 }
 

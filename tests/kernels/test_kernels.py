@@ -255,26 +255,33 @@ def slopes(
     return [out.detach(), *torch.autograd.grad(out, leaves, torch.randn(out.shape).bfloat16().to(out.dtype))]
 
 
-TABLES = [t for angles in torch.randn(2, 3 * 61, 37) for t in (angles.cos(), angles.sin())]
+CHANCE = torch.Generator().manual_seed(0)
+
+
+def drawn(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=CHANCE)
+
+
+TABLES = [t for angles in drawn(2, 3 * 61, 37) for t in (angles.cos(), angles.sin())]
 LEARNED: dict[str, tuple[Callable[..., torch.Tensor], list[torch.Tensor]]] = {
-    "norm of float32": (lambda x, w: rms_norm(x, w, 1e-5), [torch.randn(3, 61, 401), torch.randn(401)]),
+    "norm of float32": (lambda x, w: rms_norm(x, w, 1e-5), [drawn(3, 61, 401), drawn(401)]),
     "norm of bfloat16": (
-        lambda x, w: rms_norm(x, w, 1e-5), [torch.randn(200, 37).bfloat16(), torch.randn(37).bfloat16()]
+        lambda x, w: rms_norm(x, w, 1e-5), [drawn(200, 37).bfloat16(), drawn(37).bfloat16()]
     ),
     "norm by every other weight": (
-        lambda x, w: rms_norm(x, w[::2], 1e-5), [torch.randn(9, 33), torch.randn(66)]
+        lambda x, w: rms_norm(x, w[::2], 1e-5), [drawn(9, 33), drawn(66)]
     ),
-    "norm of one row": (lambda x, w: rms_norm(x, w, 1e-5), [torch.randn(1, 5), torch.randn(5)]),
-    "gate": (swiglu, [(4 * torch.randn(7, 1001)).bfloat16(), torch.randn(7, 1001).bfloat16()]),
-    "gate of many": (swiglu, [(4 * torch.randn(700, 401)).bfloat16(), torch.randn(700, 401).bfloat16()]),
-    "turn": (lambda x: turn_pairs(x, TABLES[0][:61], TABLES[1][:61]), [torch.randn(3, 4, 61, 74).bfloat16()]),
+    "norm of one row": (lambda x, w: rms_norm(x, w, 1e-5), [drawn(1, 5), drawn(5)]),
+    "gate": (swiglu, [(4 * drawn(7, 1001)).bfloat16(), drawn(7, 1001).bfloat16()]),
+    "gate of many": (swiglu, [(4 * drawn(700, 401)).bfloat16(), drawn(700, 401).bfloat16()]),
+    "turn": (lambda x: turn_pairs(x, TABLES[0][:61], TABLES[1][:61]), [drawn(3, 4, 61, 74).bfloat16()]),
     "turn by row": (
         lambda x: turn_pairs(x, TABLES[2].view(3, 61, 37), TABLES[3].view(3, 61, 37)),
-        [torch.randn(3, 61, 4, 74).bfloat16().transpose(1, 2)],
+        [drawn(3, 61, 4, 74).bfloat16().transpose(1, 2)],
     ),
-    "turn of many": (lambda x: turn_pairs(x, TABLES[0], TABLES[1]), [torch.randn(9, 20, 183, 74).bfloat16()]),
+    "turn of many": (lambda x: turn_pairs(x, TABLES[0], TABLES[1]), [drawn(9, 20, 183, 74).bfloat16()]),
     "turn of a part": (
-        lambda x: turn_pairs(x[:, 1:3, ::2], TABLES[0][:31], TABLES[1][:31]), [torch.randn(3, 4, 61, 74).bfloat16()]
+        lambda x: turn_pairs(x[:, 1:3, ::2], TABLES[0][:31], TABLES[1][:31]), [drawn(3, 4, 61, 74).bfloat16()]
     ),
 }  # fmt: skip
 
@@ -333,6 +340,26 @@ def test_threads_of_its_own_where_torch_has_none() -> None:
     if sys.platform == "linux":
         assert hasattr(ctypes.CDLL(None), "GOMP_parallel")  # here, beside torch, they are torch's
     subprocess.run([sys.executable, "-c", WITHOUT_TORCH, str(PATH)], check=True)
+
+
+FORKED = """
+import os, signal, torch
+from camelid.kernels.elementwise import swiglu
+torch.set_num_threads(2)
+x = torch.randn(1 << 19)
+with torch.inference_mode():
+    wanted = swiglu(x, x).numpy().tobytes()
+    child = os.fork()
+    if not child:
+        signal.alarm(20)
+        os._exit(swiglu(x, x).numpy().tobytes() != wanted)
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@native
+def test_a_forked_process_does_not_wait_for_its_parents_threads() -> None:
+    subprocess.run([sys.executable, "-c", FORKED], check=True)
 
 
 @native
