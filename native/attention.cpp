@@ -174,27 +174,16 @@ INLINE void backward_head(const Shape& s, const Head<T>& q, const Head<T>& k, co
     }
 }
 
-// The sum of out * d_out of each of a head's queries.
-template <typename T>
+// The sum of out * d_out of each of a head's queries. Lanes are written out: which bits come out is not GCC's choice.
 INLINE void find_delta(const Tensor& out, const Tensor& d_out, std::int64_t b, std::int64_t h, const Shape& s, float* delta) {
     std::vector<float> x(static_cast<std::size_t>(s.size)), y(x.size());
     for (std::int64_t i = 0; i < s.length; ++i) {
         read(out, b, h, i, s.size, x.data());
         read(d_out, b, h, i, s.size, y.data());
-        delta[i] = 0;
-        for (std::size_t c = 0; c < x.size(); ++c) delta[i] += x[c] * y[c];
-    }
-}
-
-template <>
-INLINE void find_delta<Half>(const Tensor& out, const Tensor& d_out, std::int64_t b, std::int64_t h, const Shape& s,
-                             float* delta) {
-    for (std::int64_t i = 0; i < s.length; ++i) {
-        const Half *x = out.row<Half>(b, h, i), *y = d_out.row<Half>(b, h, i);
         Lanes<16>::Values one, other, lanes = {};
         for (std::int64_t c = 0; c < s.size; c += 16) {
-            Lanes<16>::load(x + c, &one);
-            Lanes<16>::load(y + c, &other);
+            Lanes<16>::load(x.data() + c, &one);
+            Lanes<16>::load(y.data() + c, &other);
             lanes += one * other;
         }
         delta[i] = sum_of(lanes);
@@ -247,7 +236,7 @@ INLINE void backward_tasks(Call* call) {
         for (std::int64_t h = kv * group; h < (kv + 1) * group; ++h) {
             q.load(t[0], b, h, s, padded, OVER_SIZE | OVER_TOKENS);
             d_out.load(t[4], b, h, s, padded, OVER_SIZE | OVER_TOKENS);
-            find_delta<T>(t[3], t[4], b, h, s, delta.data());
+            find_delta(t[3], t[4], b, h, s, delta.data());
             d.q_columns.assign(values, 0.0f);
             backward_head<K, T>(s, q, k, v, d_out, call->firsts + b * s.length, padded,
                                 call->log_sums + (b * s.heads + h) * s.length, delta.data(), &d);

@@ -117,7 +117,7 @@ def test_attention_and_its_gradients(
         if dtype == torch.float32:
             assert (ours - theirs).abs().max() < 2e-5
         error, usual = ((x.double() - exact).norm() for x in (ours, theirs))
-        assert error < 1.5 * usual + 1e-6 * (1 + exact.norm())  # what torch's own attention in this dtype is off by
+        assert error < 1.5 * usual + 5e-6 * (1 + exact.norm())  # what torch's own attention in this dtype is off by
 
 
 @native
