@@ -156,8 +156,8 @@ BROKEN: dict[str, tuple[str, Break]] = {
     "a tokenizer of another model": ("reads", weights(shuffled_vocabulary)),
     "a lost decoder": ("round trip", fields("tokenizer.json", decoder=None)),
 }  # fmt: skip
-# What else fails because of it: NaN is everywhere, and a shuffled vocabulary may be read better by accident. What knows one
-# text by heart reads it about as badly as by chance from other positions, or worse.
+# What else fails because of it: NaN is everywhere, and a shuffled vocabulary may be read better by accident. What knows
+# one text by heart reads it about as badly as by chance from other positions, or worse.
 ALSO = {"permuted": {"reads"}, "permuted the other way": {"reads"},
         "a NaN": {"reads", "cache", "packing", "native", "batch", "positions", "copy", "gguf"},
         "a flipped exponent": {"reads", "cache", "packing", "native", "batch", "positions"},
