@@ -47,7 +47,8 @@ struct Activations {
 };
 
 // Keys and values of one layer's page: [kv_heads][head_dim][PAGE] and [kv_heads][PAGE][head_dim], as FLOAT32, BFLOAT16 or
-// INT8. Of INT8, what a byte is worth: [kv_heads][PAGE] each.
+// INT8. Of BFLOAT16 two neighbours of the middle dimension lie in one word, so that they are multiplied together. Of INT8,
+// what a byte is worth: [kv_heads][PAGE] each.
 struct Pages {
     void* keys;
     void* values;

@@ -15,9 +15,10 @@ template <typename T>
 INLINE void keep_as(const float* key, const float* value, const Pages& page, std::int64_t kv_head, std::int64_t slot,
                     std::int64_t head_dim) {
     T* keys = head_of<T>(page.keys, kv_head, head_dim);
-    T* values = head_of<T>(page.values, kv_head, head_dim) + slot * head_dim;
-    for (std::int64_t i = 0; i < head_dim; ++i) narrow(key[i], keys + i * PAGE + slot);
-    for (std::int64_t i = 0; i < head_dim; ++i) narrow(value[i], values + i);
+    T* values = head_of<T>(page.values, kv_head, head_dim);
+    constexpr std::int64_t near = sizeof(T) == 2 ? 2 : 1;  // neighbours that lie together
+    for (std::int64_t i = 0; i < head_dim; ++i) narrow(key[i], keys + (i / near * PAGE + slot) * near + i % near);
+    for (std::int64_t i = 0; i < head_dim; ++i) narrow(value[i], values + (slot / near * head_dim + i) * near + slot % near);
 }
 
 constexpr int MOST_DIM = 256;  // of a head
@@ -45,22 +46,74 @@ void keep(const float* key, const float* value, const Pages& page, std::int64_t 
         keep_as<float>(key, value, page, kv_head, slot, head_dim);
 }
 
-// sums[r][i …] += shares[r] times W registers of each of `used` values; additions wait for one another, so several at once.
+// What lines of T are multiplied by: floats, or of bfloat16 the two that belong to a pair.
+template <typename T>
+struct Factors {
+    using One = float;
+};
+template <>
+struct Factors<Half> {
+    using One = std::uint32_t;
+};
+
+// sum[r][w] += factors[r][k] times register w of line k, of `count` lines; additions wait for one another, so several at
+// once. `next` is fetched meanwhile.
 template <typename T, int R, int W>
-INLINE void mix(const T* values, const T* next, std::int64_t size, std::int64_t used, const float (*shares)[PAGE],
-                float (*sums)[MOST_DIM], std::int64_t i) {
+INLINE void add_lines(const T* lines, const T* next, std::int64_t line, std::int64_t count, const float* const* factors,
+                      Values (*sum)[W]) {
+    for (std::int64_t k = 0; k < count; ++k)
+        for (int w = 0; w < W; ++w) {
+            __builtin_prefetch(next + k * line + 16 * w);
+            Values v;
+            load_lanes(lines + k * line + 16 * w, &v);
+            for (int r = 0; r < R; ++r) sum[r][w] += v * factors[r][k];
+        }
+}
+
+template <int R, int W>
+INLINE void add_pair(const Half* pair, std::uint32_t kept, std::int64_t at, const std::uint32_t* const* factors,
+                     Values (*sum)[W]) {
+    for (int w = 0; w < W; ++w) {
+        Lanes<16>::Bits both;
+        std::memcpy(&both, pair + 32 * w, sizeof both);
+        both &= kept;
+        for (int r = 0; r < R; ++r) add_products(both, factors[r][at], &sum[r][w]);
+    }
+}
+
+template <typename T, int R, int W>
+INLINE void add_lines(const Half* lines, const Half* next, std::int64_t line, std::int64_t count,
+                      const std::uint32_t* const* factors, Values (*sum)[W]) {
+    for (std::int64_t k = 0; k + 2 <= count; k += 2) {
+        for (int w = 0; w < W; ++w) __builtin_prefetch(next + k * line + 32 * w);
+        add_pair<R, W>(lines + k * line, 0xFFFFFFFFu, k / 2, factors, sum);
+    }
+    if (count % 2)  // what lies beside the last line may never have been written
+        add_pair<R, W>(lines + (count - 1) * line, 0xFFFFu, count / 2, factors, sum);
+}
+
+// A row's factors from floats, in `room` where they need some.
+INLINE const float* as_factors(const float* from, std::int64_t, float*) { return from; }
+INLINE const std::uint32_t* as_factors(const float* from, std::int64_t count, std::uint32_t* room) {
+    for (std::int64_t i = 0; i < count; i += 16) {
+        Values values;
+        Lanes<16>::load(from + i, &values);
+        narrow_lanes(values, reinterpret_cast<Half*>(room) + i);
+    }
+    return room;
+}
+
+// sums[r][from …] += shares[r] times W registers of each of `used` values.
+template <typename T, int R, int W>
+INLINE void mix(const T* values, const T* next, std::int64_t size, std::int64_t used,
+                const typename Factors<T>::One* const* shares, float (*sums)[MOST_DIM], std::int64_t from) {
+    constexpr std::int64_t near = sizeof(T) == 2 ? 2 : 1;
     Values sum[R][W];
     for (int r = 0; r < R; ++r)
-        for (int w = 0; w < W; ++w) Lanes<16>::load(sums[r] + i + 16 * w, &sum[r][w]);
-    for (std::int64_t j = 0; j < used; ++j)
-        for (int w = 0; w < W; ++w) {
-            __builtin_prefetch(next + 16 * (j * W + w));
-            Values v;
-            load_lanes(values + j * size + 16 * w, &v);
-            for (int r = 0; r < R; ++r) sum[r][w] += v * shares[r][j];
-        }
+        for (int w = 0; w < W; ++w) Lanes<16>::load(sums[r] + from + 16 * w, &sum[r][w]);
+    add_lines<T, R, W>(values + from * near, next + from * near, size, used, shares, sum);
     for (int r = 0; r < R; ++r)
-        for (int w = 0; w < W; ++w) Lanes<16>::store(&sum[r][w], sums[r] + i + 16 * w);
+        for (int w = 0; w < W; ++w) Lanes<16>::store(&sum[r][w], sums[r] + from + 16 * w);
 }
 
 // R queries of one key-value head; row r sees the first sees[r] tokens. `out` and `queries` by row.
@@ -71,11 +124,15 @@ INLINE void attend_rows(const Attention& text, std::int64_t kv_head, const float
     const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(size));
     alignas(64) float sums[R][MOST_DIM];
     alignas(64) float shares[R][PAGE];
-    float tops[R], totals[R];
+    using Factor = typename Factors<T>::One;
+    alignas(64) Factor asked_room[R][MOST_DIM], share_room[R][PAGE];
+    const Factor *asked[R], *shared[R];
+    float tops[R];
+    Values totals[R] = {};
     for (int r = 0; r < R; ++r) {
+        asked[r] = as_factors(queries[r], size, asked_room[r]);
         std::memset(sums[r], 0, static_cast<std::size_t>(size) * 4);
         tops[r] = -1e30f;
-        totals[r] = 0;
     }
     for (std::int64_t begin = 0, p = 0; begin < most; begin += PAGE, ++p) {
         const T* keys = head_of<const T>(text.pages[p].keys, kv_head, size);
@@ -85,13 +142,7 @@ INLINE void attend_rows(const Attention& text, std::int64_t kv_head, const float
         const T* next_keys = head_of<const T>(next.keys, kv_head, size);
         const T* next_values = head_of<const T>(next.values, kv_head, size);
         Values scores[R][2] = {};
-        for (std::int64_t i = 0; i < size; ++i)
-            for (int h = 0; h < 2; ++h) {
-                __builtin_prefetch(next_keys + i * PAGE + 16 * h);
-                Values k;
-                load_lanes(keys + i * PAGE + 16 * h, &k);
-                for (int r = 0; r < R; ++r) scores[r][h] += k * queries[r][i];
-            }
+        add_lines<T, R, 2>(keys, next_keys, PAGE, size, asked, scores);
         Values worth[2] = {};
         if constexpr (sizeof(T) == 1)
             for (int h = 0; h < 2; ++h) Lanes<16>::load(text.pages[p].key_scales + kv_head * PAGE + 16 * h, &worth[h]);
@@ -110,19 +161,19 @@ INLINE void attend_rows(const Attention& text, std::int64_t kv_head, const float
                 for (std::int64_t j = seen; j < PAGE; ++j) shares[r][j] = -1e38f;
                 for (int h = 0; h < 2; ++h) Lanes<16>::load(shares[r] + 16 * h, &scores[r][h]);
             }
-            const float most = greatest(scores[r][0] > scores[r][1] ? scores[r][0] : scores[r][1]);
-            const float top = most > tops[r] ? most : tops[r];
+            if (any_above(scores[r], tops[r])) {  // seldom, after the first pages
+                const float top = greatest(scores[r][0] > scores[r][1] ? scores[r][0] : scores[r][1]);
+                const float fade = exp_negative(tops[r] - top);
+                totals[r] *= fade;
+                for (std::int64_t i = 0; i < size; ++i) sums[r][i] *= fade;
+                tops[r] = top;
+            }
             for (int h = 0; h < 2; ++h) {
-                scores[r][h] -= top;
+                scores[r][h] -= tops[r];
                 exp_values<16>(&scores[r][h]);
                 Lanes<16>::store(&scores[r][h], shares[r] + 16 * h);
             }
-            const float sum = sum_of(scores[r][0] + scores[r][1]);
-            const float fade = exp_negative(tops[r] - top);
-            totals[r] = totals[r] * fade + sum;
-            tops[r] = top;
-            if (fade != 1.0f)
-                for (std::int64_t i = 0; i < size; ++i) sums[r][i] *= fade;
+            totals[r] += scores[r][0] + scores[r][1];
         }
         const std::int64_t used = most - begin < PAGE ? most - begin : PAGE;
         if constexpr (sizeof(T) == 1) {
@@ -130,12 +181,15 @@ INLINE void attend_rows(const Attention& text, std::int64_t kv_head, const float
             for (int r = 0; r < R; ++r)
                 for (std::int64_t j = 0; j < used; ++j) shares[r][j] *= each[j];
         }
+        for (int r = 0; r < R; ++r) shared[r] = as_factors(shares[r], PAGE, share_room[r]);
         std::int64_t i = 0;
-        for (; i + 32 <= size; i += 32) mix<T, R, 2>(values + i, next_values + i * PAGE, size, used, shares, sums, i);
-        for (; i < size; i += 16) mix<T, R, 1>(values + i, next_values + i * PAGE, size, used, shares, sums, i);
+        for (; i + 32 <= size; i += 32) mix<T, R, 2>(values, next_values, size, used, shared, sums, i);
+        for (; i < size; i += 16) mix<T, R, 1>(values, next_values, size, used, shared, sums, i);
     }
-    for (int r = 0; r < R; ++r)
-        for (std::int64_t i = 0; i < size; ++i) out[r][i] = sums[r][i] / totals[r];
+    for (int r = 0; r < R; ++r) {
+        const float total = sum_of(totals[r]);
+        for (std::int64_t i = 0; i < size; ++i) out[r][i] = sums[r][i] / total;
+    }
 }
 
 template <typename T>

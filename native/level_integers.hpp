@@ -47,6 +47,11 @@ INLINE void load_halves(const std::uint8_t* halves, Values* out) {
     *out = reinterpret_cast<Values>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves))));
 }
 
+INLINE bool any_above(const Values* two, float bound) {
+    const __m512 line = _mm512_set1_ps(bound);
+    return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(two[0]), line, _CMP_GT_OQ) |
+           _mm512_cmp_ps_mask(reinterpret_cast<__m512>(two[1]), line, _CMP_GT_OQ);
+}
 INLINE void load_bytes(const std::int8_t* from, Values* out) {
     const __m512i whole = _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
     *out = reinterpret_cast<Values>(_mm512_cvtepi32_ps(whole));
@@ -168,7 +173,19 @@ INLINE void load_halves(const std::uint8_t* from, Values* out) {
 
 #endif
 
+INLINE void narrow_lanes(const Values& values, Half* to) {
+#ifdef HAS_BF16
+    const __m256bh halves = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(values));
+    std::memcpy(to, &halves, sizeof halves);
+#else
+    Lanes<16>::store(&values, to);
+#endif
+}
+
 #if !defined(HAS_VNNI)
+INLINE bool any_above(const Values* two, float bound) {
+    return greatest(two[0]) > bound || greatest(two[1]) > bound;
+}
 INLINE void load_bytes(const std::int8_t* from, Values* out) {
 #if defined(HAS_AVX2)
     for (int h = 0; h < 2; ++h) {

@@ -69,7 +69,7 @@ struct Block {
 // for the registers are full of sums of bytes.
 template <Number K, bool ZEROS, int T>
 INLINE void integer_block(const std::uint8_t* scales, const std::uint8_t* zeros, const std::uint8_t* data, const Block by,
-                          float (*sum)[PANEL]) {
+                          Values (*sum)[2]) {
     Sums sums[T][2];
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
@@ -97,16 +97,30 @@ INLINE void integer_block(const std::uint8_t* scales, const std::uint8_t* zeros,
                 add(w[i][1], four, &sums[t][1]);
             }
     }
-    Values scale[2], so_far, product;
+    Values scale[2], product;
     for (int h = 0; h < 2; ++h) load_halves(scales + 32 * h, &scale[h]);
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t)
         for (int h = 0; h < 2; ++h) {
-            Lanes<16>::load(sum[t] + 16 * h, &so_far);
             as_floats(sums[t][h], &product);
-            so_far += product * (scale[h] * by.scales[t * by.blocks]);
-            Lanes<16>::store(&so_far, sum[t] + 16 * h);
+            sum[t][h] += product * (scale[h] * by.scales[t * by.blocks]);
         }
+}
+
+// sum += the products of two neighbours: of each lane's word, and of `two`.
+INLINE void add_products(const Lanes<16>::Bits& words, std::uint32_t two, Values* sum) {
+#ifdef HAS_BF16
+    *sum = reinterpret_cast<Values>(
+        _mm512_dpbf16_ps(reinterpret_cast<__m512>(*sum), reinterpret_cast<__m512bh>(words),
+                         reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(two)))));
+#else
+    const Lanes<16>::Bits even = words << 16, odd = words & 0xFFFF0000u;
+    Values first, second;
+    std::memcpy(&first, &even, 64);
+    std::memcpy(&second, &odd, 64);
+    *sum += first * widened(static_cast<Half>(two));
+    *sum += second * widened(static_cast<Half>(two >> 16));
+#endif
 }
 
 template <int T>
@@ -117,24 +131,11 @@ INLINE void bfloat_block(const Matrix& m, const std::uint8_t* data, std::int64_t
         for (int h = 0; h < 2; ++h) {
             Lanes<16>::Bits pairs;
             std::memcpy(&pairs, data + k * PANEL * 2 + 64 * h, 64);
-#ifdef HAS_BF16
             for (int t = 0; t < T; ++t) {
                 std::uint32_t two;
                 std::memcpy(&two, a + t * m.columns + k, 4);
-                sum[t][h] = reinterpret_cast<Values>(
-                    _mm512_dpbf16_ps(reinterpret_cast<__m512>(sum[t][h]), reinterpret_cast<__m512bh>(pairs),
-                                     reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(two)))));
+                add_products(pairs, two, &sum[t][h]);
             }
-#else
-            const Lanes<16>::Bits even = pairs << 16, odd = pairs & 0xFFFF0000u;
-            Values first, second;
-            std::memcpy(&first, &even, 64);
-            std::memcpy(&second, &odd, 64);
-            for (int t = 0; t < T; ++t) {
-                sum[t][h] += first * widened(a[t * m.columns + k]);
-                sum[t][h] += second * widened(a[t * m.columns + k + 1]);
-            }
-#endif
         }
 }
 
@@ -162,7 +163,7 @@ void tile(const Matrix& m, const std::uint8_t* panel, const Activations& by, std
     known.kind = K;
     const std::uint8_t* data = panel + m.scale_bytes();
     const std::int64_t step = (m.panel_bytes() - m.scale_bytes()) / (m.columns / BLOCK);
-    alignas(64) float sum[T][PANEL] = {};
+    Values sum[T][2] = {};
     if constexpr (K >= INT8) {
         const std::uint8_t *scales = panel, *zeros = panel + m.columns / m.group * PANEL * 2;
         const std::int64_t together = m.group / BLOCK, blocks = m.columns / BLOCK;
@@ -178,14 +179,11 @@ void tile(const Matrix& m, const std::uint8_t* panel, const Activations& by, std
                 block.starts += 2;
             }
     } else {
-        Values lanes[T][2] = {};
         for (std::int64_t b = 0; b < m.columns / BLOCK; ++b, data += step)
-            K == BFLOAT16 ? bfloat_block<T>(known, data, b, by, token, lanes) : float_block<T>(known, data, b, by, token, lanes);
-        for (int t = 0; t < T; ++t)
-            for (int h = 0; h < 2; ++h) Lanes<16>::store(&lanes[t][h], sum[t] + 16 * h);
+            K == BFLOAT16 ? bfloat_block<T>(known, data, b, by, token, sum) : float_block<T>(known, data, b, by, token, sum);
     }
     for (int t = 0; t < T; ++t)
-        std::memcpy(out + (token + t) * out_row, sum[t], static_cast<std::size_t>(rows) * sizeof(float));
+        std::memcpy(out + (token + t) * out_row, &sum[t], static_cast<std::size_t>(rows) * sizeof(float));
 }
 
 template <Number K, bool ZEROS>

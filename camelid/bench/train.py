@@ -1,10 +1,9 @@
-"""A training step beside transformers', from the same weights, on the same tokens, with the same AdamW; and each of our
-techniques switched off. Of all weights (`full`), or of a LoRA adapter on all linear layers beside PEFT's (`lora`), with
-the loss on answers: 58 % of the tokens, as in GSM8K under SmolLM2's chat template. Nobody pads.
+"""A training step beside transformers' and, on a CPU, litgpt's, from the same weights, on the same tokens, with the same
+AdamW; and each of our techniques switched off. Of all weights (`full`), or of a LoRA adapter on all linear layers beside
+PEFT's (`lora`), with the loss on answers: 58 % of the tokens, as in GSM8K under SmolLM2's chat template. Nobody pads.
 
-The peer runs twice: as its documentation shows it, and at its best (compiled, memory kept). Both sides compute in
-bfloat16 where the processor has it, else in float32. No speed is given when the losses disagree. Where there is a GPU,
-all run on it.
+A peer runs twice: as its documentation shows it, and at its best (compiled, memory kept). All compute in bfloat16 where
+the processor has it, else in float32. No speed is given when the losses disagree. Where there is a GPU, all run on it.
 """
 
 from __future__ import annotations
@@ -19,21 +18,25 @@ from camelid.bench.race import TRANSFORMERS, Contestant, agree, race, ratios
 # Name: size, rows, sequence length.
 CONFIGS = {"S": ("15m", 16, 256), "M": ("110m", 4, 512), "L": ("llama-3.2-1b", 8, 2048)}
 PEFT = ("peft==0.21.2", *TRANSFORMERS)
+LITGPT = ("litgpt==0.5.13", "torch==2.13.0", "numpy")
 TECHNIQUES = ("native", "memory", "chunks")
 ON_GPU = ("compile", "chunks")
 AGREE = 1e-2  # of the first losses, bfloat16; float32 is two hundred times closer
 
 
 def contestants(config: str, threads: Sequence[int], ablate: bool, task: str = "full") -> list[Contestant]:
-    """Ours and the peer twice, on each number of threads; with `ablate` also ours without each technique."""
+    """Ours and each peer twice, on each number of threads; with `ablate` also ours without each technique."""
     found = []
-    peer, packages = ("peft", PEFT) if task == "lora" else ("transformers", TRANSFORMERS)
     told = (("TASK", task),)
+    peers = [("peft", "peer_train.py", PEFT)] if task == "lora" else [("transformers", "peer_train.py", TRANSFORMERS)]
+    if task == "full" and not on_gpu():
+        peers.append(("litgpt", "peer_train_litgpt.py", LITGPT))
     for count in threads:
         found.append(Contestant("camelid", "own_train.py", config, (), count, told))
-        found.append(Contestant(peer, "peer_train.py", config, packages, count, told))
-        best = (*told, ("BEST", "1"))
-        found.append(Contestant(f"{peer} at its best", "peer_train.py", config, packages, count, best))
+        for peer, script, packages in peers:
+            found.append(Contestant(peer, script, config, packages, count, told))
+            best = (*told, ("BEST", "1"))
+            found.append(Contestant(f"{peer} at its best", script, config, packages, count, best))
     if ablate:
         for technique in ON_GPU if on_gpu() else TECHNIQUES:
             off = (*told, ("WITHOUT", technique))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from camelid.errors import InputError
 from camelid.generate.runner import Chunk, NativeRunner, native_refusal
+from camelid.kernels.attention import attention
 from camelid.kernels.decoder import LEVELS, Decoder, level
 from camelid.kernels.library import library
 from camelid.kernels.packed import KINDS, Packed, pack, pack_integers, rounded
@@ -173,6 +174,38 @@ def test_the_same_bits_in_any_batch_chunk_and_number_of_threads(
     beside = native.run([Chunk(other, 0, [2, 4], 33), Chunk(ids, 0, [6, 8, 9], 70), Chunk(other[:5], 0, [10], 1)])
     assert torch.equal(beside[1], whole)
     assert torch.equal(beside[0][4], beside[2][0])
+
+
+@pytest.mark.parametrize("length", [1, 2, 31, 33, 70])
+@pytest.mark.parametrize("name", HERE)
+def test_a_cache_of_bfloat16_rounds_what_attention_multiplies_and_nothing_else(
+    name: str, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, ids = llama(head_dim=48, num_key_value_heads=1), tokens(length)
+    exact = attention
+
+    def narrow(q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
+        return exact(*(x.bfloat16().float() for x in (q, k, v)), mask)
+
+    with torch.inference_mode():
+        whole = model(torch.tensor([ids])).logits[0]
+        monkeypatch.setattr("camelid.model.attention.attention", narrow)
+        expected = model(torch.tensor([ids])).logits[0]
+    [found] = runner(model, level=name, cache=torch.bfloat16).run([Chunk(ids, 0, [3, 0, 1], length)])
+    # Also the shares of a softmax are rounded, to 2^-9 of each: no more than the rounding of keys and values does.
+    assert (found - expected).abs().mean() <= (whole - expected).abs().mean() + 1e-6
+    assert (found - expected).abs().max() <= 1e-2 * expected.abs().max()
+
+
+@pytest.mark.parametrize("cache", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("name", HERE)
+def test_nothing_is_read_that_was_not_written(name: str, cache: torch.dtype) -> None:
+    ids = tokens(47)  # the last page is filled to an odd line
+    clean, stale = (runner(llama(), level=name, cache=cache) for _ in range(2))
+    stale._cache.fill_(0xFF)  # of floats no numbers
+    chunks = [Chunk(ids, 0, [3, 0], 47)]
+    assert torch.equal(stale.run(chunks)[0], clean.run(chunks)[0])
+    assert not clean.run(chunks)[0].isnan().any()
 
 
 def test_layers_of_different_kinds_side_by_side() -> None:
