@@ -96,7 +96,7 @@ TARGET_AVX512 void part_avx512(const Rows& all, std::int64_t first, std::int64_t
 
 // Each row of `logits` [rows, vocab], float or (bfloat) bfloat16: its log-sum-exp, and with `gradient` the row becomes
 // (1 + 2 z lse) softmax - onehot(label). A row with NaN or infinity gives NaN or infinity, as it should.
-extern "C" void camelid_softmax_gradient(void* logits, int bfloat, const std::int64_t* labels, float* log_sums,
+extern "C" void camelid_softmax_gradient(void* logits, const std::int64_t* labels, float* log_sums, int bfloat,
                                          std::int64_t rows, std::int64_t vocab, float z, int gradient, int threads) {
     const Rows all{logits, bfloat != 0, labels, log_sums, vocab, z, gradient != 0};
     shared_out(rows, 1, threads,

@@ -1,9 +1,10 @@
-"""A training step beside transformers' and, on a CPU, litgpt's, from the same weights, on the same tokens, with the same
-AdamW; and each of our techniques switched off. Of all weights (`full`), or of a LoRA adapter on all linear layers beside
-PEFT's (`lora`), with the loss on answers: 58 % of the tokens, as in GSM8K under SmolLM2's chat template. Nobody pads.
+"""A training step beside those of transformers and, on a CPU, of litgpt: from the same weights, on the same tokens,
+with the same AdamW; and each of our techniques switched off. Of all weights (`full`), or of a LoRA adapter on all
+linear layers beside PEFT's (`lora`), with the loss on answers: 58 % of the tokens, as in GSM8K under SmolLM2's chat
+template. Nobody pads.
 
 A peer runs twice: as its documentation shows it, and at its best (compiled, memory kept). All compute in bfloat16 where
-the processor has it, else in float32. No speed is given when the losses disagree. Where there is a GPU, all run on it.
+the processor has it, else in float32. No speed is given when the losses disagree. Where there is a GPU, all use it.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ def contestants(config: str, threads: Sequence[int], ablate: bool, task: str = "
     """Ours and each peer twice, on each number of threads; with `ablate` also ours without each technique."""
     found = []
     told = (("TASK", task),)
-    peers = [("peft", "peer_train.py", PEFT)] if task == "lora" else [("transformers", "peer_train.py", TRANSFORMERS)]
-    if task == "full" and not on_gpu():
+    peers: list[tuple[str, str, tuple[str, ...]]] = [("transformers", "peer_train.py", TRANSFORMERS)]
+    if task == "lora":
+        peers = [("peft", "peer_train.py", PEFT)]
+    elif not on_gpu():
         peers.append(("litgpt", "peer_train_litgpt.py", LITGPT))
     for count in threads:
         found.append(Contestant("camelid", "own_train.py", config, (), count, told))

@@ -213,11 +213,10 @@ def _call(name: str, tensors: tuple[Tensor | None, ...], *rest: Any) -> None:
 def softmax_gradient_(logits: Tensor, labels: Tensor, z_loss: float = 0.0, gradient: bool = True) -> Tensor:
     """log-sum-exp of each row [tokens], float32 (float64 for float64). With `gradient`, logits [tokens, vocab] become
     the derivative of sum(log_sum - logits[label] + z_loss * log_sum^2) by them, in their own dtype."""
-    if isinstance(logits, FakeTensor):  # a rehearsal: the native pass makes nothing but the sums
-        return torch.empty(len(logits), dtype=torch.float32, device=logits.device)
-    native = library()
-    if native is not None and logits.device.type == "cpu" and logits.dtype in (torch.float32, torch.bfloat16):
-        return _native_softmax_gradient(native, logits, labels, z_loss, gradient)
+    fake = isinstance(logits, FakeTensor)  # a rehearsal: the native pass makes nothing but the sums
+    real = logits.device.type == "cpu" and logits.dtype in (torch.float32, torch.bfloat16) and library() is not None
+    if fake or real:
+        return _native_softmax_gradient(logits, labels, z_loss, gradient)
     one_pass = _compiled(_softmax_gradient) if logits.device.type == "cuda" and compiles() else _softmax_gradient
     log_sum: Tensor = one_pass(logits, labels, z_loss, gradient)
     return log_sum
@@ -240,23 +239,13 @@ def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return made
 
 
-def _native_softmax_gradient(
-    native: ctypes.CDLL, logits: Tensor, labels: Tensor, z_loss: float, gradient: bool
-) -> Tensor:
-    logits_kept, labels_kept = logits.contiguous(), labels.contiguous()
-    rows, vocab = logits.shape
-    log_sum = torch.empty(rows, dtype=torch.float32)
-    native.camelid_softmax_gradient(
-        ctypes.c_void_p(logits_kept.data_ptr()),
-        _is_bfloat16(logits),
-        ctypes.c_void_p(labels_kept.data_ptr()),
-        ctypes.c_void_p(log_sum.data_ptr()),
-        ctypes.c_int64(rows),
-        ctypes.c_int64(vocab),
-        ctypes.c_float(z_loss),
-        ctypes.c_int(gradient),
-        ctypes.c_int(torch.get_num_threads()),
-    )
-    if gradient and logits_kept is not logits:
-        logits.copy_(logits_kept)
+def _native_softmax_gradient(logits: Tensor, labels: Tensor, z_loss: float, gradient: bool) -> Tensor:
+    kept = logits.contiguous()
+    log_sum = logits.new_empty(len(logits), dtype=torch.float32)
+    _call(
+        "camelid_softmax_gradient", (kept, labels.contiguous(), log_sum), _is_bfloat16(logits),
+        *map(ctypes.c_int64, logits.shape), ctypes.c_float(z_loss), ctypes.c_int(gradient),
+    )  # fmt: skip
+    if gradient and kept is not logits:
+        logits.copy_(kept)
     return log_sum

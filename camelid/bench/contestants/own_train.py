@@ -44,9 +44,9 @@ def main() -> None:
     if without == "chunks":
         cross_entropy.CHUNK_BYTES = dict.fromkeys(("cpu", "cuda"), 1 << 40)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model: Llama = load(folder / "model", dtype=torch.float32).to(device)
-    if os.environ.get("BENCH_TASK") == "lora":
-        model.to(compute_dtype(device, "auto"))
+    lora = os.environ.get("BENCH_TASK") == "lora"
+    model: Llama = load(folder / "model", dtype=compute_dtype(device, "auto") if lora else torch.float32).to(device)
+    if lora:
         adapt(model, LoraConfig(r=16, lora_alpha=32.0))
     if device.type == "cuda" and without != "compile":
         for layer in model.layers:

@@ -34,15 +34,13 @@ def main() -> None:
     torch.set_num_threads(int(os.environ["BENCH_THREADS"]))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     narrow = device == "cuda" or torch.cpu._is_avx512_bf16_supported()
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32).train().to(device)
     lora, version = os.environ.get("BENCH_TASK") == "lora", transformers.__version__
+    dtype = torch.bfloat16 if lora and narrow else torch.float32
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder / "model", dtype=dtype).train().to(device)
     if lora:
         import peft
 
         version = peft.__version__
-
-        if narrow:
-            model.to(torch.bfloat16)
         targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
         model = peft.get_peft_model(model, peft.LoraConfig(r=16, lora_alpha=32, target_modules=targets))
     run = torch.compile(model) if best else model

@@ -11,6 +11,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import process
 
@@ -38,14 +39,14 @@ def main() -> None:
         parallel_residual=False, bias=False, norm_class_name="RMSNorm", norm_eps=shape["rms_norm_eps"],
         mlp_class_name="LLaMAMLP", rope_base=int(shape["rope_parameters"]["rope_theta"]),
     )  # fmt: skip
-    model = GPT(config)
+    model: Any = GPT(config)
     weights: dict[str, torch.Tensor] = {}
     for part in sorted((folder / "model").glob("*.safetensors")):
         copy_weights_hf_llama(config, {}, weights, load_file(part), dtype=torch.float32)
     model.load_state_dict(weights)
     if shape["tie_word_embeddings"]:
         model.lm_head.weight = model.transformer.wte.weight
-    run = torch.compile(model)
+    run: Any = torch.compile(model)
     before = process.peak_bytes()
     # Norms too are decayed, as litgpt does it: in this race only the time of it counts, and the first loss.
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
