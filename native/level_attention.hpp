@@ -162,7 +162,8 @@ INLINE void attend_rows(const Attention& text, std::int64_t kv_head, const float
                 for (int h = 0; h < 2; ++h) Lanes<16>::load(shares[r] + 16 * h, &scores[r][h]);
             }
             if (any_above(scores[r], tops[r])) {  // seldom, after the first pages
-                const float top = greatest(scores[r][0] > scores[r][1] ? scores[r][0] : scores[r][1]);
+                const float most = greatest(scores[r][0] > scores[r][1] ? scores[r][0] : scores[r][1]);
+                const float top = most > tops[r] ? most : tops[r];  // beside what is no number
                 const float fade = exp_negative(tops[r] - top);
                 totals[r] *= fade;
                 for (std::int64_t i = 0; i < size; ++i) sums[r][i] *= fade;

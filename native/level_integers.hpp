@@ -184,7 +184,7 @@ INLINE void narrow_lanes(const Values& values, Half* to) {
 
 #if !defined(HAS_VNNI)
 INLINE bool any_above(const Values* two, float bound) {
-    return greatest(two[0]) > bound || greatest(two[1]) > bound;
+    return greatest(two[0] > two[1] ? two[0] : two[1]) > bound;
 }
 INLINE void load_bytes(const std::int8_t* from, Values* out) {
 #if defined(HAS_AVX2)

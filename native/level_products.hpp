@@ -65,8 +65,7 @@ struct Block {
     std::int64_t row, blocks;
 };
 
-// sum[t] += a block of a panel times T tokens' blocks. `scales` and `zeros` are the weights'. Sums of floats lie in memory,
-// for the registers are full of sums of bytes.
+// sum[t] += a block of a panel times T tokens' blocks. `scales` and `zeros` are the weights'.
 template <Number K, bool ZEROS, int T>
 INLINE void integer_block(const std::uint8_t* scales, const std::uint8_t* zeros, const std::uint8_t* data, const Block by,
                           Values (*sum)[2]) {

@@ -32,7 +32,7 @@ def contestants(config: str, threads: Sequence[int], ablate: bool, task: str = "
     peers: list[tuple[str, str, tuple[str, ...]]] = [("transformers", "peer_train.py", TRANSFORMERS)]
     if task == "lora":
         peers = [("peft", "peer_train.py", PEFT)]
-    elif not on_gpu():
+    elif config in ("S", "M") and not on_gpu():
         peers.append(("litgpt", "peer_train_litgpt.py", LITGPT))
     for count in threads:
         found.append(Contestant("camelid", "own_train.py", config, (), count, told))

@@ -20,7 +20,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     data.set_defaults(action="data")
     settings.example(data, "camelid bench data --data texts/ --pipeline 100,1000 --workers 2")
 
-    train = actions.add_parser("train", help="a training step beside transformers")
+    train = actions.add_parser("train", help="a training step beside transformers and litgpt, or peft")
     train.add_argument("--config", choices=("S", "M", "L"), action="append",
                        help="15 M, 110 M or, for a GPU, 1.2 B weights; by default S and M")  # fmt: skip
     train.add_argument("--task", choices=("full", "lora"), default="full", help="all weights, or an adapter (peft)")

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from camelid.errors import InputError
 from camelid.generate.runner import Chunk, NativeRunner, native_refusal
-from camelid.kernels.attention import attention
 from camelid.kernels.decoder import LEVELS, Decoder, level
 from camelid.kernels.library import library
 from camelid.kernels.packed import KINDS, Packed, pack, pack_integers, rounded
@@ -182,18 +181,23 @@ def test_a_cache_of_bfloat16_rounds_what_attention_multiplies_and_nothing_else(
     name: str, length: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, ids = llama(head_dim=48, num_key_value_heads=1), tokens(length)
-    exact = attention
 
     def narrow(q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
-        return exact(*(x.bfloat16().float() for x in (q, k, v)), mask)
+        q, k, v = (x.bfloat16().float() for x in (q, k, v))
+        scores = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(
+            torch.ones(length, length).triu(1) > 0, -1e30
+        )
+        shares = (scores - scores.amax(-1, keepdim=True)).exp()
+        return shares.bfloat16().float() @ v / shares.sum(-1, keepdim=True)
 
     with torch.inference_mode():
         whole = model(torch.tensor([ids])).logits[0]
         monkeypatch.setattr("camelid.model.attention.attention", narrow)
         expected = model(torch.tensor([ids])).logits[0]
     [found] = runner(model, level=name, cache=torch.bfloat16).run([Chunk(ids, 0, [3, 0, 1], length)])
-    # Also the shares of a softmax are rounded, to 2^-9 of each: no more than the rounding of keys and values does.
-    assert (found - expected).abs().mean() <= (whole - expected).abs().mean() + 1e-6
+    # Over many pages a share is rounded under the maximum so far, here under the greatest of all.
+    bound = 1e-4 if length <= 32 else 0.6
+    assert (found - expected).abs().mean() <= bound * (whole - expected).abs().mean() + 1e-6
     assert (found - expected).abs().max() <= 1e-2 * expected.abs().max()
 
 
@@ -220,6 +224,17 @@ def test_layers_of_different_kinds_side_by_side() -> None:
         expected = model(torch.tensor([ids])).logits[0]
     [found] = runner(model, cache=torch.float32).run([Chunk(ids, 0, [0, 1], 40)])
     assert (found - expected).abs().median() <= 1e-5
+
+
+@pytest.mark.parametrize("cache", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("name", HERE)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("which", ["q_proj", "k_proj", "v_proj"])
+def test_what_is_no_number_comes_through_attention(which: str, value: float, name: str, cache: torch.dtype) -> None:
+    model = llama(num_key_value_heads=1)
+    getattr(model.layers[0].self_attn, which).weight.data[3, 4] = value
+    [found] = runner(model, level=name, cache=cache).run([Chunk(tokens(40), 0, [0, 1], 40)])
+    assert not found.isfinite().any()
 
 
 @pytest.mark.parametrize("bits", [None, 8, 4])
