@@ -3,16 +3,13 @@ where there is one."""
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-import time
 from contextlib import nullcontext
 from pathlib import Path
-from statistics import median
 
-import numpy as np
 import torch
+import train_protocol
 
 from camelid import __version__
 from camelid.formats.load import load
@@ -21,19 +18,10 @@ from camelid.kernels.memory import large_blocks
 from camelid.model.llama import Llama
 from camelid.model.lora import LoraConfig, adapt
 from camelid.recipe import parse
-from camelid.tokens.batch import IGNORE, Batch
+from camelid.tokens.batch import Batch
 from camelid.train.optimizer import optimizer_for
-from camelid.train.parallel import Ranks
-from camelid.train.plan import keeps_memory, peak_memory
+from camelid.train.plan import keeps_memory
 from camelid.train.step import compute_dtype, train_step
-
-
-def labels(step: torch.Tensor) -> torch.Tensor:
-    """What is learned: everything, or for an adapter the answers, 122 of every 212 tokens."""
-    found = step[:, 1:].clone()
-    if os.environ.get("BENCH_TASK") == "lora":
-        found[:, torch.arange(found.shape[1]) % 212 < 90] = IGNORE
-    return found
 
 
 def main() -> None:
@@ -51,24 +39,21 @@ def main() -> None:
     if device.type == "cuda" and without != "compile":
         for layer in model.layers:
             layer.compile()
-    before = peak_memory(Ranks(device=device))
-    tokens = torch.from_numpy(np.load(folder / "tokens.npy"))
+    before = train_protocol.peak_bytes()
+    tokens = train_protocol.tokens_of(folder)
     rows, length = tokens.shape[1], tokens.shape[2] - 1
     train = {"sequence_length": length, "global_batch_tokens": rows * length, "micro_batch_rows": rows, "steps": 99,
              "skip_sigma": 0.0}  # fmt: skip
     settings = parse({"train": train}).train
     optimizer = optimizer_for(model.train(), settings)
-    seconds, losses = [], []
+    pieces = torch.zeros(rows, length, dtype=torch.int64)  # one a row
+
+    def take(step: torch.Tensor) -> float:
+        batch = Batch(step[:, :-1], train_protocol.labels_of(step, lora), pieces, True)
+        return train_step(model, optimizer, batch, settings, 3e-4).loss
+
     with nullcontext() if without == "memory" else large_blocks(keeps_memory(model)):
-        for step in tokens:
-            started = time.perf_counter()
-            batch = Batch(step[:, :-1], labels(step), torch.zeros(rows, length, dtype=torch.int64), True)
-            losses.append(train_step(model, optimizer, batch, settings, 3e-4).loss)
-            seconds.append(time.perf_counter() - started)
-    peak = peak_memory(Ranks(device=device))
-    print(json.dumps({"value": rows * length / median(seconds[1:]), "unit": "tokens/s", "version": __version__,
-                      "first_step_seconds": seconds[0], "losses": losses, "peak_bytes": peak,
-                      "peak_of_training": peak - before}))  # fmt: skip
+        train_protocol.race(tokens, take, __version__, before)
 
 
 main()

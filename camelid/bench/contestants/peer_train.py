@@ -3,31 +3,20 @@ is kept, the best that its users know of; without, it is as its documentation sh
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-import time
 from pathlib import Path
-from statistics import median
+from typing import Any
 
 import process
-
-
-def peak_bytes(device: str) -> int:
-    import torch
-
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    peak: int = process.peak_bytes()
-    return peak
 
 
 def main() -> None:
     best = bool(os.environ.get("BENCH_BEST"))
     if best:
         process.keep_memory()
-    import numpy as np
     import torch
+    import train_protocol
     import transformers
 
     folder = Path(sys.argv[2])
@@ -36,7 +25,7 @@ def main() -> None:
     narrow = device == "cuda" or torch.cpu._is_avx512_bf16_supported()
     lora, version = os.environ.get("BENCH_TASK") == "lora", transformers.__version__
     dtype = torch.bfloat16 if lora and narrow else torch.float32
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder / "model", dtype=dtype).train().to(device)
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder / "model", dtype=dtype).train().to(device)
     if lora:
         import peft
 
@@ -44,32 +33,19 @@ def main() -> None:
         targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
         model = peft.get_peft_model(model, peft.LoraConfig(r=16, lora_alpha=32, target_modules=targets))
     run = torch.compile(model) if best else model
-    before = peak_bytes(device)
+    before = train_protocol.peak_bytes()
     learned = [p for p in model.parameters() if p.requires_grad]
-    groups = [{"params": [p for p in learned if p.dim() >= 2], "weight_decay": 0.1},
+    groups = [{"params": [p for p in learned if p.dim() >= 2]},
               {"params": [p for p in learned if p.dim() < 2], "weight_decay": 0.0}]  # fmt: skip
-    optimizer = torch.optim.AdamW(groups, lr=3e-4, betas=(0.9, 0.95), fused=True)
-    tokens = torch.from_numpy(np.load(folder / "tokens.npy"))
-    rows, length = tokens.shape[1], tokens.shape[2] - 1
-    seconds, losses = [], []
-    for step in tokens:
-        started = time.perf_counter()
-        step = step.to(device)
-        labels = step[:, 1:].clone()
-        if lora:
-            labels[:, torch.arange(labels.shape[1]) % 212 < 90] = -100
-        with torch.autocast(device, torch.bfloat16, enabled=narrow):
-            loss = run(input_ids=step[:, :-1], shift_labels=labels, labels=labels, use_cache=False).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(learned, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-        seconds.append(time.perf_counter() - started)
-    peak = peak_bytes(device)
-    print(json.dumps({"value": rows * length / median(seconds[1:]), "unit": "tokens/s",
-                      "version": version, "first_step_seconds": seconds[0], "losses": losses,
-                      "peak_bytes": peak, "peak_of_training": peak - before}))  # fmt: skip
+
+    def loss_of(rows: torch.Tensor) -> torch.Tensor:
+        rows = rows.to(device)
+        labels = train_protocol.labels_of(rows, lora)
+        loss: torch.Tensor = run(input_ids=rows[:, :-1], shift_labels=labels, labels=labels, use_cache=False).loss
+        return loss
+
+    take = train_protocol.torch_step(loss_of, groups, device, narrow)
+    train_protocol.race(train_protocol.tokens_of(folder), take, version, before)
 
 
 main()
