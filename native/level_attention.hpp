@@ -11,12 +11,24 @@ INLINE T* head_of(void* base, std::int64_t kv_head, std::int64_t head_dim) {
     return static_cast<T*>(base) + kv_head * head_dim * PAGE;
 }
 
+// What lines of T are multiplied by: floats, or of bfloat16 the two that belong to a pair of lines, which lie together.
+template <typename T>
+struct Factors {
+    using One = float;
+    static constexpr std::int64_t together = 1;
+};
+template <>
+struct Factors<Half> {
+    using One = std::uint32_t;
+    static constexpr std::int64_t together = 2;
+};
+
 template <typename T>
 INLINE void keep_as(const float* key, const float* value, const Pages& page, std::int64_t kv_head, std::int64_t slot,
                     std::int64_t head_dim) {
     T* keys = head_of<T>(page.keys, kv_head, head_dim);
     T* values = head_of<T>(page.values, kv_head, head_dim);
-    constexpr std::int64_t near = sizeof(T) == 2 ? 2 : 1;  // neighbours that lie together
+    constexpr std::int64_t near = Factors<T>::together;
     for (std::int64_t i = 0; i < head_dim; ++i) narrow(key[i], keys + (i / near * PAGE + slot) * near + i % near);
     for (std::int64_t i = 0; i < head_dim; ++i) narrow(value[i], values + (slot / near * head_dim + i) * near + slot % near);
 }
@@ -45,16 +57,6 @@ void keep(const float* key, const float* value, const Pages& page, std::int64_t 
     else
         keep_as<float>(key, value, page, kv_head, slot, head_dim);
 }
-
-// What lines of T are multiplied by: floats, or of bfloat16 the two that belong to a pair.
-template <typename T>
-struct Factors {
-    using One = float;
-};
-template <>
-struct Factors<Half> {
-    using One = std::uint32_t;
-};
 
 // sum[r][w] += factors[r][k] times register w of line k, of `count` lines; additions wait for one another, so several at
 // once. `next` is fetched meanwhile.
@@ -107,13 +109,38 @@ INLINE const std::uint32_t* as_factors(const float* from, std::int64_t count, st
 template <typename T, int R, int W>
 INLINE void mix(const T* values, const T* next, std::int64_t size, std::int64_t used,
                 const typename Factors<T>::One* const* shares, float (*sums)[MOST_DIM], std::int64_t from) {
-    constexpr std::int64_t near = sizeof(T) == 2 ? 2 : 1;
+    constexpr std::int64_t near = Factors<T>::together;
     Values sum[R][W];
     for (int r = 0; r < R; ++r)
         for (int w = 0; w < W; ++w) Lanes<16>::load(sums[r] + from + 16 * w, &sum[r][w]);
     add_lines<T, R, W>(values + from * near, next + from * near, size, used, shares, sum);
     for (int r = 0; r < R; ++r)
         for (int w = 0; w < W; ++w) Lanes<16>::store(&sum[r][w], sums[r] + from + 16 * w);
+}
+
+// A row's scores of a page, of which it sees the first `seen`, to shares of a softmax under the greatest so far, `top`. When
+// that grows, what was summed before fades.
+INLINE void soften(Values* scores, std::int64_t seen, std::int64_t size, float* shares, float* sums, float* top,
+                   Values* total) {
+    if (seen < PAGE) {
+        for (int h = 0; h < 2; ++h) Lanes<16>::store(&scores[h], shares + 16 * h);
+        for (std::int64_t j = seen; j < PAGE; ++j) shares[j] = -1e38f;
+        for (int h = 0; h < 2; ++h) Lanes<16>::load(shares + 16 * h, &scores[h]);
+    }
+    if (any_above(scores, *top)) {  // seldom, after the first pages
+        const float most = greatest(scores[0] > scores[1] ? scores[0] : scores[1]);
+        const float now = most > *top ? most : *top;  // beside what is no number
+        const float fade = exp_negative(*top - now);
+        *total *= fade;
+        for (std::int64_t i = 0; i < size; ++i) sums[i] *= fade;
+        *top = now;
+    }
+    for (int h = 0; h < 2; ++h) {
+        scores[h] -= *top;
+        exp_values<16>(&scores[h]);
+        Lanes<16>::store(&scores[h], shares + 16 * h);
+    }
+    *total += scores[0] + scores[1];
 }
 
 // R queries of one key-value head; row r sees the first sees[r] tokens. `out` and `queries` by row.
@@ -126,7 +153,7 @@ INLINE void attend_rows(const Attention& text, std::int64_t kv_head, const float
     alignas(64) float shares[R][PAGE];
     using Factor = typename Factors<T>::One;
     alignas(64) Factor asked_room[R][MOST_DIM], share_room[R][PAGE];
-    const Factor *asked[R], *shared[R];
+    const Factor *asked[R], *given[R];
     float tops[R];
     Values totals[R] = {};
     for (int r = 0; r < R; ++r) {
@@ -156,25 +183,7 @@ INLINE void attend_rows(const Attention& text, std::int64_t kv_head, const float
                 scores[r][h] *= scale;
                 if constexpr (sizeof(T) == 1) scores[r][h] *= worth[h];
             }
-            if (seen < PAGE) {
-                for (int h = 0; h < 2; ++h) Lanes<16>::store(&scores[r][h], shares[r] + 16 * h);
-                for (std::int64_t j = seen; j < PAGE; ++j) shares[r][j] = -1e38f;
-                for (int h = 0; h < 2; ++h) Lanes<16>::load(shares[r] + 16 * h, &scores[r][h]);
-            }
-            if (any_above(scores[r], tops[r])) {  // seldom, after the first pages
-                const float most = greatest(scores[r][0] > scores[r][1] ? scores[r][0] : scores[r][1]);
-                const float top = most > tops[r] ? most : tops[r];  // beside what is no number
-                const float fade = exp_negative(tops[r] - top);
-                totals[r] *= fade;
-                for (std::int64_t i = 0; i < size; ++i) sums[r][i] *= fade;
-                tops[r] = top;
-            }
-            for (int h = 0; h < 2; ++h) {
-                scores[r][h] -= tops[r];
-                exp_values<16>(&scores[r][h]);
-                Lanes<16>::store(&scores[r][h], shares[r] + 16 * h);
-            }
-            totals[r] += scores[r][0] + scores[r][1];
+            soften(scores[r], seen, size, shares[r], sums[r], &tops[r], &totals[r]);
         }
         const std::int64_t used = most - begin < PAGE ? most - begin : PAGE;
         if constexpr (sizeof(T) == 1) {
@@ -182,10 +191,10 @@ INLINE void attend_rows(const Attention& text, std::int64_t kv_head, const float
             for (int r = 0; r < R; ++r)
                 for (std::int64_t j = 0; j < used; ++j) shares[r][j] *= each[j];
         }
-        for (int r = 0; r < R; ++r) shared[r] = as_factors(shares[r], PAGE, share_room[r]);
+        for (int r = 0; r < R; ++r) given[r] = as_factors(shares[r], PAGE, share_room[r]);
         std::int64_t i = 0;
-        for (; i + 32 <= size; i += 32) mix<T, R, 2>(values, next_values, size, used, shared, sums, i);
-        for (; i < size; i += 16) mix<T, R, 1>(values, next_values, size, used, shared, sums, i);
+        for (; i + 32 <= size; i += 32) mix<T, R, 2>(values, next_values, size, used, given, sums, i);
+        for (; i < size; i += 16) mix<T, R, 1>(values, next_values, size, used, given, sums, i);
     }
     for (int r = 0; r < R; ++r) {
         const float total = sum_of(totals[r]);
