@@ -4,15 +4,46 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
+
+RECENT = 20  # marks that a pace of late goes back
 
 
 class Advance(Protocol):
     """Called with the work done so far (same unit as the total) and a short note such as the loss."""
 
     def __call__(self, done: float, note: str = "") -> None: ...
+
+
+class Pace:
+    """How fast counts grow, a second: of late, which follows a machine that became slower, and on the whole."""
+
+    def __init__(self, *counts: float) -> None:
+        self._paused = 0.0
+        self._first = time.monotonic(), counts
+        self._marks = deque([self._first], maxlen=RECENT + 1)
+
+    def pause(self, seconds: float) -> None:
+        """What was done for so long counts for nothing."""
+        self._paused += seconds
+
+    def mark(self, *counts: float) -> None:
+        """The counts now."""
+        self._marks.append((time.monotonic() - self._paused, counts))
+
+    def of_late(self) -> tuple[float, ...]:
+        return self._since(self._marks[0])
+
+    def on_the_whole(self) -> tuple[float, ...]:
+        return self._since(self._first)
+
+    def _since(self, then: tuple[float, tuple[float, ...]]) -> tuple[float, ...]:
+        now = self._marks[-1]
+        seconds = max(now[0] - then[0], 1e-9)
+        return tuple((new - old) / seconds for new, old in zip(now[1], then[1], strict=True))
 
 
 def _silent(done: float, note: str = "") -> None:
@@ -27,34 +58,40 @@ def clock(seconds: float) -> str:
 
 
 @contextmanager
-def progress(label: str, total: float, quiet: bool = False, every: float = 10.0) -> Iterator[Advance]:
-    """Show progress of `label` up to `total`. `every` is the seconds between two lines when not on a terminal."""
+def progress(
+    label: str, total: float, quiet: bool = False, every: float = 10.0, begun: float = 0.0
+) -> Iterator[Advance]:
+    """Show progress of `label` up to `total`. `every` is the seconds between two lines when not on a terminal; `begun`
+    is what an earlier run had done."""
     if quiet:
         yield _silent
     elif sys.stderr.isatty():
-        with _bar(label, total) as advance:
+        with _bar(label, total, begun) as advance:
             yield advance
     else:
-        yield _lines(label, total, every)
+        yield _lines(label, total, every, begun)
 
 
-def _lines(label: str, total: float, every: float) -> Advance:
+def _lines(label: str, total: float, every: float, begun: float) -> Advance:
     started = last = time.monotonic()
+    pace = Pace(begun)
 
     def advance(done: float, note: str = "") -> None:
         nonlocal last
         now = time.monotonic()
         if done > 0 and (now - last >= every or (done >= total and now - started >= 2)):
             last = now
-            left = (now - started) * max(total - done, 0) / done
+            pace.mark(done)
+            speed = pace.of_late()[0]
+            left = clock(max(total - done, 0) / speed) if speed > 0 else "-:--"  # after a return to an earlier step
             share = done / total if total else 1.0
-            print(f"{label} {share:4.0%}  ETA {clock(left)}  {note}".rstrip(), file=sys.stderr, flush=True)
+            print(f"{label} {share:4.0%}  ETA {left}  {note}".rstrip(), file=sys.stderr, flush=True)
 
     return advance
 
 
 @contextmanager
-def _bar(label: str, total: float) -> Iterator[Advance]:
+def _bar(label: str, total: float, begun: float) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -66,7 +103,7 @@ def _bar(label: str, total: float) -> Iterator[Advance]:
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(label, total=total, note="")
+        task = bar.add_task(label, total=total, completed=int(begun), note="")
 
         def advance(done: float, note: str = "") -> None:
             bar.update(task, completed=done, note=note)

@@ -18,6 +18,7 @@ from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
 from camelid.recipe import Recipe
 from camelid.report.page import Curve, Page
+from camelid.report.progress import Pace
 from camelid.train.checkpoint import LoopState
 from camelid.train.parallel import Ranks
 from camelid.train.schedule import drawn
@@ -70,7 +71,8 @@ class Log:
             self.unit = "minus advantage times log-probability, mean over answers"
         self.unit += ", z-loss included" if recipe.train.z_loss else ""
         self.records = earlier(out / METRICS, state.step)
-        self.started, self.first_tokens, self.positions = time.monotonic(), state.tokens, 0
+        self.pace = Pace(0, 0)
+        self.tokens = self.positions = 0  # learned from, and computed, since this process began
         self._flops = flops_per_token(model.config, recipe.train.sequence_length, frozen=bool(model.adapters))
         self._steps = state.steps
         self.peak, self.denominator = peak_flops(who.device)
@@ -83,7 +85,7 @@ class Log:
             self._file = (self.out / METRICS).open("a", encoding="utf-8")
             if self.recipe.log.tensorboard:
                 self._board = _board(self.out)
-        self.started = time.monotonic()
+        self.pace = Pace(0, 0)
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -97,15 +99,15 @@ class Log:
 
     def step(self, state: LoopState, taken: Taken, rate: float, told: Mapping[str, float]) -> str:
         """Record a step and what its objective told; returns what a progress line says about it."""
-        seconds = time.monotonic() - self.started
-        speed = (state.tokens - self.first_tokens) / seconds
+        self.tokens += taken.supervised
         self.positions += taken.positions
-        used = self.positions / seconds * self._flops / (self.peak * self.who.world)
+        self.pace.mark(self.tokens, self.positions)
+        speed, used = self._measured(*self.pace.of_late())
         finite = math.isfinite(taken.loss) and math.isfinite(taken.norm)
         record: dict[str, Any] = {
             "step": state.step, "loss": taken.loss if finite else None, "gradient_norm": taken.norm if finite else None,
-            "learning_rate": rate, "tokens": state.tokens, "tokens_per_second": round(speed, 1),
-            "utilization": round(used, 4), "rows": state.chain,
+            "learning_rate": rate, "tokens": state.tokens, "tokens_per_second": speed, "utilization": used,
+            "rows": state.chain,
         }  # fmt: skip
         if taken.skipped:
             record["skipped"] = taken.skipped
@@ -119,13 +121,24 @@ class Log:
 
     def checked(self, state: LoopState, found: Mapping[str, float], seconds: float) -> None:
         """Record figures of what is not learned from, under `held_out`. The `seconds` they took are not training's."""
-        self.started += seconds
+        self.pace.pause(seconds)
         self._write({"step": state.step, "held_out": dict(found)})
 
     def rolled_back(self, state: LoopState) -> None:
         """Record a return to a checkpoint: the steps after it count no more."""
         self.records = [r for r in self.records if r["step"] <= state.step]
         self._write({"step": state.step, "rolled_back": state.rollbacks, "rows": state.chain})
+
+    def _overall(self) -> tuple[float, float]:
+        """Tokens a second and utilisation of this process's steps; if it made none, as the last record has them."""
+        if self.positions:
+            return self._measured(*self.pace.on_the_whole())
+        last: dict[str, Any] = next((r for r in reversed(self.records) if "tokens_per_second" in r), {})
+        return last.get("tokens_per_second", 0.0), last.get("utilization", 0.0)
+
+    def _measured(self, tokens: float, positions: float) -> tuple[float, float]:
+        """Of a pace: tokens a second, and the share of the machine's product that its positions take."""
+        return round(tokens, 1), round(positions * self._flops / (self.peak * self.who.world), 4)
 
     def _write(self, record: dict[str, Any]) -> None:
         self.records.append(record)
@@ -140,14 +153,14 @@ class Log:
                     self._board.add_scalar(name, record[name], record["step"])
 
     def figures(self) -> dict[str, Any]:
-        """The last loss and speed, utilisation with its denominator, and the signal that ended the run early."""
+        """The last loss, speed and utilisation of the whole, its denominator, and the signal that ended the run."""
         steps = [r for r in self.records if "loss" in r]
         good = [r for r in steps if r["loss"] is not None]
-        last = steps[-1] if steps else {}
+        speed, used = self._overall()
         found = {
             "loss": good[-1]["loss"] if good else None,
-            "tokens_per_second": last.get("tokens_per_second", 0.0),
-            "utilization": {"value": last.get("utilization", 0.0), "of": self.denominator},
+            "tokens_per_second": speed,
+            "utilization": {"value": used, "of": self.denominator},
         }
         if checks := [r for r in self.records if "held_out" in r]:
             found["held_out"] = {"before": checks[0]["held_out"], "after": checks[-1]["held_out"]}
@@ -158,10 +171,10 @@ class Log:
         steps = [r for r in self.records if r.get("loss") is not None]
         x = [float(r["step"]) for r in steps]
         if steps:
+            speed, used = self._overall()
             page.text(
                 f"{steps[-1]['step']:,} of {self._steps:,} steps, {steps[-1]['tokens']:,} supervised tokens, "
-                f"loss {steps[-1]['loss']:.4f}, {steps[-1]['tokens_per_second']:,.0f} tokens/s; "
-                f"{steps[-1]['utilization']:.1%} of {self.denominator}"
+                f"loss {steps[-1]['loss']:.4f}, {speed:,.0f} tokens/s; {used:.1%} of {self.denominator}"
             )
         checks = [r for r in self.records if "held_out" in r]
         names = list(checks[0]["held_out"]) if checks else []

@@ -113,7 +113,7 @@ class _Run:
         if not quiet:
             print(f"learning rate {drawn(self.state.steps, recipe.train)}", file=sys.stderr)
         with Log(out, recipe, job.model, self.who, self.state) as log:
-            with progress(out.name, self.state.steps, quiet) as advance:
+            with progress(out.name, self.state.steps, quiet, begun=self.state.step) as advance:
                 try:
                     self._train(log, advance)
                 finally:
