@@ -15,6 +15,7 @@ from statistics import median
 from typing import Any
 
 from camelid.errors import CamelidError
+from camelid.kernels.threads import by_default, share_cores
 from camelid.report.progress import progress
 
 TRANSFORMERS = ("transformers==5.23.0", "torch==2.13.0", "numpy")
@@ -66,7 +67,9 @@ def once(contestant: Contestant, python: Path, data: Path) -> dict[str, Any]:
     threads = dict.fromkeys(names, str(contestant.threads)) | {"BENCH_NAME": contestant.name}
     quiet = {"DO_NOT_TRACK": "true", "RAY_USAGE_STATS_ENABLED": "0"}
     command = [str(python), str(SCRIPTS / contestant.script), contestant.task, str(data)]
-    environment = os.environ | threads | quiet | {f"BENCH_{key}": value for key, value in contestant.settings}
+    environment = by_default(os.environ) | threads | quiet | {f"BENCH_{k}": v for k, v in contestant.settings}
+    if not contestant.packages:
+        share_cores(environment)  # as the command line has it
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     try:
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

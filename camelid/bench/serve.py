@@ -22,6 +22,7 @@ from typing import Any
 from camelid.bench.infer import prepare
 from camelid.bench.race import Contestant, interpreter, ratios
 from camelid.errors import CamelidError
+from camelid.kernels.threads import by_default
 from camelid.report.progress import progress
 from camelid.tokenizer.tokenizer import Tokenizer
 
@@ -138,7 +139,7 @@ def measured(server: Server, words: Tokenizer, threads: int) -> list[dict[str, A
         hint = ": name it in CAMELID_VLLM" if server.name.startswith("vllm") else ""
         return [row | {"task": "serve", "error": f"no command {first[0]}{hint}"}]
     limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)) | dict(server.variables)
-    environment = os.environ | limits | {"HF_HUB_OFFLINE": "1", "CAMELID_API_KEY": ""}
+    environment = by_default(os.environ) | limits | {"HF_HUB_OFFLINE": "1", "CAMELID_API_KEY": ""}
     with open(os.devnull, "wb") as nowhere:
         process = subprocess.Popen([*first, *words_of], stdout=nowhere, stderr=nowhere, env=environment)
     try:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from camelid import __version__
 from camelid.errors import CamelidError, ChecksFailed, InputError
+from camelid.kernels.threads import share_cores
 
 # In the order of a model's life.
 VERBS = {
@@ -50,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line. Exits 0 done, 1 failed, 2 bad input, 130 on Ctrl-C."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a path may be of any bytes
+    share_cores(os.environ)
     try:
         code = run(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()

@@ -13,7 +13,7 @@ import pytest
 from camelid.bench import data, race, tokens
 from camelid.bench.race import Contestant, ratios
 from camelid.errors import CamelidError
-from camelid.kernels import bpe
+from camelid.kernels import bpe, threads
 from camelid.tokenizer.native import classes
 
 SCRIPT = """
@@ -54,6 +54,18 @@ def test_a_peer_that_cannot_be_installed_is_missing(scripts: Path, monkeypatch: 
     assert rows == [
         {"implementation": "peer", "task": "t", "threads": 1, "error": "pip could not install nothing==0"},
     ]
+
+
+def test_only_our_own_waits_as_the_command_line_does(scripts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(race, "interpreter", lambda c: Path(sys.executable))
+    monkeypatch.delenv(threads.POLICY, raising=False)
+    monkeypatch.setenv(threads.SPINS, threads.FEW)
+    value = f"int(os.environ.get('{threads.SPINS}', -1))"
+    (scripts / "told.py").write_text(
+        f"import json, os\nprint(json.dumps({{'value': {value}, 'unit': 'spins', 'version': '1'}}))"
+    )
+    runners = [Contestant("camelid", "told.py", "t"), Contestant("peer", "told.py", "t", ("peer==1",))]
+    assert [row["value"] for row in race.race(runners, scripts / "log", 1, quiet=True)] == [int(threads.FEW), -1]
 
 
 def test_our_own_contestant_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

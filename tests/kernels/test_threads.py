@@ -1,0 +1,38 @@
+"""Threads that wait sleep soon: what torch's OpenMP was told, read from what it says of itself."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from camelid.kernels.threads import FEW, POLICY, SPINS, by_default, share_cores
+
+
+def told(**given: str) -> list[str]:
+    """The lines in which OpenMP shows how it waits, in the process of a command that opens torch."""
+    environment = {k: v for k, v in os.environ.items() if k not in (SPINS, POLICY)} | given
+    command = [sys.executable, "-m", "camelid", "info", "--json"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env=environment | {"OMP_DISPLAY_ENV": "verbose"}
+    )
+    return [line.split("=")[1].strip(" '") for line in done.stderr.splitlines() if SPINS in line]
+
+
+def test_the_command_line_has_torchs_threads_sleep_soon() -> None:
+    found = told()
+    if not found:
+        pytest.skip("torch runs on another OpenMP than GNU's here")
+    assert found == [FEW]
+    assert told(**{SPINS: "77"}) == ["77"]
+    assert told(**{POLICY: "active"}) != [FEW]
+
+
+def test_what_the_user_says_stays() -> None:
+    assert by_default({SPINS: "77", "A": "b"}) == {SPINS: "77", "A": "b"}
+    environment = {"A": "b"}
+    share_cores(environment)
+    assert environment == {"A": "b", SPINS: FEW}
+    assert by_default(environment) == {"A": "b"}
