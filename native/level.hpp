@@ -5,7 +5,18 @@
 
 namespace {
 
-using Values = Lanes<16>::Values;
+// A register holds so many floats; a panel's rows, or a page's tokens, are so many registers.
+#if defined(HAS_VNNI)
+constexpr int LANES = 16;
+#elif defined(HAS_AVX2)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+constexpr int PARTS = PANEL / LANES;
+static_assert(PANEL == PAGE);
+using Register = Lanes<LANES>;
+using Values = Register::Values;
 
 #include "level_integers.hpp"
 #include "level_products.hpp"
@@ -14,46 +25,47 @@ using Values = Lanes<16>::Values;
 void rms_norm_row(const float* row, const float* weight, std::int64_t size, float eps, float* out) {
     Values sum = {}, x, w;
     std::int64_t i = 0;
-    for (; i + 16 <= size; i += 16) {
-        Lanes<16>::load(row + i, &x);
+    for (; i + LANES <= size; i += LANES) {
+        Register::load(row + i, &x);
         sum += x * x;
     }
     float total = sum_of(sum);
     for (; i < size; ++i) total += row[i] * row[i];
     const float scale = 1.0f / __builtin_sqrtf(total / static_cast<float>(size) + eps);
-    for (i = 0; i + 16 <= size; i += 16) {
-        Lanes<16>::load(row + i, &x);
-        Lanes<16>::load(weight + i, &w);
+    for (i = 0; i + LANES <= size; i += LANES) {
+        Register::load(row + i, &x);
+        Register::load(weight + i, &w);
         x = x * scale * w;
-        Lanes<16>::store(&x, out + i);
+        Register::store(&x, out + i);
     }
     for (; i < size; ++i) out[i] = row[i] * scale * weight[i];
 }
 
 void swiglu_row(const float* gate, const float* up, std::int64_t size, float* out) {
-    for (std::int64_t i = 0; i < size; i += 16) {
+    for (std::int64_t i = 0; i < size; i += LANES) {
         Values g, u, e;
-        Lanes<16>::load(gate + i, &g);
-        Lanes<16>::load(up + i, &u);
+        Register::load(gate + i, &g);
+        Register::load(up + i, &u);
         e = g < 0.0f ? g : -g;  // e^-|g|
-        exp_values<16>(&e);
+        exp_values<LANES>(&e);
         g = (g < 0.0f ? g * e : g) / (e + 1.0f) * u;
-        Lanes<16>::store(&g, out + i);
+        Register::store(&g, out + i);
     }
 }
 
 void rotate_head(float* head, const float* cos, const float* sin, std::int64_t head_dim) {
     const std::int64_t half = head_dim / 2;
-    for (std::int64_t i = 0; i < half; i += 8) {
-        Lanes<8>::Values first, second, c, s, turned;
-        Lanes<8>::load(head + i, &first);
-        Lanes<8>::load(head + half + i, &second);
-        Lanes<8>::load(cos + i, &c);
-        Lanes<8>::load(sin + i, &s);
+    constexpr int some = LANES < 8 ? LANES : 8;  // of what `half` is a multiple
+    for (std::int64_t i = 0; i < half; i += some) {
+        Lanes<some>::Values first, second, c, s, turned;
+        Lanes<some>::load(head + i, &first);
+        Lanes<some>::load(head + half + i, &second);
+        Lanes<some>::load(cos + i, &c);
+        Lanes<some>::load(sin + i, &s);
         turned = first * c - second * s;
-        Lanes<8>::store(&turned, head + i);
+        Lanes<some>::store(&turned, head + i);
         turned = second * c + first * s;
-        Lanes<8>::store(&turned, head + half + i);
+        Lanes<some>::store(&turned, head + half + i);
     }
 }
 

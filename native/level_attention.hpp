@@ -2,7 +2,7 @@
 
 template <typename T>
 INLINE void load_lanes(const T* from, Values* out) {
-    Lanes<16>::load(from, out);
+    Register::load(from, out);
 }
 INLINE void load_lanes(const std::int8_t* from, Values* out) { load_bytes(from, out); }
 
@@ -65,9 +65,9 @@ INLINE void add_lines(const T* lines, const T* next, std::int64_t line, std::int
                       Values (*sum)[W]) {
     for (std::int64_t k = 0; k < count; ++k)
         for (int w = 0; w < W; ++w) {
-            __builtin_prefetch(next + k * line + 16 * w);
+            __builtin_prefetch(next + k * line + LANES * w);
             Values v;
-            load_lanes(lines + k * line + 16 * w, &v);
+            load_lanes(lines + k * line + LANES * w, &v);
             for (int r = 0; r < R; ++r) sum[r][w] += v * factors[r][k];
         }
 }
@@ -75,11 +75,15 @@ INLINE void add_lines(const T* lines, const T* next, std::int64_t line, std::int
 template <int R, int W>
 INLINE void add_pair(const Half* pair, std::uint32_t kept, std::int64_t at, const std::uint32_t* const* factors,
                      Values (*sum)[W]) {
+    Words words[W], two;
     for (int w = 0; w < W; ++w) {
-        Lanes<16>::Bits both;
-        std::memcpy(&both, pair + 32 * w, sizeof both);
-        both &= kept;
-        for (int r = 0; r < R; ++r) add_products(both, factors[r][at], &sum[r][w]);
+        Register::Bits both;
+        std::memcpy(&both, pair + 2 * LANES * w, sizeof both);
+        spread(both & kept, &words[w]);
+    }
+    for (int r = 0; r < R; ++r) {
+        spread(factors[r][at], &two);
+        for (int w = 0; w < W; ++w) add_products(words[w], two, &sum[r][w]);
     }
 }
 
@@ -87,7 +91,7 @@ template <typename T, int R, int W>
 INLINE void add_lines(const Half* lines, const Half* next, std::int64_t line, std::int64_t count,
                       const std::uint32_t* const* factors, Values (*sum)[W]) {
     for (std::int64_t k = 0; k + 2 <= count; k += 2) {
-        for (int w = 0; w < W; ++w) __builtin_prefetch(next + k * line + 32 * w);
+        for (int w = 0; w < W; ++w) __builtin_prefetch(next + k * line + 2 * LANES * w);
         add_pair<R, W>(lines + k * line, 0xFFFFFFFFu, k / 2, factors, sum);
     }
     if (count % 2)  // what lies beside the last line may never have been written
@@ -97,9 +101,9 @@ INLINE void add_lines(const Half* lines, const Half* next, std::int64_t line, st
 // A row's factors from floats, in `room` where they need some.
 INLINE const float* as_factors(const float* from, std::int64_t, float*) { return from; }
 INLINE const std::uint32_t* as_factors(const float* from, std::int64_t count, std::uint32_t* room) {
-    for (std::int64_t i = 0; i < count; i += 16) {
+    for (std::int64_t i = 0; i < count; i += LANES) {
         Values values;
-        Lanes<16>::load(from + i, &values);
+        Register::load(from + i, &values);
         narrow_lanes(values, reinterpret_cast<Half*>(room) + i);
     }
     return room;
@@ -112,10 +116,10 @@ INLINE void mix(const T* values, const T* next, std::int64_t size, std::int64_t 
     constexpr std::int64_t near = Factors<T>::together;
     Values sum[R][W];
     for (int r = 0; r < R; ++r)
-        for (int w = 0; w < W; ++w) Lanes<16>::load(sums[r] + from + 16 * w, &sum[r][w]);
+        for (int w = 0; w < W; ++w) Register::load(sums[r] + from + LANES * w, &sum[r][w]);
     add_lines<T, R, W>(values + from * near, next + from * near, size, used, shares, sum);
     for (int r = 0; r < R; ++r)
-        for (int w = 0; w < W; ++w) Lanes<16>::store(&sum[r][w], sums[r] + from + 16 * w);
+        for (int w = 0; w < W; ++w) Register::store(&sum[r][w], sums[r] + from + LANES * w);
 }
 
 // A row's scores of a page, of which it sees the first `seen`, to shares of a softmax under the greatest so far, `top`. When
@@ -123,24 +127,28 @@ INLINE void mix(const T* values, const T* next, std::int64_t size, std::int64_t 
 INLINE void soften(Values* scores, std::int64_t seen, std::int64_t size, float* shares, float* sums, float* top,
                    Values* total) {
     if (seen < PAGE) {
-        for (int h = 0; h < 2; ++h) Lanes<16>::store(&scores[h], shares + 16 * h);
+        for (int h = 0; h < PARTS; ++h) Register::store(&scores[h], shares + LANES * h);
         for (std::int64_t j = seen; j < PAGE; ++j) shares[j] = -1e38f;
-        for (int h = 0; h < 2; ++h) Lanes<16>::load(shares + 16 * h, &scores[h]);
+        for (int h = 0; h < PARTS; ++h) Register::load(shares + LANES * h, &scores[h]);
     }
     if (any_above(scores, *top)) {  // seldom, after the first pages
-        const float most = greatest(scores[0] > scores[1] ? scores[0] : scores[1]);
+        Values each = scores[0];
+        for (int h = 1; h < PARTS; ++h) each = each > scores[h] ? each : scores[h];
+        const float most = greatest(each);
         const float now = most > *top ? most : *top;  // beside what is no number
         const float fade = exp_negative(*top - now);
         *total *= fade;
         for (std::int64_t i = 0; i < size; ++i) sums[i] *= fade;
         *top = now;
     }
-    for (int h = 0; h < 2; ++h) {
+    Values all = {};
+    for (int h = 0; h < PARTS; ++h) {
         scores[h] -= *top;
-        exp_values<16>(&scores[h]);
-        Lanes<16>::store(&scores[h], shares + 16 * h);
+        exp_values<LANES>(&scores[h]);
+        Register::store(&scores[h], shares + LANES * h);
+        all += scores[h];
     }
-    *total += scores[0] + scores[1];
+    *total += all;
 }
 
 // R queries of one key-value head; row r sees the first sees[r] tokens. `out` and `queries` by row.
@@ -149,6 +157,7 @@ INLINE void attend_rows(const Attention& text, std::int64_t kv_head, const float
                         const std::int64_t* sees, std::int64_t most) {
     const std::int64_t size = text.head_dim;
     const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(size));
+    constexpr int W = LANES == 16 || R <= 4 ? 2 : 1;  // registers of a line at a time: R * W sums and more must fit
     alignas(64) float sums[R][MOST_DIM];
     alignas(64) float shares[R][PAGE];
     using Factor = typename Factors<T>::One;
@@ -168,18 +177,23 @@ INLINE void attend_rows(const Attention& text, std::int64_t kv_head, const float
         const Pages& next = text.pages[begin + PAGE < most ? p + 1 : p];
         const T* next_keys = head_of<const T>(next.keys, kv_head, size);
         const T* next_values = head_of<const T>(next.values, kv_head, size);
-        Values scores[R][2] = {};
-        add_lines<T, R, 2>(keys, next_keys, PAGE, size, asked, scores);
-        Values worth[2] = {};
+        Values scores[R][PARTS];
+        for (int h = 0; h < PARTS; h += W) {
+            constexpr std::int64_t near = Factors<T>::together;
+            Values some[R][W] = {};
+            add_lines<T, R, W>(keys + h * LANES * near, next_keys + h * LANES * near, PAGE, size, asked, some);
+            for (int r = 0; r < R; ++r) std::memcpy(&scores[r][h], some[r], sizeof some[r]);
+        }
+        Values worth[PARTS] = {};
         if constexpr (sizeof(T) == 1)
-            for (int h = 0; h < 2; ++h) Lanes<16>::load(text.pages[p].key_scales + kv_head * PAGE + 16 * h, &worth[h]);
+            for (int h = 0; h < PARTS; ++h) Register::load(text.pages[p].key_scales + kv_head * PAGE + LANES * h, &worth[h]);
         for (int r = 0; r < R; ++r) {
             const std::int64_t seen = sees[r] - begin;
             if (seen <= 0) {
                 std::memset(shares[r], 0, sizeof shares[r]);
                 continue;
             }
-            for (int h = 0; h < 2; ++h) {
+            for (int h = 0; h < PARTS; ++h) {
                 scores[r][h] *= scale;
                 if constexpr (sizeof(T) == 1) scores[r][h] *= worth[h];
             }
@@ -193,8 +207,8 @@ INLINE void attend_rows(const Attention& text, std::int64_t kv_head, const float
         }
         for (int r = 0; r < R; ++r) given[r] = as_factors(shares[r], PAGE, share_room[r]);
         std::int64_t i = 0;
-        for (; i + 32 <= size; i += 32) mix<T, R, 2>(values, next_values, size, used, given, sums, i);
-        for (; i < size; i += 16) mix<T, R, 1>(values, next_values, size, used, given, sums, i);
+        for (; i + W * LANES <= size; i += W * LANES) mix<T, R, W>(values, next_values, size, used, given, sums, i);
+        for (; i < size; i += LANES) mix<T, R, 1>(values, next_values, size, used, given, sums, i);
     }
     for (int r = 0; r < R; ++r) {
         const float total = sum_of(totals[r]);

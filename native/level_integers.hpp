@@ -1,9 +1,10 @@
-// Sums of products of bytes for sixteen rows at a time, and what else differs between kinds of CPU.
+// Sums of products of bytes for a register of rows at a time, and what else differs between kinds of CPU.
 // Unsigned bytes of weights times signed bytes of activations: exact in 32 bits, so every kind gives the same sums. They
 // start at WHOLE, the bits of 1.5 * 2^23: read as a float, a sum below 2^22 is that number more, without a conversion.
 
 constexpr std::int32_t WHOLE = 0x4B400000;
 constexpr float WHOLE_FLOAT = 12582912.0f;
+constexpr int ABREAST = LANES == 16 ? 2 : 1;  // registers of rows whose sums are made together
 
 #if defined(HAS_VNNI)
 
@@ -56,45 +57,41 @@ INLINE void load_bytes(const std::int8_t* from, Values* out) {
     const __m512i whole = _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
     *out = reinterpret_cast<Values>(_mm512_cvtepi32_ps(whole));
 }
-INLINE void store_bytes(const Lanes<16>::Whole& whole, std::int8_t* to) {
+INLINE void store_bytes(const Register::Whole& whole, std::int8_t* to) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(whole)));
 }
 
 #elif defined(HAS_AVX2)
 
-// Pairs of columns: of rows 0 1 4 5 and 2 3 6 7 of each half of eight rows; _mm256_hadd_epi32 puts them in order.
+// Pairs of columns, of rows 0 1 4 5 and of 2 3 6 7: _mm256_hadd_epi32 puts them in order.
 struct Sums {
-    __m256i pairs[4];
-    __m256i first[2];
+    __m256i pairs[2];
+    __m256i first;
 };
 
 INLINE void start(const std::int32_t* value, Sums* sums) {
     for (auto& pair : sums->pairs) pair = _mm256_setzero_si256();
-    for (auto& lanes : sums->first) lanes = _mm256_set1_epi32(*value);
+    sums->first = _mm256_set1_epi32(*value);
 }
 INLINE void start(const std::uint8_t* zeros, std::int32_t sum, Sums* sums) {
     start(&WHOLE, sums);
-    for (int h = 0; h < 2; ++h) {
-        const __m256i zero = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(zeros + 8 * h)));
-        sums->first[h] = _mm256_sub_epi32(sums->first[h], _mm256_mullo_epi32(zero, _mm256_set1_epi32(sum)));
-    }
+    const __m256i zero = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(zeros)));
+    sums->first = _mm256_sub_epi32(sums->first, _mm256_mullo_epi32(zero, _mm256_set1_epi32(sum)));
 }
 
-struct Weights {
-    __m256i bytes[2];
+struct Weights {  // [8 rows][4 columns]
+    __m256i bytes;
 };
 
 INLINE void load(const std::uint8_t* from, Weights* weights) {
-    for (int h = 0; h < 2; ++h) weights->bytes[h] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + 32 * h));
+    weights->bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
 }
 INLINE void load_nibbles(const std::uint8_t* from, Weights* low, Weights* high) {
     const __m256i mask = _mm256_set1_epi8(15);
     Weights both;
     load(from, &both);
-    for (int h = 0; h < 2; ++h) {
-        low->bytes[h] = _mm256_and_si256(both.bytes[h], mask);
-        high->bytes[h] = _mm256_and_si256(_mm256_srli_epi16(both.bytes[h], 4), mask);
-    }
+    low->bytes = _mm256_and_si256(both.bytes, mask);
+    high->bytes = _mm256_and_si256(_mm256_srli_epi16(both.bytes, 4), mask);
 }
 struct Four {
     __m256i words;
@@ -107,68 +104,78 @@ INLINE void load(const std::int8_t* from, Four* four) {
 }
 INLINE void add(const Weights& weights, const Four& four, Sums* sums) {
     const __m256i none = _mm256_setzero_si256();
-    for (int h = 0; h < 2; ++h) {
-        const __m256i low = _mm256_unpacklo_epi8(weights.bytes[h], none), high = _mm256_unpackhi_epi8(weights.bytes[h], none);
-        sums->pairs[2 * h] = _mm256_add_epi32(sums->pairs[2 * h], _mm256_madd_epi16(low, four.words));
-        sums->pairs[2 * h + 1] = _mm256_add_epi32(sums->pairs[2 * h + 1], _mm256_madd_epi16(high, four.words));
-    }
+    const __m256i low = _mm256_unpacklo_epi8(weights.bytes, none), high = _mm256_unpackhi_epi8(weights.bytes, none);
+    sums->pairs[0] = _mm256_add_epi32(sums->pairs[0], _mm256_madd_epi16(low, four.words));
+    sums->pairs[1] = _mm256_add_epi32(sums->pairs[1], _mm256_madd_epi16(high, four.words));
 }
 INLINE void as_floats(const Sums& sums, Values* out) {
-    __m256 halves[2];
-    for (int h = 0; h < 2; ++h) {
-        const __m256i joined = _mm256_hadd_epi32(sums.pairs[2 * h], sums.pairs[2 * h + 1]);
-        halves[h] = _mm256_castsi256_ps(_mm256_add_epi32(joined, sums.first[h]));
-    }
-    std::memcpy(out, halves, sizeof *out);
-    *out -= WHOLE_FLOAT;
+    const __m256i joined = _mm256_hadd_epi32(sums.pairs[0], sums.pairs[1]);
+    *out = reinterpret_cast<Values>(_mm256_add_epi32(joined, sums.first)) - WHOLE_FLOAT;
 }
 INLINE void load_halves(const std::uint8_t* from, Values* out) {
-    __m256 halves[2];
-    for (int h = 0; h < 2; ++h) halves[h] = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 16 * h)));
-    std::memcpy(out, halves, sizeof *out);
+    *out = reinterpret_cast<Values>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
 }
 
 #else
 
+typedef std::int16_t Shorts __attribute__((vector_size(16)));
+
 struct Sums {
-    std::int32_t lanes[16];
+    Register::Whole lanes;
 };
 
-INLINE void start(const std::int32_t* value, Sums* sums) {
-    for (auto& lane : sums->lanes) lane = *value;
-}
+INLINE void start(const std::int32_t* value, Sums* sums) { sums->lanes = Register::Whole{} + *value; }
 INLINE void start(const std::uint8_t* zeros, std::int32_t sum, Sums* sums) {
-    for (int i = 0; i < 16; ++i) sums->lanes[i] = WHOLE - sum * zeros[i];
+    sums->lanes = WHOLE - sum * Register::Whole{zeros[0], zeros[1], zeros[2], zeros[3]};
 }
 
-struct Weights {
-    std::uint8_t bytes[64];
+struct Weights {  // [4 rows][4 columns], as shorts: columns 0 2 of each row, and 1 3
+    Shorts even, odd;
 };
 
-INLINE void load(const std::uint8_t* from, Weights* weights) { std::memcpy(weights->bytes, from, 64); }
+INLINE void apart(const Register::Bits& bytes, Weights* weights) {
+    const Register::Bits even = bytes & 0x00FF00FFu, odd = bytes >> 8 & 0x00FF00FFu;
+    std::memcpy(&weights->even, &even, sizeof even);
+    std::memcpy(&weights->odd, &odd, sizeof odd);
+}
+INLINE void load(const std::uint8_t* from, Weights* weights) {
+    Register::Bits bytes;
+    std::memcpy(&bytes, from, sizeof bytes);
+    apart(bytes, weights);
+}
 INLINE void load_nibbles(const std::uint8_t* from, Weights* low, Weights* high) {
-    for (int i = 0; i < 64; ++i) {
-        low->bytes[i] = from[i] & 15;
-        high->bytes[i] = from[i] >> 4;
-    }
+    Register::Bits both;
+    std::memcpy(&both, from, sizeof both);
+    apart(both & 0x0F0F0F0Fu, low);
+    apart(both >> 4 & 0x0F0F0F0Fu, high);
 }
 struct Four {
-    std::int8_t bytes[4];
+    Shorts even, odd;
 };
 
-INLINE void load(const std::int8_t* from, Four* four) { std::memcpy(four->bytes, from, 4); }
+INLINE void load(const std::int8_t* from, Four* four) {
+    const std::int8_t a = from[0], b = from[1], c = from[2], d = from[3];
+    four->even = Shorts{a, c, a, c, a, c, a, c};
+    four->odd = Shorts{b, d, b, d, b, d, b, d};
+}
+// 255 * 127 is no more than a short holds; two of them are.
+INLINE void add_each(const Shorts& products, Sums* sums) {
+    Register::Whole both;
+    std::memcpy(&both, &products, sizeof both);
+    sums->lanes += (both << 16 >> 16) + (both >> 16);
+}
 INLINE void add(const Weights& weights, const Four& four, Sums* sums) {
-    for (int i = 0; i < 16; ++i)
-        for (int k = 0; k < 4; ++k) sums->lanes[i] += weights.bytes[4 * i + k] * four.bytes[k];
+    add_each(weights.even * four.even, sums);
+    add_each(weights.odd * four.odd, sums);
 }
 INLINE void as_floats(const Sums& sums, Values* out) {
-    std::memcpy(out, sums.lanes, sizeof *out);
+    std::memcpy(out, &sums.lanes, sizeof *out);
     *out -= WHOLE_FLOAT;
 }
 INLINE void load_halves(const std::uint8_t* from, Values* out) {
-    std::uint16_t halves[16];
+    std::uint16_t halves[LANES];
     std::memcpy(halves, from, sizeof halves);
-    for (int i = 0; i < 16; ++i) (*out)[i] = half_to_float(halves[i]);
+    for (int i = 0; i < LANES; ++i) (*out)[i] = half_to_float(halves[i]);
 }
 
 #endif
@@ -178,26 +185,25 @@ INLINE void narrow_lanes(const Values& values, Half* to) {
     const __m256bh halves = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(values));
     std::memcpy(to, &halves, sizeof halves);
 #else
-    Lanes<16>::store(&values, to);
+    Register::store(&values, to);
 #endif
 }
 
 #if !defined(HAS_VNNI)
-INLINE bool any_above(const Values* two, float bound) {
-    return greatest(two[0] > two[1] ? two[0] : two[1]) > bound;
+INLINE bool any_above(const Values* parts, float bound) {
+    Values most = parts[0];
+    for (int h = 1; h < PARTS; ++h) most = most > parts[h] ? most : parts[h];
+    return greatest(most) > bound;
 }
 INLINE void load_bytes(const std::int8_t* from, Values* out) {
 #if defined(HAS_AVX2)
-    for (int h = 0; h < 2; ++h) {
-        const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from + 8 * h));
-        const __m256 half = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
-        std::memcpy(reinterpret_cast<float*>(out) + 8 * h, &half, 32);
-    }
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+    *out = reinterpret_cast<Values>(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)));
 #else
-    for (int i = 0; i < 16; ++i) (*out)[i] = from[i];
+    for (int i = 0; i < LANES; ++i) (*out)[i] = from[i];
 #endif
 }
-INLINE void store_bytes(const Lanes<16>::Whole& whole, std::int8_t* to) {
-    for (int i = 0; i < 16; ++i) to[i] = static_cast<std::int8_t>(whole[i]);
+INLINE void store_bytes(const Register::Whole& whole, std::int8_t* to) {
+    for (int i = 0; i < LANES; ++i) to[i] = static_cast<std::int8_t>(whole[i]);
 }
 #endif

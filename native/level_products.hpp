@@ -2,12 +2,12 @@
 
 constexpr float LEAST = 1e-30f;  // as camelid/kernels/packed.py says
 
-// rint(x * 127 / max |x|) of each of `count` values, a multiple of 16, and their sum; returns what one is worth.
+// rint(x * 127 / max |x|) of each of `count` values, a multiple of LANES, and their sum; returns what one is worth.
 INLINE float as_bytes(const float* from, std::int64_t count, std::int8_t* to, std::int32_t* sum) {
     Values top = {}, poison = {};
-    for (std::int64_t i = 0; i < count; i += 16) {
+    for (std::int64_t i = 0; i < count; i += LANES) {
         Values x;
-        Lanes<16>::load(from + i, &x);
+        Register::load(from + i, &x);
         const Values size = x < 0.0f ? -x : x;
         top = size > top ? size : top;
         poison += x * 0.0f;  // nothing, but for what is no number or infinite: the comparison would miss it
@@ -16,12 +16,12 @@ INLINE float as_bytes(const float* from, std::int64_t count, std::int8_t* to, st
     most = most < LEAST ? 0.0f : most;
     most += sum_of(poison);
     const float inverse = most > 0 ? 127.0f / most : 0.0f;
-    Lanes<16>::Whole sums = {};
-    for (std::int64_t i = 0; i < count; i += 16) {
+    Register::Whole sums = {};
+    for (std::int64_t i = 0; i < count; i += LANES) {
         Values x;
-        Lanes<16>::load(from + i, &x);
+        Register::load(from + i, &x);
         const Values scaled = x * inverse + WHOLE_FLOAT;  // rounds to a whole number
-        Lanes<16>::Whole whole;
+        Register::Whole whole;
         std::memcpy(&whole, &scaled, sizeof whole);
         whole -= WHOLE;
         sums += whole;
@@ -40,10 +40,10 @@ void prepare(Number kind, const float* row, const Activations& to, std::int64_t 
     }
     if (kind == BFLOAT16) {
         std::uint16_t* out = static_cast<std::uint16_t*>(to.values) + at * columns;
-        for (std::int64_t i = 0; i < columns; i += 16) {
+        for (std::int64_t i = 0; i < columns; i += LANES) {
             Values x;
-            Lanes<16>::load(row + i, &x);
-            Lanes<16>::store(&x, out + i);
+            Register::load(row + i, &x);
+            Register::store(&x, out + i);
         }
         return;
     }
@@ -65,26 +65,27 @@ struct Block {
     std::int64_t row, blocks;
 };
 
-// sum[t] += a block of a panel times T tokens' blocks. `scales` and `zeros` are the weights'.
+// sum[t][part …] += a block of ABREAST registers of a panel's rows times T tokens' blocks. `scales` and `zeros` are the
+// weights'.
 template <Number K, bool ZEROS, int T>
-INLINE void integer_block(const std::uint8_t* scales, const std::uint8_t* zeros, const std::uint8_t* data, const Block by,
-                          Values (*sum)[2]) {
-    Sums sums[T][2];
+INLINE void integer_rows(const std::uint8_t* scales, const std::uint8_t* zeros, const std::uint8_t* data, const Block by,
+                         int part, Values (*sum)[PARTS]) {
+    Sums sums[T][ABREAST];
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
         const std::int32_t* from = by.starts + 2 * t * by.blocks;
-        for (int h = 0; h < 2; ++h)
+        for (int h = 0; h < ABREAST; ++h)
             if (ZEROS)
-                start(zeros + 16 * h, (WHOLE - from[1]) / 8, &sums[t][h]);
+                start(zeros + (part + h) * LANES, (WHOLE - from[1]) / 8, &sums[t][h]);
             else
                 start(K == INT4 ? from + 1 : from, &sums[t][h]);
     }
     constexpr int together = K == INT4 ? 2 : 1;  // fours of columns that share a register of weights
 #pragma GCC unroll 8
     for (int k = 0; k < BLOCK / 4; k += together) {
-        Weights w[2][2];
-        for (int h = 0; h < 2; ++h) {
-            const std::uint8_t* at = data + (k / together * 2 + h) * 64;
+        Weights w[2][ABREAST];
+        for (int h = 0; h < ABREAST; ++h) {
+            const std::uint8_t* at = data + (k / together * PARTS + part + h) * LANES * 4;
             K == INT4 ? load_nibbles(at, &w[0][h], &w[1][h]) : load(at, &w[0][h]);
         }
 #pragma GCC unroll 8
@@ -92,65 +93,83 @@ INLINE void integer_block(const std::uint8_t* scales, const std::uint8_t* zeros,
             for (int i = 0; i < together; ++i) {
                 Four four;
                 load(by.bytes + t * by.row + (k + i) * 4, &four);
-                add(w[i][0], four, &sums[t][0]);
-                add(w[i][1], four, &sums[t][1]);
+                for (int h = 0; h < ABREAST; ++h) add(w[i][h], four, &sums[t][h]);
             }
     }
-    Values scale[2], product;
-    for (int h = 0; h < 2; ++h) load_halves(scales + 32 * h, &scale[h]);
+    Values scale[ABREAST], product;
+    for (int h = 0; h < ABREAST; ++h) load_halves(scales + (part + h) * LANES * 2, &scale[h]);
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t)
-        for (int h = 0; h < 2; ++h) {
+        for (int h = 0; h < ABREAST; ++h) {
             as_floats(sums[t][h], &product);
-            sum[t][h] += product * (scale[h] * by.scales[t * by.blocks]);
+            sum[t][part + h] += product * (scale[h] * by.scales[t * by.blocks]);
         }
 }
 
-// sum += the products of two neighbours: of each lane's word, and of `two`.
-INLINE void add_products(const Lanes<16>::Bits& words, std::uint32_t two, Values* sum) {
+// Words of two bfloat16 each, ready to be multiplied: the products of a word's two come one after the other.
+struct Words {
 #ifdef HAS_BF16
-    *sum = reinterpret_cast<Values>(
-        _mm512_dpbf16_ps(reinterpret_cast<__m512>(*sum), reinterpret_cast<__m512bh>(words),
-                         reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(two)))));
+    __m512bh both;
 #else
-    const Lanes<16>::Bits even = words << 16, odd = words & 0xFFFF0000u;
-    Values first, second;
-    std::memcpy(&first, &even, 64);
-    std::memcpy(&second, &odd, 64);
-    *sum += first * widened(static_cast<Half>(two));
-    *sum += second * widened(static_cast<Half>(two >> 16));
+    Values even, odd;
+#endif
+};
+
+INLINE void spread(const Register::Bits& words, Words* out) {
+#ifdef HAS_BF16
+    out->both = reinterpret_cast<__m512bh>(words);
+#else
+    const Register::Bits even = words << 16, odd = words & 0xFFFF0000u;
+    std::memcpy(&out->even, &even, sizeof even);
+    std::memcpy(&out->odd, &odd, sizeof odd);
+#endif
+}
+INLINE void spread(std::uint32_t word, Words* out) { spread(Register::Bits{} + word, out); }
+
+INLINE void add_products(const Words& a, const Words& b, Values* sum) {
+#ifdef HAS_BF16
+    *sum = reinterpret_cast<Values>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(*sum), a.both, b.both));
+#else
+    *sum += a.even * b.even;
+    *sum += a.odd * b.odd;
 #endif
 }
 
 template <int T>
 INLINE void bfloat_block(const Matrix& m, const std::uint8_t* data, std::int64_t b, const Activations& by,
-                         std::int64_t token, Values (*sum)[2]) {
+                         std::int64_t token, Values (*sum)[PARTS]) {
     const std::uint16_t* a = static_cast<const std::uint16_t*>(by.values) + token * m.columns + b * BLOCK;
-    for (int k = 0; k < BLOCK; k += 2)
-        for (int h = 0; h < 2; ++h) {
-            Lanes<16>::Bits pairs;
-            std::memcpy(&pairs, data + k * PANEL * 2 + 64 * h, 64);
+    for (int part = 0; part < PARTS; part += 2)
+        for (int k = 0; k < BLOCK; k += 2) {
+            Words w[2], two;
+            for (int h = 0; h < 2; ++h) {
+                Register::Bits pairs;
+                std::memcpy(&pairs, data + (k / 2 * PARTS + part + h) * LANES * 4, sizeof pairs);
+                spread(pairs, &w[h]);
+            }
             for (int t = 0; t < T; ++t) {
-                std::uint32_t two;
-                std::memcpy(&two, a + t * m.columns + k, 4);
-                add_products(pairs, two, &sum[t][h]);
+                std::uint32_t word;
+                std::memcpy(&word, a + t * m.columns + k, 4);
+                spread(word, &two);
+                for (int h = 0; h < 2; ++h) add_products(w[h], two, &sum[t][part + h]);
             }
         }
 }
 
 template <int T>
 INLINE void float_block(const Matrix& m, const std::uint8_t* data, std::int64_t b, const Activations& by,
-                        std::int64_t token, Values (*sum)[2]) {
+                        std::int64_t token, Values (*sum)[PARTS]) {
     const float* a = static_cast<const float*>(by.values) + token * m.columns + b * BLOCK;
-    for (int k = 0; k < BLOCK; ++k)
-        for (int h = 0; h < 2; ++h) {
-            Values w;
-            if (m.kind == FLOAT16)
-                load_halves(data + (k * PANEL + 16 * h) * 2, &w);
-            else
-                std::memcpy(&w, data + k * PANEL * 4 + 64 * h, 64);
-            for (int t = 0; t < T; ++t) sum[t][h] += w * a[t * m.columns + k];
-        }
+    for (int part = 0; part < PARTS; part += 2)
+        for (int k = 0; k < BLOCK; ++k)
+            for (int h = part; h < part + 2; ++h) {
+                Values w;
+                if (m.kind == FLOAT16)
+                    load_halves(data + (k * PARTS + h) * LANES * 2, &w);
+                else
+                    std::memcpy(&w, data + (k * PARTS + h) * LANES * 4, sizeof w);
+                for (int t = 0; t < T; ++t) sum[t][h] += w * a[t * m.columns + k];
+            }
 }
 
 constexpr std::int64_t AHEAD = 8192;  // bytes that are fetched before their turn: a page's end stops the CPU's own fetching
@@ -162,7 +181,7 @@ void tile(const Matrix& m, const std::uint8_t* panel, const Activations& by, std
     known.kind = K;
     const std::uint8_t* data = panel + m.scale_bytes();
     const std::int64_t step = (m.panel_bytes() - m.scale_bytes()) / (m.columns / BLOCK);
-    Values sum[T][2] = {};
+    Values sum[T][PARTS] = {};
     if constexpr (K >= INT8) {
         const std::uint8_t *scales = panel, *zeros = panel + m.columns / m.group * PANEL * 2;
         const std::int64_t together = m.group / BLOCK, blocks = m.columns / BLOCK;
@@ -172,7 +191,8 @@ void tile(const Matrix& m, const std::uint8_t* panel, const Activations& by, std
             for (const std::int64_t end = b + together; b < end; ++b, data += step) {
                 if (token == 0)  // later tokens find it near
                     for (std::int64_t i = 0; i < step; i += 64) __builtin_prefetch(data + AHEAD + i);
-                integer_block<K, ZEROS, T>(scales, zeros, data, block, sum);
+                for (int part = 0; part < PARTS; part += ABREAST)
+                    integer_rows<K, ZEROS, T>(scales, zeros, data, block, part, sum);
                 block.bytes += BLOCK;
                 block.scales += 1;
                 block.starts += 2;
@@ -190,7 +210,7 @@ void multiply_kind(const Matrix& m, const Activations& by, std::int64_t tokens, 
                    float* out, std::int64_t out_row) {
     using Tile = void (*)(const Matrix&, const std::uint8_t*, const Activations&, std::int64_t, float*, std::int64_t,
                           std::int64_t);
-    constexpr int most = K >= INT8 ? 6 : 8;  // what the registers hold
+    constexpr int most = LANES == 16 ? (K >= INT8 ? 6 : 8) : (K >= INT8 ? 5 : 4);  // what the registers hold
     static constexpr Tile tiles[] = {tile<K, ZEROS, 1>, tile<K, ZEROS, 2>, tile<K, ZEROS, 3>, tile<K, ZEROS, 4>,
                                          tile<K, ZEROS, 5>, tile<K, ZEROS, 6>, tile<K, ZEROS, 7>, tile<K, ZEROS, 8>};
     for (std::int64_t p = from; p < to; ++p) {

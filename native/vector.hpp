@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #define INLINE inline __attribute__((always_inline))
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -174,42 +175,40 @@ INLINE void exp_below(const T* row, float top, typename Lanes<N>::Values* out) {
     exp_values<N>(out);
 }
 
-// The greatest and the sum of sixteen values, halves at a time.
-INLINE float greatest(const Lanes<16>::Values& values) {
-    Lanes<8>::Values a, b;
-    std::memcpy(&a, &values, 32);
-    std::memcpy(&b, reinterpret_cast<const char*>(&values) + 32, 32);
-    a = a > b ? a : b;
-    Lanes<4>::Values c, d;
-    std::memcpy(&c, &a, 16);
-    std::memcpy(&d, reinterpret_cast<const char*>(&a) + 16, 16);
-    c = c > d ? c : d;
-    const float left = c[0] > c[2] ? c[0] : c[2], right = c[1] > c[3] ? c[1] : c[3];
-    return left > right ? left : right;
+// The greatest and the sum of a register's values, halves at a time.
+template <typename Part, typename Wide>
+INLINE void halve(const Wide& values, Part* low, Part* high) {
+    std::memcpy(low, &values, sizeof *low);
+    std::memcpy(high, reinterpret_cast<const char*>(&values) + sizeof *low, sizeof *high);
 }
 
-template <typename Wide, typename Eight, typename Four>
-INLINE void add_up(const Wide& values, Four* out) {
-    Eight a, b;
-    std::memcpy(&a, &values, 32);
-    std::memcpy(&b, reinterpret_cast<const char*>(&values) + 32, 32);
-    a += b;
-    Four c;
-    std::memcpy(out, &a, 16);
-    std::memcpy(&c, reinterpret_cast<const char*>(&a) + 16, 16);
-    *out += c;
+template <typename V>
+INLINE float greatest(const V& values) {
+    constexpr int N = sizeof(V) / sizeof(float);
+    if constexpr (N == 4) {
+        const float left = values[0] > values[2] ? values[0] : values[2];
+        const float right = values[1] > values[3] ? values[1] : values[3];
+        return left > right ? left : right;
+    } else {
+        typename Lanes<N / 2>::Values a, b;
+        halve(values, &a, &b);
+        a = a > b ? a : b;
+        return greatest(a);
+    }
 }
 
-INLINE float sum_of(const Lanes<16>::Values& values) {
-    Lanes<4>::Values c;
-    add_up<Lanes<16>::Values, Lanes<8>::Values>(values, &c);
-    return (c[0] + c[2]) + (c[1] + c[3]);
-}
-
-INLINE std::int32_t sum_of(const Lanes<16>::Whole& values) {
-    Lanes<4>::Whole c;
-    add_up<Lanes<16>::Whole, Lanes<8>::Whole>(values, &c);
-    return (c[0] + c[2]) + (c[1] + c[3]);
+template <typename V>
+INLINE auto sum_of(const V& values) {
+    constexpr int N = sizeof(V) / 4;
+    if constexpr (N == 4) {
+        return (values[0] + values[2]) + (values[1] + values[3]);
+    } else {
+        constexpr bool floats = std::is_same_v<V, typename Lanes<N>::Values>;
+        std::conditional_t<floats, typename Lanes<N / 2>::Values, typename Lanes<N / 2>::Whole> a, b;
+        halve(values, &a, &b);
+        a += b;
+        return sum_of(a);
+    }
 }
 
 // R rows of C [R, width] = or += A [R, k] B [k, width], row-major with the given row lengths.
