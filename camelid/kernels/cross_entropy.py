@@ -19,7 +19,7 @@ from camelid.kernels.precision import product_dtype
 # Of a chunk's logits. On a CPU they are read three times and should stay near; on a GPU each costs a pass over the
 # whole weight's gradient. One product must be worth its start.
 CHUNK_BYTES = {"cpu": 1 << 26, "cuda": 1 << 30}
-
+ALIKE = 32  # rows of a chunk are a multiple of it
 SCALED_AT_ONCE = 4096  # rows that are widened for it
 
 
@@ -81,21 +81,20 @@ def _forward(
     total = torch.zeros((), dtype=wide, device=states.device)
     with torch.autocast(states.device.type, enabled=False):
         cast = weight.to(product)
-        for at, room in _chunks(states, weight, product):
-            chunk = states[at].to(product)
-            logits = torch.mm(chunk, cast.T, out=room)
+        for at, chunk, room in _chunks(states, weight, product):
             wanted = labels[at]
+            logits = torch.mm(chunk, cast.T, out=room)[: len(wanted)]
             chosen = logits.gather(1, wanted[:, None]).squeeze(1).to(wide)
             log_sum = elementwise.softmax_gradient_(logits, wanted, z_loss, gradient)
             total += (log_sum - chosen + z_loss * log_sum.square()).sum()
             if d_states is not None:
-                d_states[at] = logits @ cast
+                d_states[at] = (room @ cast)[: len(wanted)]
             if d_weight is None:
                 continue
             if product == d_weight.dtype:
-                d_weight.addmm_(logits.T, chunk)
+                d_weight.addmm_(room.T, chunk)
             else:
-                d_weight += logits.T @ chunk
+                d_weight += room.T @ chunk
     return total
 
 
@@ -119,10 +118,11 @@ class _LinearLogProbs(torch.autograd.Function):
         found = torch.empty(len(states), dtype=wide, device=states.device)
         with torch.autocast(states.device.type, enabled=False):
             cast = weight.to(product)
-            for at, room in _chunks(states, weight, product):
-                logits = torch.mm(states[at].to(product), cast.T, out=room)
-                chosen = logits.gather(1, labels[at, None]).squeeze(1).to(wide)
-                found[at] = chosen - elementwise.softmax_gradient_(logits, labels[at], gradient=False)
+            for at, chunk, room in _chunks(states, weight, product):
+                wanted = labels[at]
+                logits = torch.mm(chunk, cast.T, out=room)[: len(wanted)]
+                chosen = logits.gather(1, wanted[:, None]).squeeze(1).to(wide)
+                found[at] = chosen - elementwise.softmax_gradient_(logits, wanted, gradient=False)
         return found
 
     @staticmethod
@@ -132,23 +132,30 @@ class _LinearLogProbs(torch.autograd.Function):
         d_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         with torch.autocast(states.device.type, enabled=False):
             cast = weight.to(ctx.product)
-            for at, room in _chunks(states, weight, ctx.product):
-                chunk = states[at].to(ctx.product)
-                logits = torch.mm(chunk, cast.T, out=room)
-                elementwise.softmax_gradient_(logits, labels[at])
+            for at, chunk, room in _chunks(states, weight, ctx.product):
+                wanted = labels[at]
+                logits = torch.mm(chunk, cast.T, out=room)[: len(wanted)]
+                elementwise.softmax_gradient_(logits, wanted)
                 logits.mul_(-slope[at, None].to(logits.dtype))
                 if d_states is not None:
-                    d_states[at] = (logits @ cast).to(d_states.dtype)
+                    d_states[at] = (room @ cast)[: len(wanted)].to(d_states.dtype)
                 if d_weight is not None:
-                    d_weight += logits.T @ chunk
+                    d_weight += room.T @ chunk
         return d_states, d_weight, None, None
 
 
-def _chunks(states: Tensor, weight: Tensor, product: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    """The places of each chunk's tokens, and room for its logits: all chunks' are written to the same memory."""
+def _chunks(states: Tensor, weight: Tensor, product: torch.dtype) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """The places of each chunk's tokens, their states, and room for their logits, the same memory for all chunks.
+
+    States and room are filled up with rows of zeros to a multiple of ALIKE, all chunks to the same: oneDNN keeps what
+    it made for each shape it meets, and steps that each have another number of tokens would add to that for ever, amid
+    the blocks of a step, which then fit nowhere.
+    """
     most = max(1, CHUNK_BYTES.get(states.device.type, 1 << 26) // (len(weight) * product.itemsize))
-    count = -(-len(states) // most)
-    rows = -(-len(states) // max(count, 1))  # all alike: what is compiled is compiled for one shape
+    count, alike = max(1, -(-len(states) // most)), min(ALIKE, most)
+    rows = -(-len(states) // (count * alike)) * alike
     room = torch.empty(rows, len(weight), dtype=product, device=states.device)
     for at in range(0, len(states), max(rows, 1)):
-        yield slice(at, at + rows), room[: len(states) - at]
+        chunk = states[at : at + rows].to(product)
+        missing = rows - len(chunk)
+        yield slice(at, at + rows), torch.nn.functional.pad(chunk, (0, 0, 0, missing)) if missing else chunk, room

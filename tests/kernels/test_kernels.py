@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from camelid.kernels import attention as attending
 from camelid.kernels import elementwise
 from camelid.kernels.attention import Documents, attention
-from camelid.kernels.cross_entropy import linear_cross_entropy
+from camelid.kernels.cross_entropy import CHUNK_BYTES, linear_cross_entropy
 from camelid.kernels.elementwise import rms_norm
 from camelid.kernels.library import library
 
@@ -53,6 +53,25 @@ def test_no_token_is_a_loss_of_zero() -> None:
     loss = linear_cross_entropy(states, weight, torch.zeros(0, dtype=torch.int64))
     loss.backward()
     assert (float(loss), weight.grad is not None and float(weight.grad.abs().sum())) == (0.0, 0.0)
+
+
+def test_the_number_of_tokens_makes_few_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN keeps what it made for each shape of a product: a few shapes serve any number of tokens, and the rows that
+    fill a chunk up count for nothing."""
+    monkeypatch.setitem(CHUNK_BYTES, "cpu", 100 * 50 * 8)
+    shapes, mm = set(), torch.mm
+    monkeypatch.setattr(torch, "mm", lambda a, b, **to: (shapes.add(tuple(a.shape)), mm(a, b, **to))[1])
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(50, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    for tokens in range(1, 300):
+        states = torch.randn(tokens, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+        labels = torch.randint(0, 50, (tokens,), generator=generator)
+        found = linear_cross_entropy(states, weight, labels)
+        wanted = F.cross_entropy(states @ weight.T, labels, reduction="sum")
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=0)
+        ours, theirs = (torch.autograd.grad(loss, (states, weight)) for loss in (found, wanted))
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+    assert len(shapes) <= 4
 
 
 @native
