@@ -1,6 +1,7 @@
 """Progress in a log: shares, and a time to the end that follows the pace of late and knows what an earlier run did."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,7 +14,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
-        monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now))
 
 
 @pytest.fixture

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from camelid.report import progress
 from camelid.train.log import Log
 from camelid.train.loop import run
 from camelid.train.parallel import Ranks
@@ -19,7 +20,7 @@ from .test_train import recipe
 
 def test_speeds_of_late_and_of_the_whole(tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now, step = [0.0], Log.step
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
     def slower(log: Log, state: Any, *rest: Any) -> str:
         now[0] += 1.0 if state.step <= 10 else 4.0
