@@ -6,7 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
-constexpr int PANEL = 32;  // rows of a matrix that lie together, two registers of sixteen lanes
+constexpr int PANEL = 32;  // rows of a matrix that lie together, two registers of the widest kind
 constexpr int BLOCK = 32;  // columns whose activations share a scale
 constexpr int PAGE = 32;   // tokens of a page of the cache
 

@@ -132,9 +132,7 @@ INLINE void soften(Values* scores, std::int64_t seen, std::int64_t size, float* 
         for (int h = 0; h < PARTS; ++h) Register::load(shares + LANES * h, &scores[h]);
     }
     if (any_above(scores, *top)) {  // seldom, after the first pages
-        Values each = scores[0];
-        for (int h = 1; h < PARTS; ++h) each = each > scores[h] ? each : scores[h];
-        const float most = greatest(each);
+        const float most = greatest_of(scores);
         const float now = most > *top ? most : *top;  // beside what is no number
         const float fade = exp_negative(*top - now);
         *total *= fade;

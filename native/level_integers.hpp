@@ -180,6 +180,13 @@ INLINE void load_halves(const std::uint8_t* from, Values* out) {
 
 #endif
 
+// Of PARTS registers.
+INLINE float greatest_of(const Values* parts) {
+    Values most = parts[0];
+    for (int h = 1; h < PARTS; ++h) most = most > parts[h] ? most : parts[h];
+    return greatest(most);
+}
+
 INLINE void narrow_lanes(const Values& values, Half* to) {
 #ifdef HAS_BF16
     const __m256bh halves = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(values));
@@ -190,11 +197,7 @@ INLINE void narrow_lanes(const Values& values, Half* to) {
 }
 
 #if !defined(HAS_VNNI)
-INLINE bool any_above(const Values* parts, float bound) {
-    Values most = parts[0];
-    for (int h = 1; h < PARTS; ++h) most = most > parts[h] ? most : parts[h];
-    return greatest(most) > bound;
-}
+INLINE bool any_above(const Values* parts, float bound) { return greatest_of(parts) > bound; }
 INLINE void load_bytes(const std::int8_t* from, Values* out) {
 #if defined(HAS_AVX2)
     const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));

@@ -152,7 +152,9 @@ def _chunks(states: Tensor, weight: Tensor, product: torch.dtype) -> Iterator[tu
     the blocks of a step, which then fit nowhere.
     """
     most = max(1, CHUNK_BYTES.get(states.device.type, 1 << 26) // (len(weight) * product.itemsize))
-    count, alike = max(1, -(-len(states) // most)), min(ALIKE, most)
+    alike = 1 if states.device.type == "cuda" else min(ALIKE, most)  # there torch keeps blocks apart by itself
+    most = most // alike * alike
+    count = max(1, -(-len(states) // most))
     rows = -(-len(states) // (count * alike)) * alike
     room = torch.empty(rows, len(weight), dtype=product, device=states.device)
     for at in range(0, len(states), max(rows, 1)):

@@ -74,16 +74,19 @@ def progress(
 
 def _lines(label: str, total: float, every: float, begun: float) -> Advance:
     started = last = time.monotonic()
-    pace = Pace(begun)
+    pace, reached = Pace(begun), begun
 
     def advance(done: float, note: str = "") -> None:
-        nonlocal last
+        nonlocal last, pace, reached
         now = time.monotonic()
+        if done < reached:  # after a return to an earlier step
+            pace = Pace(done)
+        reached = done
         if done > 0 and (now - last >= every or (done >= total and now - started >= 2)):
             last = now
             pace.mark(done)
             speed = pace.of_late()[0]
-            left = clock(max(total - done, 0) / speed) if speed > 0 else "-:--"  # after a return to an earlier step
+            left = clock(max(total - done, 0) / speed) if speed > 0 else "-:--"
             share = done / total if total else 1.0
             print(f"{label} {share:4.0%}  ETA {left}  {note}".rstrip(), file=sys.stderr, flush=True)
 
@@ -102,7 +105,7 @@ def _bar(label: str, total: float, begun: float) -> Iterator[Advance]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=10.0 * RECENT) as bar:
         task = bar.add_task(label, total=total, completed=int(begun), note="")
 
         def advance(done: float, note: str = "") -> None:

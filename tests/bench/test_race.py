@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from camelid.bench import data, race, tokens
+from camelid.bench import data, race, tokens, train
 from camelid.bench.race import Contestant, ratios
 from camelid.errors import CamelidError
 from camelid.kernels import bpe, threads
@@ -81,6 +81,21 @@ def test_our_own_contestant_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert result["same_ids"] == {"camelid": True}
     assert all(row["value"] > 0 for row in result["rows"] if row["task"] != "encode" or bpe.ready(classes))
     assert result["rows"][-1]["input_bytes"] > 1_500_000
+
+
+@pytest.mark.parametrize("task", ["full", "lora"])
+def test_our_own_training_contestant_runs(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(train.CONFIGS, "S", ("15m", 1, 256))
+    racing = train.contestants
+    monkeypatch.setattr(train, "contestants", lambda *rest: [c for c in racing(*rest) if not c.packages])
+    (row,) = train.run(["S"], rounds=1, threads=(1,), steps=3, quiet=True, task=task)["rows"]
+    losses = row["losses"]
+    assert len(losses) == 3
+    # Random weights know nothing, and an adapter begins as nothing.
+    assert losses[0] == pytest.approx(math.log(32000), abs=0.1)
+    assert losses[0] != losses[1]
+    assert 0 < row["peak_of_training"] < row["peak_bytes"]
+    assert row["value"] > 0
 
 
 def test_no_speed_where_figures_differ() -> None:

@@ -39,7 +39,7 @@ def main() -> None:
     if device.type == "cuda" and without != "compile":
         for layer in model.layers:
             layer.compile()
-    before = train_protocol.peak_bytes()
+    before = train_protocol.peak_bytes(device.type)
     tokens = train_protocol.tokens_of(folder)
     rows, length = tokens.shape[1], tokens.shape[2] - 1
     train = {"sequence_length": length, "global_batch_tokens": rows * length, "micro_batch_rows": rows, "steps": 99,
@@ -53,7 +53,7 @@ def main() -> None:
         return train_step(model, optimizer, batch, settings, 3e-4).loss
 
     with nullcontext() if without == "memory" else large_blocks(keeps_memory(model)):
-        train_protocol.race(tokens, take, __version__, before)
+        train_protocol.race(tokens, take, __version__, device.type, before)
 
 
 main()

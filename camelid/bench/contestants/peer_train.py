@@ -33,7 +33,7 @@ def main() -> None:
         targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
         model = peft.get_peft_model(model, peft.LoraConfig(r=16, lora_alpha=32, target_modules=targets))
     run = torch.compile(model) if best else model
-    before = train_protocol.peak_bytes()
+    before = train_protocol.peak_bytes(device)
     learned = [p for p in model.parameters() if p.requires_grad]
     groups = [{"params": [p for p in learned if p.dim() >= 2]},
               {"params": [p for p in learned if p.dim() < 2], "weight_decay": 0.0}]  # fmt: skip
@@ -45,7 +45,7 @@ def main() -> None:
         return loss
 
     take = train_protocol.torch_step(loss_of, groups, device, narrow)
-    train_protocol.race(train_protocol.tokens_of(folder), take, version, before)
+    train_protocol.race(train_protocol.tokens_of(folder), take, version, device, before)
 
 
 main()

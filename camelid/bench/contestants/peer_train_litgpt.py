@@ -45,7 +45,7 @@ def main() -> None:
     if shape["tie_word_embeddings"]:
         model.lm_head.weight = model.transformer.wte.weight
     run: Any = torch.compile(model)
-    before = train_protocol.peak_bytes()
+    before = train_protocol.peak_bytes("cpu")
 
     def loss_of(rows: torch.Tensor) -> torch.Tensor:
         loss: torch.Tensor = chunked_cross_entropy(run(rows[:, :-1].contiguous()), rows[:, 1:].contiguous())
@@ -54,7 +54,7 @@ def main() -> None:
     # Norms too are decayed, as litgpt does it: in this race only the time of it counts, and the first loss.
     narrow = torch.cpu._is_avx512_bf16_supported()
     take = train_protocol.torch_step(loss_of, model.parameters(), "cpu", narrow)
-    train_protocol.race(tokens, take, version("litgpt"), before)
+    train_protocol.race(tokens, take, version("litgpt"), "cpu", before)
 
 
 main()

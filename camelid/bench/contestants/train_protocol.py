@@ -49,20 +49,20 @@ def torch_step(loss_of: Callable[[Tensor], Tensor], groups: Any, device: str, na
     return take
 
 
-def race(tokens: Tensor, take: Take, version: str, before: int) -> None:
+def race(tokens: Tensor, take: Take, version: str, device: str, before: int) -> None:
     """Time the steps and print one JSON line. `before`: the peak memory before anything was trained."""
     seconds, losses = [], []
     for rows in tokens:
         started = time.perf_counter()
         losses.append(take(rows))
         seconds.append(time.perf_counter() - started)
-    peak, learned = peak_bytes(), tokens.shape[1] * (tokens.shape[2] - 1)
-    print(json.dumps({"value": learned / median(seconds[1:]), "unit": "tokens/s", "version": version,
+    peak, positions = peak_bytes(device), tokens.shape[1] * (tokens.shape[2] - 1)
+    print(json.dumps({"value": positions / median(seconds[1:]), "unit": "tokens/s", "version": version,
                       "first_step_seconds": seconds[0], "losses": losses, "peak_bytes": peak,
                       "peak_of_training": peak - before}))  # fmt: skip
 
 
-def peak_bytes() -> int:
-    """Of this process; where there is a GPU, of its memory."""
-    peak: int = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else process.peak_bytes()
+def peak_bytes(device: str) -> int:
+    """Of this process, or of the GPU's memory."""
+    peak: int = torch.cuda.max_memory_allocated() if device == "cuda" else process.peak_bytes()
     return peak
