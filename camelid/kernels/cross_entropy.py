@@ -81,20 +81,20 @@ def _forward(
     total = torch.zeros((), dtype=wide, device=states.device)
     with torch.autocast(states.device.type, enabled=False):
         cast = weight.to(product)
-        for at, chunk, room in _chunks(states, weight, product):
+        for at, chunk, filled in _chunks(states, cast):
             wanted = labels[at]
-            logits = torch.mm(chunk, cast.T, out=room)[: len(wanted)]
+            logits = filled[: len(wanted)]
             chosen = logits.gather(1, wanted[:, None]).squeeze(1).to(wide)
             log_sum = elementwise.softmax_gradient_(logits, wanted, z_loss, gradient)
             total += (log_sum - chosen + z_loss * log_sum.square()).sum()
             if d_states is not None:
-                d_states[at] = (room @ cast)[: len(wanted)]
+                d_states[at] = (filled @ cast)[: len(wanted)]
             if d_weight is None:
                 continue
             if product == d_weight.dtype:
-                d_weight.addmm_(room.T, chunk)
+                d_weight.addmm_(filled.T, chunk)
             else:
-                d_weight += room.T @ chunk
+                d_weight += filled.T @ chunk
     return total
 
 
@@ -118,9 +118,9 @@ class _LinearLogProbs(torch.autograd.Function):
         found = torch.empty(len(states), dtype=wide, device=states.device)
         with torch.autocast(states.device.type, enabled=False):
             cast = weight.to(product)
-            for at, chunk, room in _chunks(states, weight, product):
+            for at, _, filled in _chunks(states, cast):
                 wanted = labels[at]
-                logits = torch.mm(chunk, cast.T, out=room)[: len(wanted)]
+                logits = filled[: len(wanted)]
                 chosen = logits.gather(1, wanted[:, None]).squeeze(1).to(wide)
                 found[at] = chosen - elementwise.softmax_gradient_(logits, wanted, gradient=False)
         return found
@@ -132,32 +132,35 @@ class _LinearLogProbs(torch.autograd.Function):
         d_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         with torch.autocast(states.device.type, enabled=False):
             cast = weight.to(ctx.product)
-            for at, chunk, room in _chunks(states, weight, ctx.product):
+            for at, chunk, filled in _chunks(states, cast):
                 wanted = labels[at]
-                logits = torch.mm(chunk, cast.T, out=room)[: len(wanted)]
+                logits = filled[: len(wanted)]
                 elementwise.softmax_gradient_(logits, wanted)
                 logits.mul_(-slope[at, None].to(logits.dtype))
                 if d_states is not None:
-                    d_states[at] = (room @ cast)[: len(wanted)].to(d_states.dtype)
+                    d_states[at] = (filled @ cast)[: len(wanted)].to(d_states.dtype)
                 if d_weight is not None:
-                    d_weight += room.T @ chunk
+                    d_weight += filled.T @ chunk
         return d_states, d_weight, None, None
 
 
-def _chunks(states: Tensor, weight: Tensor, product: torch.dtype) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """The places of each chunk's tokens, their states, and room for their logits, the same memory for all chunks.
+def _chunks(states: Tensor, weight: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """The places of each chunk's tokens, their states in the weight's dtype, and their logits, all chunks' in the same
+    memory.
 
-    States and room are filled up with rows of zeros to a multiple of ALIKE, all chunks to the same: oneDNN keeps what
-    it made for each shape it meets, and steps that each have another number of tokens would add to that for ever, amid
-    the blocks of a step, which then fit nowhere.
+    Both are filled up with rows of zeros to a multiple of ALIKE, all chunks to the same: oneDNN keeps what it made for
+    each shape it meets, and steps that each have another number of tokens would add to that for ever, amid the blocks
+    of a step, which then fit nowhere.
     """
-    most = max(1, CHUNK_BYTES.get(states.device.type, 1 << 26) // (len(weight) * product.itemsize))
-    alike = 1 if states.device.type == "cuda" else min(ALIKE, most)  # there torch keeps blocks apart by itself
+    device = states.device
+    most = max(1, CHUNK_BYTES.get(device.type, 1 << 26) // (len(weight) * weight.itemsize))
+    alike = 1 if device.type == "cuda" else min(ALIKE, most)  # there torch keeps blocks apart by itself
     most = most // alike * alike
     count = max(1, -(-len(states) // most))
     rows = -(-len(states) // (count * alike)) * alike
-    room = torch.empty(rows, len(weight), dtype=product, device=states.device)
+    room = torch.empty(rows, len(weight), dtype=weight.dtype, device=device)
     for at in range(0, len(states), max(rows, 1)):
-        chunk = states[at : at + rows].to(product)
-        missing = rows - len(chunk)
-        yield slice(at, at + rows), torch.nn.functional.pad(chunk, (0, 0, 0, missing)) if missing else chunk, room
+        chunk = states[at : at + rows].to(weight.dtype)
+        if len(chunk) < rows:
+            chunk = torch.nn.functional.pad(chunk, (0, 0, 0, rows - len(chunk)))
+        yield slice(at, at + rows), chunk, torch.mm(chunk, weight.T, out=room)

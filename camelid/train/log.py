@@ -71,7 +71,7 @@ class Log:
             self.unit = "minus advantage times log-probability, mean over answers"
         self.unit += ", z-loss included" if recipe.train.z_loss else ""
         self.records = earlier(out / METRICS, state.step)
-        self.pace = Pace(0, 0)
+        self.pace: Pace
         self.tokens = self.positions = 0  # learned from, and computed, since this process began
         self._flops = flops_per_token(model.config, recipe.train.sequence_length, frozen=bool(model.adapters))
         self._steps = state.steps
