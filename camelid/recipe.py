@@ -186,6 +186,8 @@ class EvaluateSection(_Section):
     files: Words = []
     examples: int = Field(default=100, ge=1)
     max_new_tokens: int = Field(default=256, ge=1)
+    temperature: float = Field(default=0.0, ge=0, le=100)  # 0 is greedy; else answers are drawn, each by its number
+    repetition_penalty: float = Field(default=1.0, ge=0.01, le=100)  # small models write in circles without (1.1)
     tokenize: str = "13a"  # sacrebleu's tokenizer; zh is ROUGE's too
 
 

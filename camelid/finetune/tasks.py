@@ -11,12 +11,13 @@ from typing import Any
 
 from camelid.disk import write_atomic
 from camelid.errors import InputError, RecipeError
-from camelid.evaluate.answers import explained, in_batches, scores
+from camelid.evaluate.answers import AT_ONCE, explained, in_batches, scores
 from camelid.finetune.read import read_files
 from camelid.finetune.records import Record
 from camelid.formats.load import load
 from camelid.generate.engine import Engine
 from camelid.generate.sampling import SamplingParams
+from camelid.kernels.decoder import PAGE
 from camelid.kernels.device import best_device
 from camelid.model.llama import Llama
 from camelid.recipe import EvaluateSection, Recipe
@@ -115,15 +116,25 @@ class Task:
         return {"metric": self.settings.metric, **scores, "questions": len(self.asked), "protocol": self._protocol()}
 
     def answers(self, source: Path, tokenizer: Tokenizer, label: str, quiet: bool) -> list[Answer]:
-        """What the model at `source` answers, greedily."""
+        """What the model at `source` answers."""
         device = best_device()
         model: Llama = load(source, dtype=compute_dtype(device, "auto"), device=device)
-        engine = Engine(model, tokenizer, self.stops)
-        params = SamplingParams(max_new_tokens=self.settings.max_new_tokens)
         prompts = [tokenizer.apply_chat_template(q.messages, tools=q.tools) for q in self.asked]
+        longest = max(map(len, prompts)) + self.settings.max_new_tokens + PAGE
+        engine = Engine(model, tokenizer, self.stops, min(AT_ONCE, len(prompts)) * longest)
         lengths = [len(q.reference) for q in self.asked]
-        found = in_batches(engine, prompts, [params] * len(prompts), lengths, label, quiet)
+        found = in_batches(engine, prompts, self._params(), lengths, label, quiet)
         return [Answer(r.text.strip(), r.finish_reason == "eos", len(r.ids)) for r in found]
+
+    def _params(self) -> list[SamplingParams]:
+        s = self.settings
+        return [
+            SamplingParams(
+                s.max_new_tokens, temperature=s.temperature, repetition_penalty=s.repetition_penalty,
+                seed=n if s.temperature else None,
+            )
+            for n in range(len(self.asked))
+        ]  # fmt: skip
 
     def score(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """The metric of all answers, and the share of them that the model ended by itself."""
@@ -143,14 +154,18 @@ class Task:
         files = [base] if base.is_file() else sorted(p for p in base.iterdir() if p.is_file())
         known = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
         asked = [(q.messages, q.tools, q.reference) for q in self.asked]
-        parts = [known, tokenizer.digest(), tokenizer.chat_template, self.settings.max_new_tokens, self.stops, asked]
+        s = self.settings
+        how = [s.max_new_tokens, s.temperature, s.repetition_penalty]
+        parts = [known, tokenizer.digest(), tokenizer.chat_template, how, self.stops, asked]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def _protocol(self) -> str:
+        s = self.settings
+        drawn = f"drawn at temperature {s.temperature:g} by each one's number" if s.temperature else "greedy"
+        penalty = f", repetition penalty {s.repetition_penalty:g}" if s.repetition_penalty != 1 else ""
         return (
-            f"{len(self.asked)} questions not learned from, greedy, at most {self.settings.max_new_tokens} new tokens, "
-            f"the model's own chat template, no examples in the prompt; "
-            f"{explained(self.settings.metric)}"
+            f"{len(self.asked)} questions not learned from, {drawn}{penalty}, at most {s.max_new_tokens} new tokens, "
+            f"the model's own chat template, no examples in the prompt; {explained(s.metric)}"
         )
 
     def _page(self, scores: dict[str, Any], before: Sequence[Answer], after: Sequence[Answer]) -> None:

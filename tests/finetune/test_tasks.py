@@ -1,0 +1,61 @@
+"""How a task's questions are answered: as the recipe says, the same each time, and told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from camelid import Engine, SamplingParams
+from camelid.finetune.tasks import Question, Task
+from camelid.formats import load
+from camelid.kernels.device import best_device
+from camelid.recipe import EvaluateSection
+from camelid.tokenizer.tokenizer import Tokenizer
+from camelid.train.step import compute_dtype
+
+from .test_finetune import at_random
+
+
+@pytest.fixture
+def base(tokenizers: dict[str, Path], tmp_path: Path) -> tuple[Path, Tokenizer]:
+    """A model that writes anything."""
+    tokenizer = at_random(tokenizers, tmp_path / "base")
+    return tmp_path / "base", tokenizer
+
+
+def task(out: Path, **settings: Any) -> Task:
+    said = ("one", "two words")
+    asked = [Question([{"role": "user", "content": word}], None, "x" * len(word)) for word in said]
+    return Task(EvaluateSection(metric="exact", max_new_tokens=24, **settings), out, asked, stops=())
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 1.0}, {"repetition_penalty": 1.5}])
+def test_answers_are_written_as_the_recipe_says(
+    base: tuple[Path, Tokenizer], tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    """Each question draws by its own number."""
+    folder, tokenizer = base
+    chosen = task(tmp_path, **settings)
+    engine = Engine(load(folder, dtype=compute_dtype(best_device(), "auto"), device=best_device()), tokenizer, ())
+    prompts = [tokenizer.apply_chat_template(q.messages) for q in chosen.asked]
+    found = engine.generate(prompts, [SamplingParams(24, seed=n, **settings) for n in range(len(prompts))])
+    assert [a.text for a in chosen.answers(folder, tokenizer, "", quiet=True)] == [r.text.strip() for r in found]
+
+
+def test_how_answers_are_written_changes_them_and_is_told(base: tuple[Path, Tokenizer], tmp_path: Path) -> None:
+    """Answers of a base that were written another way are not taken for these."""
+    folder, tokenizer = base
+    told, texts = set(), set()
+    for settings in ({}, {"temperature": 0.5}, {"temperature": 1.0}, {"repetition_penalty": 1.5}):
+        chosen = task(tmp_path, **settings)
+        assert chosen._before(folder, tokenizer) is None
+        chosen.before(folder, tokenizer, quiet=True)
+        found = chosen._before(folder, tokenizer)
+        assert found is not None
+        told.add(chosen._protocol())
+        texts.add(tuple(a.text for a in found))
+    assert len(told) == len(texts) == 4
+    assert any("drawn at temperature 0.5" in line for line in told)
+    assert any("greedy, repetition penalty 1.5" in line for line in told)
