@@ -57,7 +57,8 @@ class CausalLM(Llama):
         and new tokens, `max_new_tokens` new ones only; without either, 20 new tokens. `attention_mask` marks padding
         (0), on either side. `eos_token_id=None` never stops early. Shorter rows are filled with pad_token_id (default:
         the first end token, else 0). `assistant_model` is a draft (generate/draft.py): fewer steps of this
-        model for one row or a few, and the same ids up to the order of sums.
+        model for one row or a few, and the same ids up to the order of sums. Each row that is returned draws by a seed
+        of its own, from `seed` on.
         `finish_reasons` holds, per row, what ended it.
         """
         rows = torch.as_tensor(input_ids)
@@ -95,9 +96,8 @@ class CausalLM(Llama):
             results = [found for prompt in prompts for found in engine.beam_search(prompt, search)]
         else:
             count = range(num_return_sequences)
-            results = engine.generate(
-                [p for p in prompts for _ in count], [nth(params, i) for _ in prompts for i in count]
-            )
+            asked = [prompt for prompt in prompts for _ in count]  # each draws by its own seed, equal rows too
+            results = engine.generate(asked, [nth(params, i) for i in range(len(asked))])
         rows = rows.repeat_interleave(num_return_sequences, 0)
         self.finish_reasons = [r.finish_reason for r in results]
         pad = pad_token_id if pad_token_id is not None else (ends[0] if ends else 0)

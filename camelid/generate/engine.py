@@ -170,6 +170,7 @@ class Engine:
         """Complete every prompt by the same params or each by its own; as many at once as the cache holds. Order is
         kept. When a text fails the others go on; then CamelidError is raised, or without `strict` its result has the
         reason "error"."""
+        _several(prompts, "prompts")
         each = [params or SamplingParams()] * len(prompts) if not isinstance(params, abc.Sequence) else list(params)
         if len(each) != len(prompts):
             raise InputError(f"{len(prompts)} prompts but {len(each)} params: give one for all, or one for each")
@@ -236,9 +237,7 @@ class Engine:
     def prepare(self, prompt: Prompt, params: SamplingParams, salt: str = "") -> Sequence:
         """A text for `scheduler.add`; pages are shared only among texts of one `salt`. Raises
         InputError for a request that cannot be fulfilled."""
-        if params.adapter is not None and params.adapter not in self.runner.adapters:
-            known = ", ".join(self.runner.adapters) or "none"
-            raise InputError(f"the model has no adapter named {params.adapter!r} (it has {known})")
+        self._check_adapter(params.adapter)
         bad = next((i for i in params.logit_bias if not 0 <= i < self.config.vocab_size), None)
         if bad is not None:
             raise InputError(f"logit_bias names token {bad}; the model's vocabulary is {self.config.vocab_size}")
@@ -258,7 +257,15 @@ class Engine:
             if self.tokenizer is None:
                 raise InputError("this engine has no tokenizer: a text of a given form needs one")
             matcher = Matcher(params.form, self.tokenizer, self.config.vocab_size, sorted(ends))
+        ends = frozenset() if params.ignore_eos else ends
+        if params.stop and self.tokenizer is not None:
+            ends |= {i for i, name in self.tokenizer.special_tokens.items() if name in params.stop}
         return Sequence(ids, params, budget, limit, ends, generator_for(params), decoder, matcher, salt)
+
+    def _check_adapter(self, name: str | None) -> None:
+        if name is not None and name not in self.runner.adapters:
+            known = ", ".join(self.runner.adapters) or "none"
+            raise InputError(f"the model has no adapter named {name!r} (it has {known})")
 
     def beam_search(self, prompt: Prompt, params: BeamParams | None = None) -> list[Result]:
         """The `n` best of the texts that end in a search over `num_beams`, the best first, each with its score."""
@@ -278,11 +285,16 @@ class Engine:
     def embed(self, texts: abc.Sequence[Prompt], adapter: str | None = None) -> torch.Tensor:
         """The mean of each text's last states, scaled to length 1: float32 [texts, hidden]. A model that was not
         trained for it places texts only roughly by their meaning."""
+        _several(texts, "texts")
         return torch.stack([_result(self.embedding(text, adapter)) for text in texts])
 
     def embedding(self, text: Prompt, adapter: str | None = None) -> abc.Generator[None, None, torch.Tensor]:
         """`embed` of one text, float32 [hidden], a chunk at a time: other texts' steps may come between."""
-        mean = yield from self.scheduler.mean_state(self._ids(text), adapter)
+        self._check_adapter(adapter)
+        ids = self._ids(text)
+        if len(ids) > self.context_length:
+            raise InputError(f"the text has {len(ids)} tokens; the model takes at most {self.context_length}")
+        mean = yield from self.scheduler.mean_state(ids, adapter)
         return torch.nn.functional.normalize(mean.cpu(), dim=0)
 
     def _ids(self, prompt: Prompt) -> list[int]:
@@ -306,6 +318,11 @@ class Engine:
         else:
             memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return min(wanted, max(PAGE, int(SHARE_OF_MEMORY * memory / page_bytes) * PAGE))
+
+
+def _several(texts: abc.Sequence[Prompt], name: str) -> None:
+    if isinstance(texts, str):  # a sequence too, of letters
+        raise InputError(f"{name} is one string: put it into a list, [{texts[:20]!r}]")
 
 
 def _result(rounds: abc.Generator[None, None, torch.Tensor]) -> torch.Tensor:

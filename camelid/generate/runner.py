@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -118,7 +119,9 @@ class TorchRunner:
     def run(self, chunks: Sequence[Chunk]) -> list[Tensor]:
         found: dict[int, Tensor] = {}
         for numbers in self._passes(chunks):
-            found.update(zip(numbers, self._together([chunks[n] for n in numbers]), strict=True))
+            part = [chunks[n] for n in numbers]
+            with self._using(part[0].adapter):
+                found.update(zip(numbers, self._together(part), strict=True))
         return [found[number] for number in range(len(chunks))]
 
     def _passes(self, chunks: Sequence[Chunk]) -> list[list[int]]:
@@ -141,13 +144,12 @@ class TorchRunner:
 
     @torch.inference_mode()
     def states(self, chunk: Chunk) -> Tensor:
-        self._use(chunk.adapter)
-        return self._hidden([chunk])[0]
+        with self._using(chunk.adapter):
+            return self._hidden([chunk])[0]
 
     @torch.inference_mode()
     def _together(self, chunks: Sequence[Chunk]) -> list[Tensor]:
         """Chunks of one pass, so of one adapter."""
-        self._use(chunks[0].adapter)
         if self._graphs is not None and all(len(c.ids) == 1 and c.wanted == 1 for c in chunks):
             logits = self._graphs.run(
                 [c.ids[0] for c in chunks], [c.position for c in chunks], [c.pages for c in chunks]
@@ -157,10 +159,18 @@ class TorchRunner:
         logits = self.model.lm_head(torch.cat(kept))
         return _by_chunk(logits, chunks)
 
-    def _use(self, adapter: str | None) -> None:
-        wanted = adapter or self.default
-        if self.model.active_adapter != wanted:
-            use_adapter(self.model, wanted)
+    @contextmanager
+    def _using(self, adapter: str | None) -> Iterator[None]:
+        """The model is its owner's too: what it has active is so again behind a pass."""
+        active, wanted = self.model.active_adapter, adapter or self.default
+        if active == wanted:
+            yield
+            return
+        use_adapter(self.model, wanted)
+        try:
+            yield
+        finally:
+            use_adapter(self.model, active)
 
     def _hidden(self, chunks: Sequence[Chunk]) -> Sequence[Tensor]:
         """Each chunk's states [tokens, hidden]."""

@@ -28,7 +28,8 @@ class SamplingParams:
     presence_penalty once. `logit_bias` is added to the scores of token ids.
 
     `max_length` counts prompt and new tokens together, `max_new_tokens` new ones; both may be given and the first one
-    met ends the text. `stop` strings end it too and are left out of the text. `logprobs` asks for the log-probability
+    met ends the text. `stop` strings end it too and are left out of the text; one that is a control token's name ends
+    it at that token, which no text holds, also with `ignore_eos`. `logprobs` asks for the log-probability
     of each token and of that many likeliest ones. `adapter` names one of the model's adapters; None is the one that is
     active, if any. `lookup` guesses up to that many tokens a step from what followed the same words before; the text
     does not change. `form` is what the text must be, which ends it too.
@@ -74,6 +75,11 @@ class SamplingParams:
                 raise InputError(f"{name} must be above 0: at 0 no token is left")
         if self.seed is not None and (not isinstance(self.seed, int) or not 0 <= self.seed < 2**63):
             raise InputError(f"seed must be a whole number from 0 to 2^63 - 1, not {self.seed!r}")
+        if isinstance(self.stop, str):  # not its letters
+            object.__setattr__(self, "stop", (self.stop,))
+        wrong = next((s for s in self.stop if not isinstance(s, str)), None)
+        if wrong is not None:
+            raise InputError(f"a stop string is {wrong!r}, which is no string")
         if any(not s for s in self.stop):
             raise InputError("a stop string is empty: it would end every text at once")
 

@@ -92,7 +92,7 @@ class Sequence:
         self.ids.append(token)
         if self.matcher is not None and self.matcher.take(token):
             self.finish = "stop"
-        if token in self.stop_ids and not self.params.ignore_eos:
+        if token in self.stop_ids:
             self.finish = "eos"
         elif len(self.ids) >= self.budget and self.finish is None:
             self.finish = self.limit

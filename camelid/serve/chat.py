@@ -34,12 +34,16 @@ async def chat(call: Call, body: dict[str, Any]) -> dict[str, Any] | Events:
     call.adapter(request.model)  # an unknown model is told before anything else
     offered = tools.offered(request)
     prompt = await by_template(call, _prompt, call, request, offered)
+    form = _form(request, offered)
+    if request.begin_with_ids and (offered or form):
+        raise Fault(400, "begin_with_ids with tools or response_format: the beginning is not read as a part of them",
+                    "begin_with_ids", "invalid_value")  # fmt: skip
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
     if request.top_logprobs is not None and not request.logprobs:
         raise Fault(400, "top_logprobs needs logprobs to be true", "top_logprobs", "invalid_value")
     most = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
     try:
-        params = sampling_of(request, call, most, logprobs, _form(request, offered))
+        params = sampling_of(request, call, most, logprobs, form)
     except InputError as error:
         raise Fault(400, str(error), code="invalid_value") from None
     answers = Answers(call, [prompt], params, request.n or 1)
@@ -72,7 +76,7 @@ def _choice(
     answers: Answers, request: ChatRequest, offered: Sequence[Tool], number: int, progress: Progress
 ) -> dict[str, Any]:
     said, called = _read(request, offered, progress.text)
-    reason = "tool_calls" if called else finish_reason(progress)
+    reason = _reason(called, finish_reason(progress))
     if not called and tools.demanded(request) and (begun := tools.begun_call(progress.text, ended=True)):
         said, called = "", [begun]  # cut off: as much of the call as came, and why it ended
     message: dict[str, Any] = {"role": "assistant", "content": said, "refusal": None}
@@ -88,6 +92,11 @@ def _choice(
 
 def _read(request: ChatRequest, offered: Sequence[Tool], text: str) -> tuple[str, list[tools.FunctionCall]]:
     return tools.read_calls(text, offered, request.parallel_tool_calls is False) if offered else (text, [])
+
+
+def _reason(calls: Sequence[object], reason: str | None) -> str | None:
+    """Of an answer that calls, why it ended. One that was cut off may have lost a call."""
+    return "tool_calls" if calls and reason != "length" else reason
 
 
 def _call_id() -> str:
@@ -151,7 +160,7 @@ class _Writer:
             said = said[: tools.certain_text(said)]
         calls = [_whole_call(number, call) for number, call in enumerate(found)]
         fresh, self._text = said[self._text :], len(said)
-        return [*([{"content": fresh}] if fresh else []), *calls], "tool_calls" if calls else reason
+        return [*([{"content": fresh}] if fresh else []), *calls], _reason(calls, reason)
 
     def _of_call(self, called: tools.FunctionCall | None) -> list[dict[str, Any]]:
         if called is None:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from camelid.disk import is_json
-from camelid.errors import InputError
 from camelid.generate.constrain import Form
 from camelid.serve.faults import Fault
 from camelid.serve.limits import finite_number, is_unicode, parse
@@ -56,33 +55,29 @@ def demanded(request: ChatRequest) -> bool:
 def form(tools: Sequence[Tool]) -> Form:
     """One call of one of the tools."""
     either: list[dict[str, Any]] = []
-    shared: dict[str, Any] = {}
+    parameters: dict[str, Any] = {}
     for number, tool in enumerate(tools):
-        parameters = dict(_elsewhere(tool.function.parameters or {"type": "object"}, f"{number}_"))
-        for place in ("$defs", "definitions"):
-            defined = parameters.pop(place, {})
-            if not isinstance(defined, dict):
-                raise InputError(f"{place} of a tool's parameters is not an object")
-            shared |= {f"{number}_{name}": schema for name, schema in defined.items()}
+        place = f"#/$defs/{number}"
+        parameters[str(number)] = _elsewhere(tool.function.parameters or {"type": "object"}, place)
         either.append({
             "type": "object",
-            "properties": {"name": {"const": tool.function.name}, "arguments": parameters},
+            "properties": {"name": {"const": tool.function.name}, "arguments": {"$ref": place}},
             "required": ["name", "arguments"],
             "additionalProperties": False,
         })  # fmt: skip
     whole = either[0] if len(either) == 1 else {"anyOf": either}
-    return Form("json_schema", json.dumps({**whole, "$defs": shared} if shared else whole))
+    return Form("json_schema", json.dumps({**whole, "$defs": parameters}))
 
 
-def _elsewhere(schema: Any, prefix: str) -> Any:
-    """A schema whose references to its own definitions find them at the top of a larger one, under the prefix."""
+def _elsewhere(schema: Any, place: str) -> Any:
+    """A schema whose references into itself are right where it stands at a place of a larger one."""
     if isinstance(schema, list):
-        return [_elsewhere(one, prefix) for one in schema]
+        return [_elsewhere(one, place) for one in schema]
     if not isinstance(schema, dict):
         return schema
-    moved = {key: _elsewhere(value, prefix) for key, value in schema.items()}
+    moved = {key: _elsewhere(value, place) for key, value in schema.items()}
     if isinstance(moved.get("$ref"), str):
-        moved["$ref"] = re.sub(r"^#/(\$defs|definitions)/", f"#/$defs/{prefix}", moved["$ref"])
+        moved["$ref"] = re.sub("^#", place, moved["$ref"])
     return moved
 
 

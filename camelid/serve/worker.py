@@ -58,7 +58,7 @@ class Worker:
         self._tickets: dict[Sequence, Ticket] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self.failures = 0  # steps in a row that raised
+        self.failures = 0  # steps that raised since one brought a token
         self.reserved = 0  # texts that are being prepared, and calls of `do` that wait
         self._calls: deque[Callable[[], None]] = deque()
 
@@ -129,7 +129,7 @@ class Worker:
                 self._calls.popleft()()
             try:
                 took = scheduler.step()
-                self.failures = 0
+                self.failures = 0 if took else self.failures  # a step with nothing to do proves nothing
             except Exception as error:  # one text's fault ends that text in the scheduler; this is the engine's own
                 self.failures += 1
                 self._broken(error)

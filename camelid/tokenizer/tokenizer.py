@@ -87,7 +87,7 @@ class Tokenizer:
         with self._lock, _faults_told():
             self.backend.encode_special_tokens = not parse_special
             ids: list[int] = self.backend.encode(text, add_special_tokens=add_special_tokens).ids
-        return _as(ids, return_tensors)
+        return ids if return_tensors is None else _as([ids], return_tensors)
 
     def encode_batch(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         """Many texts at once, on all cores, without special tokens and with none parsed.
@@ -172,9 +172,29 @@ class Tokenizer:
     def _is_byte_level(self) -> bool:
         return '"ByteLevel"' in json.dumps(json.loads(self.backend.to_str())["decoder"])
 
-    def __call__(self, text: str, return_tensors: str | None = None, **_: Any) -> dict[str, Any]:
-        ids: list[int] = self.encode(text)
-        return {"input_ids": _as(ids, return_tensors), "attention_mask": _as([1] * len(ids), return_tensors)}
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        return_tensors: str | None = None,
+        *,
+        add_special_tokens: bool = True,
+        padding: bool = False,
+    ) -> dict[str, Any]:
+        """`input_ids` and `attention_mask` (0 where padding stands) of one text, or of each of several: lists, or int64
+        [texts, longest] with return_tensors="pt". `padding` fills up to the longest at the left, so that `generate`
+        goes on from each text's end."""
+        texts = [text] if isinstance(text, str) else list(text)
+        rows: list[list[int]] = [self.encode(one, add_special_tokens=add_special_tokens) for one in texts]
+        longest = max(map(len, rows), default=0)
+        if not padding and return_tensors and any(len(row) < longest for row in rows):
+            raise InputError("texts of unlike lengths do not fit one tensor: padding=True fills them up")
+        fill = next((i for i in (self.pad_token_id, self.eos_token_id) if i is not None), 0)
+        short = [longest - len(row) if padding else 0 for row in rows]
+        ids = [[fill] * n + row for n, row in zip(short, rows, strict=True)]
+        mask = [[0] * n + [1] * len(row) for n, row in zip(short, rows, strict=True)]
+        if return_tensors is None and isinstance(text, str):
+            return {"input_ids": ids[0], "attention_mask": mask[0]}
+        return {"input_ids": _as(ids, return_tensors), "attention_mask": _as(mask, return_tensors)}
 
     def apply_chat_template(
         self,
@@ -299,11 +319,11 @@ def _faults_told() -> Iterator[None]:
         ) from None
 
 
-def _as(ids: list[int], return_tensors: str | None) -> Any:
+def _as(rows: list[list[int]], return_tensors: str | None) -> Any:
     if return_tensors is None:
-        return ids
+        return rows
     if return_tensors != "pt":
         raise InputError(f'return_tensors is {return_tensors!r}; camelid makes "pt" tensors')
     import torch
 
-    return torch.tensor([ids], dtype=torch.int64)
+    return torch.tensor(rows, dtype=torch.int64)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from camelid.generate.runner import TorchRunner
+from camelid.errors import InputError
+from camelid.generate.engine import Engine
+from camelid.generate.runner import NativeRunner, TorchRunner
 from camelid.generate.sampling import SamplingParams
 from camelid.model.llama import Llama
 
@@ -39,3 +42,16 @@ def test_a_long_text_to_embed_lets_others_step_between() -> None:
     assert both.scheduler.pages.taken > 0
     left.close()  # whoever asked has left
     assert both.scheduler.pages.taken == 0
+
+
+def test_what_cannot_be_embedded_is_refused() -> None:
+    """By every runner: a text beyond the context has positions that the model never saw."""
+    model = Llama(CONFIG).eval()
+    for runner in (TorchRunner(model), NativeRunner(model, threads=1)):
+        one = Engine(runner, cache_tokens=4 * CONFIG.max_position_embeddings)
+        most = CONFIG.max_position_embeddings
+        assert one.embed([[1] * most]).shape == (1, CONFIG.hidden_size)
+        with pytest.raises(InputError, match=f"{most + 1} tokens"):
+            one.embed([[1] * (most + 1)])
+        with pytest.raises(InputError, match="no adapter named 'typo'"):
+            one.embed([[1]], adapter="typo")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from camelid.generate.engine import Engine
 from camelid.generate.sampling import SamplingParams, probabilities, sample
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
+from camelid.model.lora import LoraConfig, adapt, use_adapter
 from camelid.model.rope import interleaved_to_half_split
 from camelid.tokenizer.tokenizer import Tokenizer
 
@@ -90,6 +92,45 @@ def test_stop_strings_are_never_shown(speaking: Engine) -> None:
     assert result.finish_reason == "stop"
     assert result.text == whole[: whole.index(stop)]
     assert "".join(speaking.stream("Numbers", stopped)) == result.text
+
+
+def test_one_stop_string_is_not_its_letters(speaking: Engine) -> None:
+    assert SamplingParams(stop="ab") == SamplingParams(stop=("ab",))  # type: ignore[arg-type]
+    for prompts in ("Numbers", ["Numbers"]):
+        if isinstance(prompts, str):
+            with pytest.raises(InputError, match="is one string"):
+                speaking.generate(prompts)
+            with pytest.raises(InputError, match="is one string"):
+                speaking.embed(prompts)
+        else:
+            assert len(speaking.generate(prompts, SamplingParams(max_new_tokens=2))) == 1
+
+
+def test_a_stop_string_may_name_a_control_token(speaking: Engine) -> None:
+    """No text shows it, so it is looked for among the ids."""
+    assert speaking.tokenizer is not None
+    number, name = next(iter(speaking.tokenizer.special_tokens.items()))
+    for ignore_eos in (False, True):
+        wishes = SamplingParams(max_new_tokens=9, logit_bias={number: 1000.0}, ignore_eos=ignore_eos)
+        assert speaking.generate(["Numbers"], wishes)[0].finish_reason == "max_new_tokens"
+        [result] = speaking.generate(["Numbers"], replace(wishes, stop=(name,)))
+        assert (result.ids, result.text, result.finish_reason) == ([number], "", "eos")
+
+
+def test_a_request_leaves_the_models_adapter_as_it_was(model: Llama) -> None:
+    """Whoever else holds the model, and the next engine over it, compute what they did."""
+    prompt, params = [[5, 6, 7]], SamplingParams(max_new_tokens=8)
+    plain = Engine(model, stop_ids=()).generate(prompt, params)[0].ids
+    adapt(model, LoraConfig(r=4), "other")
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight)
+    use_adapter(model, None)
+    engine = Engine(model, stop_ids=())
+    other = engine.generate(prompt, replace(params, adapter="other"))[0].ids
+    engine.embed(prompt, adapter="other")
+    assert model.active_adapter is None
+    assert Engine(model, stop_ids=()).generate(prompt, params)[0].ids == plain != other
 
 
 def test_both_limits_and_the_context(model: Llama) -> None:

@@ -92,6 +92,8 @@ def test_generate_takes_the_same_words(models: tuple[Llama, Any]) -> None:
     assert drawn.shape == (6, 17)
     assert torch.equal(drawn[:, :9], ids.repeat_interleave(3, 0))
     assert len({tuple(row) for row in drawn.tolist()}) == 6
+    alike = model.generate(ids[:1].repeat(4, 1), do_sample=True, seed=1, max_new_tokens=8, eos_token_id=None)
+    assert len({tuple(row) for row in alike.tolist()}) == 4  # equal prompts draw on their own
     for wrong, why in (
         ({"num_beams": 2, "do_sample": True}, "does not draw"), ({"num_return_sequences": 2}, "there is one"),
         ({"num_return_sequences": 0}, "from 1 to 1024"), ({"num_beams": 2, "num_return_sequences": 3}, "no more"),

@@ -66,6 +66,8 @@ def bad_fields() -> Iterator[tuple[str, Any]]:
                 extra = {"logprobs": True} if field == "top_logprobs" else {}
                 yield path, {**ROUTES[path], **extra, field: value}
     others: list[tuple[str, dict[str, Any]]] = [
+        (CHAT, {"begin_with_ids": [5], "response_format": {"type": "json_object"}}),
+        (CHAT, {"begin_with_ids": [5], "tools": [{"type": "function", "function": {"name": "clock"}}]}),
         (CHAT, {"messages": "hello"}), (CHAT, {"messages": [1]}), (CHAT, {"messages": [{}]}),
         (CHAT, {"messages": [{"role": "robot", "content": "a"}]}),
         (CHAT, {"messages": [{"role": "user", "content": 1}]}),

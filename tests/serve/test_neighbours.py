@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -42,6 +43,26 @@ def test_a_form_that_breaks_ends_its_own_text_alone(running: Running, monkeypatc
         assert [one.result().json()["choices"] for one in others] == [wanted] * 4
     assert running.service.worker.failures == 0
     drained(running)
+
+
+def test_an_engine_that_always_fails_is_not_ready(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where requests come one after another, and idle steps between them."""
+    engine = Engine.from_pretrained(folder, threads=1)
+
+    def failing(planned: Any) -> Any:
+        raise RuntimeError("a fault of the test")
+
+    with serving(engine) as running:
+        assert running.post(CHAT, HELLO).status_code == 200
+        with monkeypatch.context() as broken:
+            broken.setattr(engine.runner, "run", failing)
+            for _ in range(3):
+                assert httpx.get(f"{running.base}/health").status_code == 200
+                assert running.post(CHAT, HELLO).status_code == 500
+                drained(running)
+            assert httpx.get(f"{running.base}/health").status_code == 503
+        assert running.post(CHAT, HELLO).status_code == 200
+        assert httpx.get(f"{running.base}/health").status_code == 200
 
 
 def test_embeddings_of_those_who_left_are_not_computed(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:

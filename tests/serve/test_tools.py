@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from camelid.generate.constrain import Matcher
 from camelid.serve.chat import _Writer
 from camelid.serve.requests import ChatRequest, read
-from camelid.serve.tools import begun_call, offered, read_calls
+from camelid.serve.tools import begun_call, form, offered, read_calls
 from camelid.serve.worker import Progress
+from camelid.tokenizer.tokenizer import Tokenizer
 
 PARIS = '{"name": "weather", "arguments": {"city": "Paris"}}'
 LLAMA = '{"name": "weather", "parameters": {"city": "北京"}}'
@@ -133,6 +135,50 @@ def test_a_demanded_call_that_was_cut_off(text: str, arguments: str) -> None:
     call = begun_call(text, ended=True)
     assert call is not None
     assert (call.name, call.arguments) == ("clock", arguments)
+
+
+def test_a_second_call_that_was_cut_off_is_told() -> None:
+    text = f'<tool_call>{CLOCK}</tool_call>\n<tool_call>{{"name": "clo'
+    deltas, reason = _Writer(request(), TOOLS).deltas(Progress(text, 30, "max_new_tokens"))
+    assert ([d["tool_calls"][0]["function"]["name"] for d in deltas], reason) == (["clock"], "length")
+    assert _Writer(request(), TOOLS).deltas(Progress(text, 30, "eos"))[1] == "tool_calls"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "good", "bad"),
+    [
+        (
+            {"properties": {"name": {"type": "string"}, "other": {"$ref": "#/properties/name"}}},
+            '{"name":"a","other":"b"}',
+            '{"name":"a","other":1}',
+        ),
+        (
+            {"properties": {"kids": {"type": "array", "items": {"$ref": "#"}}}, "additionalProperties": False},
+            '{"kids":[{"kids":[]}]}',
+            '{"kids":[{"name":"clock"}]}',
+        ),
+        ({"properties": {"p": {"$ref": "#/$defs/P"}}, "$defs": {"P": {"type": "integer"}}}, '{"p":3}', '{"p":"x"}'),
+        ({"properties": {"p": {"$ref": "#/definitions/P"}}, "definitions": {"P": {"type": "null"}}},
+         '{"p":null}', '{"p":1}'),
+    ],
+)  # fmt: skip
+def test_references_in_a_demanded_call_are_the_functions_own(
+    chat_tokenizer: Tokenizer, parameters: dict[str, Any], good: str, bad: str
+) -> None:
+    function = {"name": "clock", "parameters": {"type": "object", **parameters}}
+    other = {"name": "other", "parameters": {"type": "object", "properties": {"p": {"type": "boolean"}}}}
+    tools = offered(request(tools=[{"type": "function", "function": one} for one in (other, function)]))
+
+    def fits(arguments: str) -> bool:
+        matcher = Matcher(form(tools), chat_tokenizer, len(chat_tokenizer), [chat_tokenizer.eos_token_id or 0])
+        for token in chat_tokenizer.encode(f'{{"name":"clock","arguments":{arguments}}}', add_special_tokens=False):
+            if not matcher.allowed()[token]:
+                return False
+            matcher.take(token)
+        return True
+
+    assert fits(good)
+    assert not fits(bad)
 
 
 def test_a_footnote_is_streamed() -> None:

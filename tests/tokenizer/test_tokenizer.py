@@ -150,6 +150,25 @@ def test_transformers_reads_our_folder_and_agrees(tokenizers: dict[str, Path]) -
         assert (theirs.bos_token_id, theirs.eos_token_id) == (ours.bos_token_id, ours.eos_token_id)
 
 
+def test_a_call_is_what_generate_takes(each: Tokenizer) -> None:
+    """As transformers has it: padded at the left, a mask that says where."""
+    texts = ["a", "Some more words, 骆驼"]
+    ids = [each.encode(text) for text in texts]
+    assert each(texts[1]) == {"input_ids": ids[1], "attention_mask": [1] * len(ids[1])}
+    assert each(texts)["input_ids"] == ids
+    both = each(texts, return_tensors="pt", padding=True)
+    short = len(ids[1]) - len(ids[0])
+    assert both["attention_mask"].tolist() == [[0] * short + [1] * len(ids[0]), [1] * len(ids[1])]
+    assert both["input_ids"][0, short:].tolist() == ids[0]
+    assert both["input_ids"][1].tolist() == ids[1]
+    plain = each.encode(texts[1], add_special_tokens=False)
+    assert each(texts[1], return_tensors="pt", add_special_tokens=False)["input_ids"].tolist() == [plain]
+    with pytest.raises(InputError, match="padding=True"):
+        each(texts, return_tensors="pt")
+    with pytest.raises(TypeError, match="truncation"):
+        each(texts, truncation=True)  # type: ignore[call-arg]
+
+
 def test_one_bos(each: Tokenizer) -> None:
     ids = each.encode("hello")
     assert ids[0] == each.bos_token_id
