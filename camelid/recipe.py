@@ -159,6 +159,17 @@ class FinetuneSection(_Section):
     temperature: float = Field(default=1.0, gt=0, le=100)
     max_new_tokens: int = Field(default=256, ge=1)
 
+    @model_validator(mode="after")
+    def _said(self) -> Self:
+        of_adapter = self.model_fields_set & {"rank", "alpha", "rslora", "targets", "bits", "group"}
+        if of_adapter and not self.model_fields_set & {"method", "adapter"}:
+            raise ValueError(
+                f"{min(of_adapter)} is an adapter's, and full learns all weights: say method (lora, qlora)"
+            )
+        if self.method in ("lora", "dora", "qlora") and self.adapter not in ("auto", self.method):
+            raise ValueError(f"adapter {self.adapter} contradicts method {self.method}: take one of them out")
+        return self
+
     @property
     def preference(self) -> bool:
         """Whether answers are compared, not copied."""

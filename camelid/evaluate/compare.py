@@ -130,13 +130,15 @@ def _bleu(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     }
     test: Any = PairedTest(systems, metrics, references=None, test_type="bs", n_samples=SAMPLES)
     _, results = test()
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for name, key in (("BLEU", "bleu"), ("chrF2", "chrf")):
         first, second = results[name]
         scores = float(first.score), float(second.score)
         # sacrebleu counts samples that differ by more: of two equal systems it would find none.
         p = float(second.p_value) if scores[0] != scores[1] else 1.0
         found[key] = {"first": scores[0], "second": scores[1], "difference": scores[1] - scores[0], "p": p}
+        if len(a["items"]) < FEW:
+            found[key] |= {"p": None, "why": f"fewer than {FEW} to draw from"}
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,7 +55,10 @@ def harness(
     return {
         "results": found["results"],
         "samples": found["samples"],
-        "protocol": (f"lm-eval {lm_eval.__version__}, {measured_in(model, tokenizer)}"),
+        "protocol": (
+            f"lm-eval {lm_eval.__version__}, {'as many' if shots is None else shots} examples in the prompt, "
+            f"{'all' if limit is None else f'at most {limit}'} questions of a task, {measured_in(model, tokenizer)}"
+        ),
     }
 
 
@@ -134,18 +138,22 @@ def generate_until(
     model: Llama, tokenizer: Tokenizer, asked: Sequence[tuple[str, dict[str, Any]]], stops: Sequence[int] | None = None
 ) -> list[str]:
     """What the model writes after each context, up to a stop string: greedily unless the task says otherwise. Of a
-    context that leaves no room the beginning is cut off, as lm-eval's own models do."""
+    context that leaves no room the beginning is cut off, as lm-eval's own models do. A task that asks the same several
+    times gets as many texts, drawn by the seeds 0, 1, 2, …"""
     engine = Engine(model, tokenizer, stops)
     prompts, params = [], []
+    times = Counter[str]()
     for context, how in asked:
         stop, new = how.get("until") or [], int(how.get("max_gen_toks", 256))
         sampled = how.get("do_sample", False)
         room = max(1, engine.context_length - new)
+        draw, times[context] = times[context], times[context] + 1
         prompts.append(list(tokenizer.encode(context, parse_special=False))[-room:])
         params.append(
             SamplingParams(
                 max_new_tokens=new, stop=tuple([stop] if isinstance(stop, str) else stop),
-                temperature=float(how.get("temperature") or 0.0) if sampled else 0.0, seed=0,
+                temperature=float(how.get("temperature", 1.0)) if sampled else 0.0, seed=draw,
+                top_p=float(how.get("top_p") or 1.0), top_k=int(how.get("top_k") or 0),
             )
         )  # fmt: skip
     return [r.text for r in engine.generate(prompts, params)]

@@ -15,6 +15,7 @@ from camelid.formats.load import load, load_tokenizer, resolve
 from camelid.kernels.device import best_device
 from camelid.kernels.precision import native_dtype
 from camelid.model.llama import Llama
+from camelid.model.quantized import QuantizedLinear
 from camelid.tokenizer.tokenizer import Tokenizer
 
 
@@ -31,8 +32,14 @@ def open_for(source: str, dtype: str, data: str | None) -> tuple[Llama, Tokenize
 
 
 def measured_in(model: Llama, tokenizer: Tokenizer) -> str:
-    """The end of every protocol: the model's dtype and its tokenizer."""
-    return f"{str(model.dtype).removeprefix('torch.')}, tokenizer {tokenizer.digest()[:12]}"
+    """The end of every protocol: the model's dtype, how quantised layers are multiplied, and its tokenizer."""
+    packed = [layer for layer in model.modules() if isinstance(layer, QuantizedLinear)]
+    rounds = model.device.type == "cpu" and any(layer.rounds_inputs for layer in packed)
+    layers = ""
+    if packed:
+        bits = " and ".join(f"int{n}" for n in sorted({layer.bits for layer in packed}))
+        layers = f" with {bits} layers, whose inputs are {'rounded to int8' if rounds else 'not rounded'}"
+    return f"{str(model.dtype).removeprefix('torch.')}{layers}, tokenizer {tokenizer.digest()[:12]}"
 
 
 def check_finite(log_likelihoods: Iterable[float], what: str) -> None:

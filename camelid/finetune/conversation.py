@@ -52,13 +52,17 @@ class Encoder:
         return Example(ids, [IGNORE, *ids[1:]])
 
     def conversation(self, messages: Sequence[Message], tools: list[Any] | None = None, last: bool = False) -> Example:
-        """Every assistant turn is learned, or (`last`) only the final one."""
-        messages = [{**m, "content": m["content"].strip()} for m in messages]
-        self._check_roles(messages, tools)
+        """Every assistant turn is learned but those of weight 0, or (`last`) only the final one. Texts are stripped of
+        blanks around them."""
         answers = [n for n, m in enumerate(messages) if m["role"] == "assistant"]
         if not answers:
             raise BadRow("has no assistant turn, so there is nothing to learn from it: add the answer")
-        spans = self._spans(messages, tools, answers[-1:] if last else answers)
+        answers = [n for n in (answers[-1:] if last else answers) if messages[n].get("weight") != 0]
+        if not answers:
+            raise BadRow("has no answer to learn from: each has the weight 0")
+        messages = [{k: v for k, v in m.items() if k != "weight"} | {"content": m["content"].strip()} for m in messages]
+        self._check_roles(messages, tools)
+        spans = self._spans(messages, tools, answers)
         ids: list[int] = []
         labels: list[int] = []
         for piece, learned in spans:

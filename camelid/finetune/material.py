@@ -65,6 +65,15 @@ def base_of(recipe: Recipe) -> Path:
             f"{' and '.join(named)}: of a new model that is pre-trained; a fine-tuning has the shape of model.from and "
             "learns from data.files: take it out"
         )
+    if recipe.data.weights:
+        raise RecipeError(
+            "data.weights: of folders of tokens in pre-training; all of data.files is learned: take it out"
+        )
+    told = recipe.evaluate
+    if told.every and not recipe.data.held_out:
+        raise RecipeError("evaluate.every measures what data.held_out sets aside: set it to a share, such as 0.05")
+    if told.files and told.metric == "none":
+        raise RecipeError("evaluate.files are questions for evaluate.metric, which is none: set it, or take them out")
     return resolve(recipe.model.from_)
 
 
@@ -164,20 +173,32 @@ def unit_of(found: Record, encoder: Encoder, settings: FinetuneSection) -> Unit:
 
 
 def mismatched(pairs: Sequence[tuple[Record, Unit]], encoder: Encoder, length: int) -> list[tuple[Record, Unit]]:
-    """Each answer, and beside it the same question with the next record's answer, what KTO's baseline is made of: not
-    learned, it is cut to what a row of `length` has room for."""
+    """Each answer, and beside it the same question with the next other question's answer, what KTO's baseline is made
+    of: not learned, it is cut to what a row of `length` has room for."""
+    if not pairs:
+        return []
     if len(pairs) == 1:
         raise InputError("kto compares each answer with another row's: data.files, and what data.held_out sets aside, "
                          "need two rows at least")  # fmt: skip
     found = []
     for n, (record, unit) in enumerate(pairs):
-        other = pairs[(n + 1) % len(pairs)][0].messages[-1]
+        following = (pairs[(n + k) % len(pairs)][0].messages for k in range(1, len(pairs)))
+        other = next((m for m in following if m[:-1] != record.messages[:-1]), pairs[n - 1][0].messages)[-1]
         said = {"role": "assistant", "content": other["content"] or json.dumps(other["tool_calls"])}
         beside = encoder.conversation([*record.messages[:-1], said], record.tools, last=True)
         room = length - sum(len(e.ids) - 1 for e in unit) + 1
-        cut = Example(beside.ids[:room], beside.labels[:room]) if room > 0 else beside
-        found.append((record, (*unit, cut if cut.learned() else beside)))
-    return found
+        found.append((record, unit, beside, room))
+    shortest = min((beside for _, _, beside, _ in found), key=lambda e: len(e.ids) - e.learned())
+    whole = []
+    for record, unit, beside, room in found:
+        # Where its own question leaves no room for one word of an answer, the shortest question does.
+        fitting = next((c for e in (beside, shortest) if room > 0 and (c := _cut(e, room)).learned()), beside)
+        whole.append((record, (*unit, fitting)))
+    return whole
+
+
+def _cut(example: Example, room: int) -> Example:
+    return Example(example.ids[:room], example.labels[:room])
 
 
 def sizes(source: PackedExamples) -> str:

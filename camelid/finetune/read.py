@@ -54,6 +54,8 @@ def read_file(path: Path, use: Callable[[Record], Used], quiet: bool = True) -> 
                 found.formats[read.format] += 1
             except BadRow as error:
                 found.bad.append((number, str(error)))
+            except InputError as error:  # of the tokenizer or its template, which this row is the first to show
+                raise InputError(f"{path.name}, record {number}: {error}") from None
             if not done % 64:
                 advance(done)
     return used, found

@@ -60,8 +60,8 @@ def check(found: Record) -> None:
     """Raise BadRow unless the turns are in an order that can be learned from, and hold text."""
     turns = (*found.messages, *(found.chosen or ()), *(found.rejected or ()))
     try:
-        for text in (found.text or "", *(m["content"] for m in turns)):
-            text.encode()
+        for part in (found.text, found.tools, turns):
+            json.dumps(part, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError:
         raise BadRow("holds half of a surrogate pair, which is no character: repair the file's encoding") from None
     if found.text is not None:
@@ -117,6 +117,11 @@ def _message(raw: Any) -> Message:
     if not isinstance(content, str):
         raise BadRow(f"has a {role} turn whose content is {content!r}, not text")
     message = {"role": ROLES[role], "content": content}
+    message |= {key: raw[key] for key in ("name", "tool_call_id", "reasoning_content") if isinstance(raw.get(key), str)}
+    if (weight := raw.get("weight")) is not None:
+        if weight not in (0, 1):
+            raise BadRow(f"has a turn of weight {weight!r}: 0 is not learned, 1 is, and nothing lies between")
+        message["weight"] = weight
     return message | ({"tool_calls": [_call(c) for c in calls]} if calls else {})
 
 
@@ -127,7 +132,9 @@ def _call(raw: Any) -> dict[str, Any]:
         function = dict(call.get("function", call))
         if isinstance(function.get("arguments"), str):
             function["arguments"] = json.loads(function["arguments"])
-        return {"type": "function", "function": {"name": function["name"], "arguments": function.get("arguments", {})}}
+        named = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
+        said = {"name": function["name"], "arguments": function.get("arguments", {})}
+        return {**named, "type": "function", "function": said}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise BadRow("has a tool call without a name and JSON arguments") from None
 

@@ -149,8 +149,10 @@ def _measuring(pieces: int, quiet: bool) -> Iterator[Callable[[], None]]:
 
 def _protocol(found: dict[str, Any], data: str | None, full: Llama, how: str, tokenizer: Tokenizer) -> str:
     window = min(WINDOW, full.config.max_position_embeddings)
+    has_bos = tokenizer.bos_token_id is not None
+    begun = "BOS before each document, not scored" if has_bos else "no BOS, first token not scored"
     return (
-        f"{found['tokens']} tokens of {data}, window {window}, no overlap, BOS before each document, not scored; "
+        f"{found['tokens']} tokens of {data}, window {window}, no overlap, {begun}; "
         f"{how}; {measured_in(full, tokenizer)}"
     )
 

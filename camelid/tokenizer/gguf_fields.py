@@ -124,6 +124,9 @@ def tokenizer_metadata(tokenizer: Tokenizer, rows: int) -> dict[str, Any]:
         found["tokenizer.ggml.scores"] = [-float(ranks.get(word, len(merges))) for word in words]
         found["tokenizer.ggml.add_space_prefix"] = _prefixed(description["normalizer"], description["pre_tokenizer"])
     else:
+        if description["normalizer"] is not None:
+            kind = description["normalizer"]["type"]
+            raise InputError(f"GGUF has no name for this tokenizer's normalizer ({kind}): convert to hf instead")
         found["tokenizer.ggml.pre"] = _cutting(description["pre_tokenizer"])
         found["tokenizer.ggml.merges"] = [" ".join(pair) for pair in merges]
     for key in ("bos", "eos", "pad"):
@@ -170,9 +173,16 @@ def _prefixed(normalizer: Mapping[str, Any] | None, cutter: Mapping[str, Any] | 
 def _cutting(cutter: Mapping[str, Any] | None) -> str:
     """What GGUF calls a byte-level tokenizer's way of cutting text into words."""
     steps = (cutter or {}).get("pretokenizers", [cutter] if cutter else [])
+    known = all(
+        s["type"] == "Split" or (s["type"] == "Digits" and s["individual_digits"])
+        or (s["type"] == "ByteLevel" and not s["add_prefix_space"])
+        for s in steps
+    )  # fmt: skip
     patterns = [s["pattern"].get("Regex") for s in steps if s["type"] == "Split"]
     digits = any(s["type"] == "Digits" and s["individual_digits"] for s in steps)
     whole = any(s["type"] == "ByteLevel" and s["use_regex"] for s in steps)
+    if not known:
+        raise InputError("GGUF has no name for how this tokenizer cuts text into words: convert to hf instead")
     if patterns == [LLAMA3] and not digits:
         return "llama-bpe"
     if patterns == [QWEN2] and not digits:

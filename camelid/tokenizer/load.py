@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def from_folder(folder: Path) -> Tokenizer:
     """The tokenizer of a model folder. Raises InputError when it has none, FormatError when it is damaged."""
-    config = _read(folder / "tokenizer_config.json")
+    config = _config(folder)
     template = _template(folder, config)
     if (folder / "tokenizer.json").exists():
         return _from_json(folder / "tokenizer.json", config, template)
@@ -30,6 +30,23 @@ def from_folder(folder: Path) -> Tokenizer:
 
 def _read(path: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json, and what older files beside it say (as transformers reads them): the ends in
+    special_tokens_map.json, the tokens that were added to a `tokenizer.model` in added_tokens.json."""
+    config = _read(folder / "tokenizer_config.json")
+    if not config.get("added_tokens_decoder"):
+        named = _read(folder / "special_tokens_map.json")
+        config |= {key: value for key, value in named.items() if not config.get(key)}
+        names = {_named(config, f"{key}_token") for key in ("bos", "eos", "pad", "unk")}
+        names |= {str(t.get("content") if isinstance(t, dict) else t)
+                  for t in config.get("additional_special_tokens") or []}  # fmt: skip
+        config["added_tokens_decoder"] = {
+            str(i): {"content": name, "special": name in names}
+            for name, i in _read(folder / "added_tokens.json").items()
+        }
+    return config
 
 
 def _template(folder: Path, config: Mapping[str, Any]) -> str | None:
@@ -102,7 +119,32 @@ def from_sentencepiece(path: Path, config: Mapping[str, Any] | None = None, temp
     model = spm.read(path)
     backend = spm.build(model.pieces, add_dummy_prefix=model.add_dummy_prefix)
     ids = {piece.text: i for i, piece in enumerate(model.pieces)}
+    ids |= _add(path, backend, (config or {}).get("added_tokens_decoder") or {})
     return _told(backend, ids, {"bos": "<s>", "eos": "</s>"}, config or {}, template)
+
+
+def _add(path: Path, backend: Backend, wanted: Mapping[str, Any]) -> dict[str, int]:
+    """Give the tokens that stand behind a model's own pieces their places. Raises FormatError where one would be left
+    empty: some row of an embedding would have another token's id."""
+    from tokenizers import AddedToken
+
+    size = backend.get_vocab_size(with_added_tokens=True)
+    try:
+        behind = sorted((int(i), token) for i, token in wanted.items() if int(i) >= size)
+        tokens = [
+            AddedToken(
+                token["content"], special=bool(token.get("special")), lstrip=bool(token.get("lstrip")),
+                rstrip=bool(token.get("rstrip")), single_word=bool(token.get("single_word")), normalized=False,
+            )
+            for _, token in behind
+        ]  # fmt: skip
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise FormatError(f"{path.parent}: its added tokens cannot be read ({error!r})") from None
+    for expected, ((number, _), token) in enumerate(zip(behind, tokens, strict=True), size):
+        (backend.add_special_tokens if token.special else backend.add_tokens)([token])
+        if number != expected or backend.token_to_id(token.content) != number:
+            raise FormatError(f"{path.parent}: the added token {token.content!r} has id {number}, not {expected}")
+    return {token.content: number for (number, _), token in zip(behind, tokens, strict=True)}
 
 
 def _told(

@@ -125,6 +125,16 @@ def test_text_up_to_a_stop(scorer: Llama, tokenizer: Tokenizer) -> None:
     assert late == alone_.text
 
 
+def test_a_question_asked_again_is_answered_anew(scorer: Llama, tokenizer: Tokenizer) -> None:
+    """As tasks ask that vote over many samples."""
+    how = {"max_gen_toks": 12, "do_sample": True, "temperature": 1.5}
+    drawn = generate_until(scorer, tokenizer, [("The meaning", how)] * 4)
+    assert len(set(drawn)) == 4
+    assert generate_until(scorer, tokenizer, [("The meaning", how)] * 4) == drawn
+    [greedy] = generate_until(scorer, tokenizer, [("The meaning", {"max_gen_toks": 12})])
+    assert generate_until(scorer, tokenizer, [("The meaning", {**how, "top_k": 1})] * 2) == [greedy] * 2
+
+
 def test_without_lm_eval_the_extra_is_named(scorer: Llama, tokenizer: Tokenizer) -> None:
     try:
         import lm_eval  # noqa: F401

@@ -135,7 +135,15 @@ def test_unlike_tasks_and_scores_are_told(folders: Path, capsys: pytest.CaptureF
         call(capsys, "bleu", *words, "--out", str(folders / cut))
     with pytest.raises(InputError, match="scored differently"):
         compare(folders / "13a", folders / "zh")
-    same = compare(folders / "13a", folders / "13a")["figures"]
+    few = compare(folders / "13a", folders / "13a")["figures"]
+    assert [few[key]["p"] for key in ("bleu", "chrf")] == [None, None]
+    assert "fewer than 20" in few["bleu"]["why"]
+    (folders / "h").write_text("the cat sat on the mat\na dog ran\n" * 10)
+    words = ["--hypotheses", str(folders / "h"), "--references", str(folders / "h")]
+    call(capsys, "bleu", *words, "--out", str(folders / "many"))
+    assert cli(["evaluate", "compare", str(folders / "13a"), str(folders / "13a")]) == 0
+    assert "fewer than 20" in capsys.readouterr().out
+    same = compare(folders / "many", folders / "many")["figures"]
     assert [same[key]["p"] for key in ("bleu", "chrf")] == [1, 1]
 
 

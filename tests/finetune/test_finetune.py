@@ -176,7 +176,7 @@ def test_preferences_move(base: Path, tmp_path: Path, method: str) -> None:
 
 def test_answers_before_and_after_are_measured(base: Path, tmp_path: Path) -> None:
     files = answers(tmp_path)
-    evaluate = {"metric": "exact", "files": [files], "max_new_tokens": 8, "every": 20}
+    evaluate = {"metric": "exact", "files": [files], "max_new_tokens": 8}
     chosen = recipe(base, files, tmp_path / "run", "lora", evaluate=evaluate,
                     train={"steps": 80, "learning_rate": 5e-3})  # fmt: skip
     task = finetune(chosen, quiet=True)["task"]

@@ -256,16 +256,26 @@ def test_what_gguf_cannot_say(
     tokenizer: Tokenizer, tokenizers: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from tokenizers import Tokenizer as Backend
-    from tokenizers import models, pre_tokenizers
+    from tokenizers import models, normalizers, pre_tokenizers
 
     strange = Tokenizer(tokenizer.backend, bos_token_id=None, eos_token_id=0)
     kept = tokenizer.backend.pre_tokenizer
     try:
-        tokenizer.backend.pre_tokenizer = pre_tokenizers.Whitespace()
-        with pytest.raises(InputError, match="no name for how this tokenizer cuts"):
+        for cutter in (
+            pre_tokenizers.Whitespace(),
+            pre_tokenizers.ByteLevel(add_prefix_space=True),
+            pre_tokenizers.Sequence([pre_tokenizers.Punctuation(), pre_tokenizers.ByteLevel(add_prefix_space=False)]),
+            pre_tokenizers.Sequence([pre_tokenizers.Digits(), pre_tokenizers.ByteLevel(add_prefix_space=False)]),
+        ):
+            tokenizer.backend.pre_tokenizer = cutter
+            with pytest.raises(InputError, match="no name for how this tokenizer cuts"):
+                tokenizer_metadata(strange, 448)
+        tokenizer.backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.backend.normalizer = normalizers.NFKC()
+        with pytest.raises(InputError, match=r"normalizer \(NFKC\)"):
             tokenizer_metadata(strange, 448)
     finally:
-        tokenizer.backend.pre_tokenizer = kept
+        tokenizer.backend.pre_tokenizer, tokenizer.backend.normalizer = kept, None
     pieces = Backend(models.Unigram([("<s>", 0.0), ("a", -1.0)]))
     with pytest.raises(InputError, match="kind Unigram"):
         tokenizer_metadata(Tokenizer(pieces, bos_token_id=0, eos_token_id=None), 2)
