@@ -80,7 +80,10 @@ class Task:
         records = list(held)
         if settings.files:
             paths = [Path(name).expanduser() for name in settings.files]
-            records, _ = read_files(paths, lambda record: record, recipe.data.max_bad_share)
+            try:
+                records, _ = read_files(paths, lambda record: record, recipe.data.max_bad_share)
+            except InputError as error:
+                raise InputError(str(error).replace("data.files", "evaluate.files", 1)) from None
         asked = questions(records, settings.examples, tokenizer, context - settings.max_new_tokens)
         if not asked:
             raise RecipeError(
@@ -162,9 +165,10 @@ class Task:
     def _protocol(self) -> str:
         s = self.settings
         drawn = f"drawn at temperature {s.temperature:g} by each one's number" if s.temperature else "greedy"
+        source = f"of {', '.join(s.files)}" if s.files else "not learned from"
         penalty = f", repetition penalty {s.repetition_penalty:g}" if s.repetition_penalty != 1 else ""
         return (
-            f"{len(self.asked)} questions not learned from, {drawn}{penalty}, at most {s.max_new_tokens} new tokens, "
+            f"{len(self.asked)} questions {source}, {drawn}{penalty}, at most {s.max_new_tokens} new tokens, "
             f"the model's own chat template, no examples in the prompt; {explained(s.metric)}"
         )
 

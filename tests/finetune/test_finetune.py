@@ -182,7 +182,7 @@ def test_answers_before_and_after_are_measured(base: Path, tmp_path: Path) -> No
     task = finetune(chosen, quiet=True)["task"]
     assert task["before"]["accuracy"] == 0
     assert task["after"] == {"accuracy": 1.0, "right": 4, "stopped_by_itself": 1.0}
-    assert "greedy, at most 8 new tokens" in task["protocol"]
+    assert f"4 questions of {files}, greedy, at most 8 new tokens" in task["protocol"]
     lines = [json.loads(line) for line in (tmp_path / "run" / "answers.jsonl").read_text().splitlines()]
     assert [line["after"]["text"] for line in lines] == list(SAID.values())
     assert "pong" in (tmp_path / "run" / "answers.html").read_text()
