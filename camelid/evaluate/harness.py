@@ -145,14 +145,14 @@ def generate_until(
     times = Counter[str]()
     for context, how in asked:
         stop, new = how.get("until") or [], int(how.get("max_gen_toks", 256))
-        sampled = how.get("do_sample", False)
+        sampled, heat = how.get("do_sample", False), how.get("temperature")
         room = max(1, engine.context_length - new)
         draw, times[context] = times[context], times[context] + 1
         prompts.append(list(tokenizer.encode(context, parse_special=False))[-room:])
         params.append(
             SamplingParams(
                 max_new_tokens=new, stop=tuple([stop] if isinstance(stop, str) else stop),
-                temperature=float(how.get("temperature", 1.0)) if sampled else 0.0, seed=draw,
+                temperature=(1.0 if heat is None else float(heat)) if sampled else 0.0, seed=draw,
                 top_p=float(how.get("top_p") or 1.0), top_k=int(how.get("top_k") or 0),
             )
         )  # fmt: skip

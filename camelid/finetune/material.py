@@ -22,6 +22,8 @@ from camelid.tokenizer.template import NAMED, NEEDED
 from camelid.tokenizer.tokenizer import Tokenizer
 from camelid.tokens.order import item_at
 
+SOUGHT = 1000  # rows, for an answer to another question
+
 
 @dataclass(frozen=True)
 class Material:
@@ -182,7 +184,7 @@ def mismatched(pairs: Sequence[tuple[Record, Unit]], encoder: Encoder, length: i
                          "need two rows at least")  # fmt: skip
     found = []
     for n, (record, unit) in enumerate(pairs):
-        following = (pairs[(n + k) % len(pairs)][0].messages for k in range(1, len(pairs)))
+        following = (pairs[(n + k) % len(pairs)][0].messages for k in range(1, min(len(pairs), SOUGHT)))
         other = next((m for m in following if m[:-1] != record.messages[:-1]), pairs[n - 1][0].messages)[-1]
         said = {"role": "assistant", "content": other["content"] or json.dumps(other["tool_calls"])}
         beside = encoder.conversation([*record.messages[:-1], said], record.tools, last=True)
