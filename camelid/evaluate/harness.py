@@ -153,7 +153,8 @@ def generate_until(
             SamplingParams(
                 max_new_tokens=new, stop=tuple([stop] if isinstance(stop, str) else stop),
                 temperature=(1.0 if heat is None else float(heat)) if sampled else 0.0, seed=draw,
-                top_p=float(how.get("top_p") or 1.0), top_k=int(how.get("top_k") or 0),
+                top_p=float(how.get("top_p") or 1.0) if sampled else 1.0,
+                top_k=max(0, int(how.get("top_k") or 0)) if sampled else 0,
             )
         )  # fmt: skip
     return [r.text for r in engine.generate(prompts, params)]

@@ -15,7 +15,7 @@ from camelid.evaluate.answers import AT_ONCE, explained, in_batches, scores
 from camelid.finetune.read import read_files
 from camelid.finetune.records import Record
 from camelid.formats.load import load
-from camelid.generate.engine import Engine
+from camelid.generate.engine import DEFAULT_CACHE, Engine
 from camelid.generate.sampling import SamplingParams
 from camelid.kernels.decoder import PAGE
 from camelid.kernels.device import best_device
@@ -124,7 +124,8 @@ class Task:
         model: Llama = load(source, dtype=compute_dtype(device, "auto"), device=device)
         prompts = [tokenizer.apply_chat_template(q.messages, tools=q.tools) for q in self.asked]
         longest = max(map(len, prompts)) + self.settings.max_new_tokens + PAGE
-        engine = Engine(model, tokenizer, self.stops, min(AT_ONCE, len(prompts)) * longest)
+        most = max(longest, DEFAULT_CACHE // 2)  # beyond it some wait
+        engine = Engine(model, tokenizer, self.stops, min(min(AT_ONCE, len(prompts)) * longest, most))
         lengths = [len(q.reference) for q in self.asked]
         found = in_batches(engine, prompts, self._params(), lengths, label, quiet)
         return [Answer(r.text.strip(), r.finish_reason == "eos", len(r.ids)) for r in found]

@@ -75,9 +75,10 @@ def _elsewhere(schema: Any, place: str) -> Any:
         return [_elsewhere(one, place) for one in schema]
     if not isinstance(schema, dict):
         return schema
-    moved = {key: _elsewhere(value, place) for key, value in schema.items()}
+    literal = ("const", "enum", "default", "examples")
+    moved = {key: value if key in literal else _elsewhere(value, place) for key, value in schema.items()}
     if isinstance(moved.get("$ref"), str):
-        moved["$ref"] = re.sub("^#", place, moved["$ref"])
+        moved["$ref"] = re.sub("^#(?=/|$)", place, moved["$ref"])  # not an anchor's name
     return moved
 
 

@@ -124,10 +124,12 @@ def tokenizer_metadata(tokenizer: Tokenizer, rows: int) -> dict[str, Any]:
         found["tokenizer.ggml.scores"] = [-float(ranks.get(word, len(merges))) for word in words]
         found["tokenizer.ggml.add_space_prefix"] = _prefixed(description["normalizer"], description["pre_tokenizer"])
     else:
-        if description["normalizer"] is not None:
-            kind = description["normalizer"]["type"]
-            raise InputError(f"GGUF has no name for this tokenizer's normalizer ({kind}): convert to hf instead")
-        found["tokenizer.ggml.pre"] = _cutting(description["pre_tokenizer"])
+        found["tokenizer.ggml.pre"] = cutting = _cutting(description["pre_tokenizer"])
+        normalizer = description["normalizer"] or {"type": "Sequence", "normalizers": []}
+        steps = [step["type"] for step in normalizer.get("normalizers", [normalizer])]
+        if steps and (cutting, steps) != ("qwen2", ["NFC"]):  # which every qwen2 has, and no reader of GGUF applies
+            told = ", ".join(steps)
+            raise InputError(f"GGUF has no name for this tokenizer's normalizer ({told}): convert to hf instead")
         found["tokenizer.ggml.merges"] = [" ".join(pair) for pair in merges]
     for key in ("bos", "eos", "pad"):
         if (token := getattr(tokenizer, f"{key}_token_id")) is not None:

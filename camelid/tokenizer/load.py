@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,13 +125,15 @@ def from_sentencepiece(path: Path, config: Mapping[str, Any] | None = None, temp
 
 
 def _add(path: Path, backend: Backend, wanted: Mapping[str, Any]) -> dict[str, int]:
-    """Give the tokens that stand behind a model's own pieces their places. Raises FormatError where one would be left
-    empty: some row of an embedding would have another token's id."""
+    """Give the tokens that stand behind a model's own pieces their places, but for those that its embedding has no row
+    for. Raises FormatError where a place would be left empty: some row would have another token's id."""
     from tokenizers import AddedToken
 
     size = backend.get_vocab_size(with_added_tokens=True)
+    rows = _read(path.parent / "config.json").get("vocab_size")
+    end = rows if isinstance(rows, int) else math.inf
     try:
-        behind = sorted((int(i), token) for i, token in wanted.items() if int(i) >= size)
+        behind = sorted((int(i), token) for i, token in wanted.items() if size <= int(i) < end)
         tokens = [
             AddedToken(
                 token["content"], special=bool(token.get("special")), lstrip=bool(token.get("lstrip")),

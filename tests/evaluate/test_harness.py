@@ -133,6 +133,7 @@ def test_a_question_asked_again_is_answered_anew(scorer: Llama, tokenizer: Token
     assert generate_until(scorer, tokenizer, [("The meaning", how)] * 4) == drawn
     [greedy] = generate_until(scorer, tokenizer, [("The meaning", {"max_gen_toks": 12})])
     assert generate_until(scorer, tokenizer, [("The meaning", {**how, "top_k": 1})] * 2) == [greedy] * 2
+    assert generate_until(scorer, tokenizer, [("The meaning", {"max_gen_toks": 12, "top_k": -1})]) == [greedy]
 
 
 def test_without_lm_eval_the_extra_is_named(scorer: Llama, tokenizer: Tokenizer) -> None:

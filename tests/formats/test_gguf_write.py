@@ -255,8 +255,10 @@ def test_blanks_and_ends_of_sentencepiece_tokenizers(tokenizers: dict[str, Path]
 def test_what_gguf_cannot_say(
     tokenizer: Tokenizer, tokenizers: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from tokenizers import Regex, models, normalizers, pre_tokenizers
     from tokenizers import Tokenizer as Backend
-    from tokenizers import models, normalizers, pre_tokenizers
+
+    from camelid.tokenizer.patterns import QWEN2
 
     strange = Tokenizer(tokenizer.backend, bos_token_id=None, eos_token_id=0)
     kept = tokenizer.backend.pre_tokenizer
@@ -271,6 +273,13 @@ def test_what_gguf_cannot_say(
             with pytest.raises(InputError, match="no name for how this tokenizer cuts"):
                 tokenizer_metadata(strange, 448)
         tokenizer.backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.backend.normalizer = normalizers.Sequence([])
+        assert tokenizer_metadata(strange, 448)["tokenizer.ggml.pre"] == "gpt-2"
+        split = pre_tokenizers.Split(Regex(QWEN2), "isolated")
+        plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.backend.pre_tokenizer = pre_tokenizers.Sequence([split, plain])
+        tokenizer.backend.normalizer = normalizers.NFC()
+        assert tokenizer_metadata(strange, 448)["tokenizer.ggml.pre"] == "qwen2"
         tokenizer.backend.normalizer = normalizers.NFKC()
         with pytest.raises(InputError, match=r"normalizer \(NFKC\)"):
             tokenizer_metadata(strange, 448)

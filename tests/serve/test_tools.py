@@ -158,6 +158,7 @@ def test_a_second_call_that_was_cut_off_is_told() -> None:
             '{"kids":[{"name":"clock"}]}',
         ),
         ({"properties": {"p": {"$ref": "#/$defs/P"}}, "$defs": {"P": {"type": "integer"}}}, '{"p":3}', '{"p":"x"}'),
+        ({"properties": {"p": {"const": {"$ref": "#"}}}}, '{"p":{"$ref":"#"}}', '{"p":{"$ref":"#/$defs/1"}}'),
         ({"properties": {"p": {"$ref": "#/definitions/P"}}, "definitions": {"P": {"type": "null"}}},
          '{"p":null}', '{"p":1}'),
     ],

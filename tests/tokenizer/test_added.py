@@ -63,6 +63,15 @@ def test_an_added_token_that_leaves_a_gap_is_refused(pieces: tuple[Path, int]) -
         from_folder(beside(folder, {"added_tokens.json": {"<a>": "b"}}))
 
 
+def test_a_token_that_the_embedding_has_no_row_for_is_none(pieces: tuple[Path, int]) -> None:
+    """A pad that was added for training, and the model never made larger."""
+    folder, size = pieces
+    files = {"added_tokens.json": {"[PAD]": size}, "special_tokens_map.json": {"pad_token": "[PAD]"}}
+    assert from_folder(beside(folder, files)).pad_token_id == size
+    found = from_folder(beside(folder, {"config.json": {"vocab_size": size}}))
+    assert (len(found), found.pad_token_id) == (size, None)
+
+
 def test_the_ends_of_an_older_folder(tokenizers: dict[str, Path], tmp_path: Path) -> None:
     """What tokenizer_config.json leaves open, special_tokens_map.json says."""
     folder = shutil.copytree(tokenizers["byte-level"], tmp_path / "old")
