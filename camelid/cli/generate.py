@@ -70,7 +70,7 @@ def sampling(options: argparse.Namespace, form: Any = None) -> Any:
         frequency_penalty=options.frequency_penalty,
         lookup=options.lookup,
         seed=options.seed,
-        stop=tuple(options.stop),
+        stop=options.stop,
         form=form,
     )
 

@@ -144,17 +144,13 @@ def generate_until(
     prompts, params = [], []
     times = Counter[str]()
     for context, how in asked:
-        stop, new = how.get("until") or [], int(how.get("max_gen_toks", 256))
-        sampled, heat = how.get("do_sample", False), how.get("temperature")
+        new, drawn = int(how.get("max_gen_toks", 256)), dict[str, Any]()
+        if how.get("do_sample"):
+            heat, top_p, top_k = (how.get(name) for name in ("temperature", "top_p", "top_k"))
+            drawn = {"temperature": 1.0 if heat is None else float(heat), "top_p": float(top_p or 1.0),
+                     "top_k": max(0, int(top_k or 0)), "seed": times[context]}  # fmt: skip
+            times[context] += 1
         room = max(1, engine.context_length - new)
-        draw, times[context] = times[context], times[context] + 1
         prompts.append(list(tokenizer.encode(context, parse_special=False))[-room:])
-        params.append(
-            SamplingParams(
-                max_new_tokens=new, stop=tuple([stop] if isinstance(stop, str) else stop),
-                temperature=(1.0 if heat is None else float(heat)) if sampled else 0.0, seed=draw,
-                top_p=float(how.get("top_p") or 1.0) if sampled else 1.0,
-                top_k=max(0, int(how.get("top_k") or 0)) if sampled else 0,
-            )
-        )  # fmt: skip
+        params.append(SamplingParams(new, stop=how.get("until") or (), **drawn))
     return [r.text for r in engine.generate(prompts, params)]

@@ -60,11 +60,6 @@ def tuning(
     settings, train, loud = recipe.finetune or FinetuneSection(), recipe.train, not quiet and who.rank == 0
     base, source, held = material.base, material.source, material.held
     model, fingerprint = base_model(base, recipe, who, weights)
-    if len(material.tokenizer) > model.config.vocab_size:
-        raise InputError(
-            f"{base}: the tokenizer has {len(material.tokenizer)} tokens but the embedding only "
-            f"{model.config.vocab_size} rows (vocab_size in config.json): they do not belong together"
-        )
     shard(model, who)
     objective: Objective = NextToken()
     if settings.preference:

@@ -16,7 +16,7 @@ from camelid.finetune.grpo import Questions, questions_of
 from camelid.finetune.pack import PackedExamples, Unit
 from camelid.finetune.read import Found, read_files
 from camelid.finetune.records import BadRow, Record
-from camelid.formats.load import load_tokenizer, resolve, stop_ids
+from camelid.formats.load import load_tokenizer, open_model, resolve, stop_ids
 from camelid.recipe import FinetuneSection, Recipe
 from camelid.tokenizer.template import NAMED, NEEDED
 from camelid.tokenizer.tokenizer import Tokenizer
@@ -80,8 +80,10 @@ def base_of(recipe: Recipe) -> Path:
 
 
 def tokenizer_of(base: Path, settings: FinetuneSection) -> Tokenizer:
-    """The base's tokenizer, with the template that the recipe names. Raises RecipeError when it has not its tokens."""
+    """The base's tokenizer, with the template that the recipe names. Raises RecipeError when it has not its tokens,
+    InputError when it is another model's."""
     tokenizer = load_tokenizer(base)
+    tokenizer.check_rows(open_model(base).config.vocab_size, base)
     if settings.template != "own":
         missing = [t for t in NEEDED.get(settings.template, ()) if t not in tokenizer.special_tokens.values()]
         if missing:
@@ -100,7 +102,7 @@ def read_units(recipe: Recipe, tokenizer: Tokenizer, quiet: bool) -> tuple[list[
     def use(found: Record) -> tuple[Record, Unit]:
         return found, unit_of(found, encoder, settings)
 
-    pairs, founds = read_files(files_of(recipe), use, recipe.data.max_bad_share, quiet)
+    pairs, founds = read_files("data.files", files_of(recipe), use, recipe.data.max_bad_share, quiet)
     for found in founds:
         _say(found.said(), quiet)
     return pairs, founds

@@ -65,7 +65,7 @@ def rows(path: Path) -> Iterator[tuple[int, Any]]:
     """(number from 1, row); a BadRow in place of one that is no JSON. Raises InputError for the file as a whole."""
     name = path.name
     if not path.is_file():
-        raise InputError(f"data.files: {path} does not exist")
+        raise InputError(f"{path} does not exist")
     if name.endswith(".parquet"):
         yield from _parquet(path)
         return
@@ -73,7 +73,7 @@ def rows(path: Path) -> Iterator[tuple[int, Any]]:
         raw = gzip.decompress(path.read_bytes()) if name.endswith(".gz") else path.read_bytes()
         text = raw.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError, EOFError, zlib.error) as error:
-        raise InputError(f"data.files: {path} cannot be read as UTF-8 text: {error}") from None
+        raise InputError(f"{path} cannot be read as UTF-8 text: {error}") from None
     if name.endswith(".txt"):
         yield 1, {"text": text}
     elif name.endswith(".json"):
@@ -86,18 +86,18 @@ def rows(path: Path) -> Iterator[tuple[int, Any]]:
                 except (ValueError, RecursionError) as error:
                     yield number, BadRow(f"is not JSON: {error}")
     else:
-        raise InputError(f"data.files: {path} is none of {', '.join(KINDS)}: rename it, or write it as JSON lines")
+        raise InputError(f"{path} is none of {', '.join(KINDS)}: rename it, or write it as JSON lines")
 
 
 def _json(path: Path, text: str) -> Iterator[tuple[int, Any]]:
     try:
         whole = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"data.files: {path} is not JSON: {error}") from None
+        raise InputError(f"{path} is not JSON: {error}") from None
     if isinstance(whole, dict):
         whole = [whole]
     if not isinstance(whole, list):
-        raise InputError(f"data.files: {path} holds a {type(whole).__name__}, not a list of rows")
+        raise InputError(f"{path} holds a {type(whole).__name__}, not a list of rows")
     yield from enumerate(whole, 1)
 
 
@@ -115,23 +115,29 @@ def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
                     number += 1
                     yield number, row
     except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"data.files: {path} is no readable parquet file: {error}") from None
+        raise InputError(f"{path} is no readable parquet file: {error}") from None
 
 
 def read_files(
-    paths: Sequence[Path], use: Callable[[Record], Used], max_bad_share: float, quiet: bool = True
+    key: str, paths: Sequence[Path], use: Callable[[Record], Used], max_bad_share: float, quiet: bool = True
 ) -> tuple[list[Used], list[Found]]:
-    """`read_file` over all files in order. Raises InputError when no row of one is good, or too many are bad."""
+    """`read_file` over all files in order. Raises InputError, with the recipe's key in front, when no row of one is
+    good, or too many are bad."""
     used: list[Used] = []
     founds: list[Found] = []
     for path in paths:
-        good, found = read_file(path, use, quiet)
+        try:
+            good, found = read_file(path, use, quiet)
+        except MissingExtra:
+            raise
+        except InputError as error:
+            raise InputError(f"{key}: {error}") from None
         if not good and not found.bad:
-            raise InputError(f"data.files: {path} holds no row")
+            raise InputError(f"{key}: {path} holds no row")
         share = len(found.bad) / (len(found.bad) + len(good))
         if not good or share > max_bad_share:
             cure = "mend them" if not good else f"more than {max_bad_share:.0%}: mend them, or raise data.max_bad_share"
-            raise InputError(f"data.files: {found.said()}; {cure}")
+            raise InputError(f"{key}: {found.said()}; {cure}")
         used += good
         founds.append(found)
     return used, founds

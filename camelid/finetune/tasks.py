@@ -80,10 +80,7 @@ class Task:
         records = list(held)
         if settings.files:
             paths = [Path(name).expanduser() for name in settings.files]
-            try:
-                records, _ = read_files(paths, lambda record: record, recipe.data.max_bad_share)
-            except InputError as error:
-                raise InputError(str(error).replace("data.files", "evaluate.files", 1)) from None
+            records, _ = read_files("evaluate.files", paths, lambda record: record, recipe.data.max_bad_share)
         asked = questions(records, settings.examples, tokenizer, context - settings.max_new_tokens)
         if not asked:
             raise RecipeError(
@@ -124,8 +121,8 @@ class Task:
         model: Llama = load(source, dtype=compute_dtype(device, "auto"), device=device)
         prompts = [tokenizer.apply_chat_template(q.messages, tools=q.tools) for q in self.asked]
         longest = max(map(len, prompts)) + self.settings.max_new_tokens + PAGE
-        most = max(longest, DEFAULT_CACHE // 2)  # beyond it some wait
-        engine = Engine(model, tokenizer, self.stops, min(min(AT_ONCE, len(prompts)) * longest, most))
+        together = max(1, min(AT_ONCE, len(prompts), DEFAULT_CACHE // longest))  # the others wait
+        engine = Engine(model, tokenizer, self.stops, together * longest)
         lengths = [len(q.reference) for q in self.asked]
         found = in_batches(engine, prompts, self._params(), lengths, label, quiet)
         return [Answer(r.text.strip(), r.finish_reason == "eos", len(r.ids)) for r in found]

@@ -50,8 +50,7 @@ def write(
         raise InputError(f"GGUF matrices cannot be written as {kind!r}; choose one of {', '.join(FILE_TYPES)}")
     if out.exists():  # it may be the very model that is read
         raise InputError(f"{out} exists: choose another --out, or remove it")
-    if len(tokenizer) > config.vocab_size:
-        raise InputError(f"the tokenizer has {len(tokenizer)} tokens, the embedding {config.vocab_size} rows")
+    tokenizer.check_rows(config.vocab_size, out)
     out.parent.mkdir(parents=True, exist_ok=True)
     metadata = _metadata(config, out.stem, kind) | tokenizer_metadata(tokenizer, config.vocab_size)
     further = [i for i in stops if i != metadata.get(STOPS[0])]

@@ -130,11 +130,7 @@ class Engine:
         if draft is not None:
             check_same(tokenizer, load_tokenizer(draft), str(draft))
         model: Llama = load_adapters(path, adapters, dtype) if adapters else load(path, dtype=dtype)
-        if len(tokenizer) > model.config.vocab_size:
-            raise InputError(
-                f"{path}: the tokenizer has {len(tokenizer)} tokens but the embedding only "
-                f"{model.config.vocab_size} rows (vocab_size in config.json): they do not belong together"
-            )
+        tokenizer.check_rows(model.config.vocab_size, path)
         runner = runner_for(model, quantization, threads, kv_cache, device)
         guessing = None
         if draft is not None:

@@ -47,7 +47,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
-    stop: tuple[str, ...] = field(default=())
+    stop: Sequence[str] = ()  # one string, or several
     ignore_eos: bool = False
     logprobs: int | None = None
     adapter: str | None = None
@@ -75,8 +75,8 @@ class SamplingParams:
                 raise InputError(f"{name} must be above 0: at 0 no token is left")
         if self.seed is not None and (not isinstance(self.seed, int) or not 0 <= self.seed < 2**63):
             raise InputError(f"seed must be a whole number from 0 to 2^63 - 1, not {self.seed!r}")
-        if isinstance(self.stop, str):  # not its letters
-            object.__setattr__(self, "stop", (self.stop,))
+        one = isinstance(self.stop, str)  # not its letters
+        object.__setattr__(self, "stop", (self.stop,) if one else tuple(self.stop))
         wrong = next((s for s in self.stop if not isinstance(s, str)), None)
         if wrong is not None:
             raise InputError(f"a stop string is {wrong!r}, which is no string")

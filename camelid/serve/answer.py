@@ -66,7 +66,6 @@ def sampling_of(
     request: Sampling, call: Call, max_tokens: int | None, logprobs: int | None = None, form: Form | None = None
 ) -> SamplingParams:
     """The request's wishes. Without a temperature it is 1, OpenAI's default."""
-    stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
     return SamplingParams(
         max_new_tokens=max_tokens if max_tokens is not None else call.engine.context_length,
         temperature=1.0 if request.temperature is None else request.temperature,
@@ -79,7 +78,7 @@ def sampling_of(
         frequency_penalty=request.frequency_penalty or 0.0,
         logit_bias=_biases(request),
         seed=None if request.seed is None else request.seed % 2**63,
-        stop=tuple(stop),
+        stop=request.stop or (),
         logprobs=logprobs,
         adapter=call.adapter(request.model),
         lookup=request.lookup or 0,

@@ -183,12 +183,10 @@ def _cutting(cutter: Mapping[str, Any] | None) -> str:
     patterns = [s["pattern"].get("Regex") for s in steps if s["type"] == "Split"]
     digits = any(s["type"] == "Digits" and s["individual_digits"] for s in steps)
     whole = any(s["type"] == "ByteLevel" and s["use_regex"] for s in steps)
-    if not known:
-        raise InputError("GGUF has no name for how this tokenizer cuts text into words: convert to hf instead")
-    if patterns == [LLAMA3] and not digits:
+    if known and patterns == [LLAMA3] and not digits:
         return "llama-bpe"
-    if patterns == [QWEN2] and not digits:
+    if known and patterns == [QWEN2] and not digits:
         return "qwen2"
-    if not patterns and whole:
+    if known and not patterns and whole:
         return "smollm" if digits else "gpt-2"
     raise InputError("GGUF has no name for how this tokenizer cuts text into words: convert to hf instead")

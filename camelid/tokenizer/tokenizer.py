@@ -67,6 +67,14 @@ class Tokenizer:
         """Number of ids, special tokens included: the rows an embedding needs at least."""
         return len(self)
 
+    def check_rows(self, rows: int, where: object) -> None:
+        """Raise InputError when an embedding of so many rows has none for some token."""
+        if len(self) > rows:
+            raise InputError(
+                f"{where}: the tokenizer has {len(self)} tokens but the embedding only {rows} rows (vocab_size in "
+                "config.json): they do not belong together"
+            )
+
     @property
     def special_tokens(self) -> dict[int, str]:
         """Control tokens by id; `decode(skip_special_tokens=True)` leaves them out."""

@@ -13,7 +13,7 @@ from camelid.formats.load import load_tokenizer
 from camelid.model.config import LlamaConfig
 from camelid.model.init import initialize
 from camelid.model.llama import Llama
-from camelid.recipe import Recipe
+from camelid.recipe import EvaluateSection, Recipe
 from camelid.tokenizer.tokenizer import Tokenizer
 from camelid.tokens.batch import PackedTokens, Source
 from camelid.tokens.mixture import Mixture
@@ -53,8 +53,11 @@ def pretrain(recipe: Recipe, resume: bool = False, quiet: bool = False) -> dict[
 
 def pretraining(recipe: Recipe, folders: Sequence[Path], who: Ranks, quiet: bool = False, weights: bool = True) -> Job:
     """A fresh model, spread over the ranks, on the rows of `folders`; without `weights` it has its shape only."""
-    said = ("model.from", recipe.model.from_), ("[finetune]", recipe.finetune), ("data.files", recipe.data.files)
-    if named := [name for name, value in said if value]:
+    said: dict[str, object] = {
+        "model.from": recipe.model.from_, "[finetune]": recipe.finetune, "data.files": recipe.data.files,
+        "data.held_out": recipe.data.held_out, "[evaluate]": recipe.evaluate != EvaluateSection(),
+    }  # fmt: skip
+    if named := [name for name, value in said.items() if value]:
         raise RecipeError(
             f"{' and '.join(named)}: this recipe is of a fine-tuning (camelid finetune); pre-training begins a new "
             "model on data.tokens"

@@ -123,10 +123,10 @@ def test_bad_rows_are_counted_and_shown(tmp_path: Path) -> None:
     assert "19 prompt and completion, 2 bad:" in found.said()
     assert "record 20 has the fields body" in found.said()
     with pytest.raises(InputError, match=r"more than 5%.*data\.max_bad_share"):
-        read_files([path], lambda r: r, 0.05)
+        read_files("data.files", [path], lambda r: r, 0.05)
     path.write_text('{"messages": [{"role": "user", "content": "a"}]}\n')
     with pytest.raises(InputError, match=r"record 1 has no assistant turn.*add the answer"):
-        read_files([path], lambda r: r, 0.5)
+        read_files("data.files", [path], lambda r: r, 0.5)
 
 
 def test_json_parquet_and_damaged_files(tmp_path: Path) -> None:
@@ -144,5 +144,5 @@ def test_json_parquet_and_damaged_files(tmp_path: Path) -> None:
     (tmp_path / "latin.jsonl").write_bytes('{"text": "café"}'.encode("latin-1"))
     (tmp_path / "odd.csv").write_text("a,b")
     for name in ("cut.parquet", "cut.json", "latin.jsonl", "odd.csv", "none.jsonl"):
-        with pytest.raises(InputError, match=rf"data\.files: .*{name}"):
+        with pytest.raises(InputError, match=name):
             read_file(tmp_path / name, lambda r: r)

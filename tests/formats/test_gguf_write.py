@@ -302,5 +302,5 @@ def test_what_gguf_cannot_say(
     assert json.loads(capsys.readouterr().out)["after"]["bytes"] == (tmp_path / "x.gguf").stat().st_size
     assert cli([*words[:-1], "q8_0"]) == 2
     assert "exists" in capsys.readouterr().err
-    with pytest.raises(InputError, match=r"tokenizer has \d+ tokens, the embedding 64 rows"):
+    with pytest.raises(InputError, match=r"tokenizer has \d+ tokens but the embedding only 64 rows"):
         write(model_of(vocab_size=64).config, {}, tokenizer, tmp_path / "y.gguf", "F16")

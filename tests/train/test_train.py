@@ -182,6 +182,7 @@ def test_transformers_continues_our_checkpoint_alike(tokens: Path, tmp_path: Pat
         ({"model": {}}, "model.size"),
         ({"model": SHAPE | {"from": "models/x"}}, "model.from: this recipe is of a fine-tuning"),
         ({"finetune": {"method": "lora"}}, r"\[finetune\]: this recipe is of a fine-tuning"),
+        ({"evaluate": {"every": 5}}, r"\[evaluate\]: this recipe is of a fine-tuning"),
         ({"model": SHAPE | {"max_position_embeddings": 16}}, "max_position_embeddings"),
         ({"train": {"sequence_length": 32, "global_batch_tokens": 16, "steps": 1}}, "global_batch_tokens"),
     ],
@@ -191,6 +192,12 @@ def test_recipes_that_cannot_run(tokens: Path, tmp_path: Path, changes: dict[str
     with pytest.raises(InputError, match=names):
         pretrain(parse(good | changes), quiet=True)
     assert not (tmp_path / "run").exists()
+
+
+def test_what_is_held_out_is_of_a_fine_tuning(tokens: Path, tmp_path: Path) -> None:
+    good = recipe(tokens, tmp_path / "run").settings()
+    with pytest.raises(InputError, match=r"data\.held_out: this recipe is of a fine-tuning"):
+        pretrain(parse(good | {"data": good["data"] | {"held_out": 0.1}}), quiet=True)
 
 
 def test_a_loaded_checkpoint_is_the_trained_model(tokens: Path, tmp_path: Path) -> None:
