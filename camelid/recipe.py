@@ -130,6 +130,16 @@ class LogSection(_Section):
     tensorboard: bool = False
 
 
+# The methods, or adapters, that a key is for, where it is not for all.
+OF_METHOD = {
+    **dict.fromkeys(("bits", "group"), ("qlora",)),
+    "beta": ("dpo", "orpo", "simpo", "kto"),
+    "margin": ("simpo",),
+    **dict.fromkeys(("desirable", "undesirable"), ("kto",)),
+    **dict.fromkeys(("samples", "reward", "temperature", "max_new_tokens"), ("grpo",)),
+}
+
+
 class FinetuneSection(_Section):
     """How a model is taught. `method` is what is learned: whole answers (full, or through an adapter: lora, dora,
     qlora), which of two is better (dpo, orpo, kto, simpo), or what is rewarded (grpo), through `adapter`.
@@ -170,6 +180,13 @@ class FinetuneSection(_Section):
             raise ValueError(f"adapter {self.adapter} contradicts method {self.method}: take one of them out")
         return self
 
+    def check_heeded(self) -> None:
+        """Raise RecipeError for a key that was given and that the method would not look at."""
+        for key in sorted(self.model_fields_set & OF_METHOD.keys()):
+            if not {self.method, self.stands_on} & set(OF_METHOD[key]):
+                wanted = " or ".join(OF_METHOD[key])
+                raise RecipeError(f"finetune.{key} is for {wanted}, and {self.method} ignores it: take one of them out")
+
     @property
     def preference(self) -> bool:
         """Whether answers are compared, not copied."""
@@ -199,6 +216,7 @@ class EvaluateSection(_Section):
     max_new_tokens: int = Field(default=256, ge=1)
     temperature: float = Field(default=0.0, ge=0, le=100)  # 0 is greedy; else answers are drawn, each by its number
     repetition_penalty: float = Field(default=1.0, ge=0.01, le=100)  # small models write in circles without (1.1)
+    frequency_penalty: float = Field(default=0.0, ge=-100, le=100)  # or this (0.3), which leaves the end token alone
     tokenize: str = "13a"  # sacrebleu's tokenizer; zh is ROUGE's too
 
 
@@ -291,7 +309,10 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
     given = [_override(raw, override) for override in overrides]
     if any(f"train.{name}" in given for name in LENGTHS):  # what the file says of it is replaced
         raw["train"] = {k: v for k, v in raw["train"].items() if k not in LENGTHS or f"train.{k}" in given}
-    return parse(raw, str(path) if path is not None else "settings", text, given)
+    recipe = parse(raw, str(path) if path is not None else "settings", text, given)
+    if recipe.finetune:
+        recipe.finetune.check_heeded()
+    return recipe
 
 
 def parse(raw: dict[str, Any], name: str = "recipe", text: str = "", given: Sequence[str] = ()) -> Recipe:

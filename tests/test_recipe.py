@@ -109,6 +109,21 @@ def test_the_papers_mixture_adds_up() -> None:
     assert weights["commoncrawl"] == 67.0
 
 
+def test_a_key_that_the_method_ignores_is_refused(tmp_path: Path) -> None:
+    """Even at its default: `bits = 4` beside lora is a wish for qlora."""
+    for given, said in (
+        ('method = "lora"\nbits = 4', "finetune.bits is for qlora, and lora ignores it"),
+        ('method = "dpo"\nmargin = 0.2', "finetune.margin is for simpo, and dpo ignores it"),
+        ("temperature = 0.7", "finetune.temperature is for grpo, and full ignores it"),
+    ):
+        (tmp_path / "a.toml").write_text(f"[finetune]\n{given}\n")
+        with pytest.raises(RecipeError, match=said):
+            load(tmp_path / "a.toml")
+    (tmp_path / "a.toml").write_text('[finetune]\nmethod = "kto"\nadapter = "qlora"\nbits = 8\nbeta = 0.3\n')
+    kept = load(tmp_path / "a.toml")
+    assert parse(kept.settings()) == kept  # a manifest holds every key
+
+
 def test_recipes_that_come_with_camelid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     wanted = load(ROOT / "recipes" / "small.toml")

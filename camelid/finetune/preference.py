@@ -17,7 +17,7 @@ from torch import Tensor
 from camelid.kernels.cross_entropy import linear_log_probs
 from camelid.model.llama import Llama
 from camelid.recipe import FinetuneSection
-from camelid.tokens.batch import Batch
+from camelid.tokens.batch import IGNORE, Batch
 from camelid.train.loss import supervised_states
 from camelid.train.parallel import Ranks, release, total
 
@@ -92,7 +92,9 @@ class Preference:
         moved = total(who, moved)
         facts = batch.facts.clone()
         facts[..., BASELINE] = max(0.0, float(moved[0] / moved[1]))
-        return replace(batch, facts=facts)
+        # The mismatched answers, every second document, have done their part: nothing is learned from them.
+        labels = batch.labels.masked_fill(batch.document_ids % 2 == 1, IGNORE)
+        return replace(batch, labels=labels, facts=facts)
 
     def __call__(self, model: Llama, batch: Batch, z_loss: float) -> Tensor:
         return self.losses(scores(model, batch)).sum()

@@ -132,7 +132,7 @@ class Task:
         return [
             SamplingParams(
                 s.max_new_tokens, temperature=s.temperature, repetition_penalty=s.repetition_penalty,
-                seed=n if s.temperature else None,
+                frequency_penalty=s.frequency_penalty, seed=n if s.temperature else None,
             )
             for n in range(len(self.asked))
         ]  # fmt: skip
@@ -156,7 +156,7 @@ class Task:
         known = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
         asked = [(q.messages, q.tools, q.reference) for q in self.asked]
         s = self.settings
-        how = [s.max_new_tokens, s.temperature, s.repetition_penalty]
+        how = [s.max_new_tokens, s.temperature, s.repetition_penalty, s.frequency_penalty]
         parts = [known, tokenizer.digest(), tokenizer.chat_template, how, self.stops, asked]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -165,6 +165,7 @@ class Task:
         drawn = f"drawn at temperature {s.temperature:g} by each one's number" if s.temperature else "greedy"
         source = f"of {', '.join(s.files)}" if s.files else "not learned from"
         penalty = f", repetition penalty {s.repetition_penalty:g}" if s.repetition_penalty != 1 else ""
+        penalty += f", frequency penalty {s.frequency_penalty:g}" if s.frequency_penalty else ""
         return (
             f"{len(self.asked)} questions {source}, {drawn}{penalty}, at most {s.max_new_tokens} new tokens, "
             f"the model's own chat template, no examples in the prompt; {explained(s.metric)}"

@@ -86,15 +86,26 @@ class Tokenizer:
         add_special_tokens: bool = True,
         return_tensors: str | None = None,
         parse_special: bool = True,
+        truncation: bool = False,
+        max_length: int | None = None,
     ) -> Any:
         """Text to ids: a list, or an int64 tensor [1, seq] with return_tensors="pt".
 
         add_special_tokens puts the BOS (or whatever the model's own rule is) around the text. parse_special=False
-        reads "<s>" in the text as characters: right for documents and for anything a stranger wrote.
+        reads "<s>" in the text as characters: right for documents and for anything a stranger wrote. truncation=True
+        cuts a text's end off so that no more than max_length ids are left, those around it included.
         """
+        if truncation != (max_length is not None) or (max_length is not None and max_length < 1):
+            raise InputError("to cut texts, say both: truncation=True and max_length, 1 or more tokens")
         with self._lock, _faults_told():
             self.backend.encode_special_tokens = not parse_special
-            ids: list[int] = self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+            if max_length is not None:
+                self.backend.enable_truncation(max_length)
+            try:
+                ids: list[int] = self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+            finally:
+                if max_length is not None:
+                    self.backend.no_truncation()
         return ids if return_tensors is None else _as([ids], return_tensors)
 
     def encode_batch(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
@@ -187,12 +198,16 @@ class Tokenizer:
         *,
         add_special_tokens: bool = True,
         padding: bool = False,
+        truncation: bool = False,
+        max_length: int | None = None,
     ) -> dict[str, Any]:
         """`input_ids` and `attention_mask` (0 where padding stands) of one text, or of each of several: lists, or int64
         [texts, longest] with return_tensors="pt". `padding` fills up to the longest at the left, so that `generate`
-        goes on from each text's end."""
+        goes on from each text's end. `truncation` with `max_length` cuts, as in `encode`."""
         texts = [text] if isinstance(text, str) else list(text)
-        rows: list[list[int]] = [self.encode(one, add_special_tokens=add_special_tokens) for one in texts]
+        rows: list[list[int]] = [
+            self.encode(one, add_special_tokens, truncation=truncation, max_length=max_length) for one in texts
+        ]
         longest = max(map(len, rows), default=0)
         if not padding and return_tensors and any(len(row) < longest for row in rows):
             raise InputError("texts of unlike lengths do not fit one tensor: padding=True fills them up")

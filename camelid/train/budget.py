@@ -22,7 +22,7 @@ from camelid.kernels.device import best_device
 from camelid.model.config import LlamaConfig
 from camelid.recipe import LENGTHS, Recipe, parse
 from camelid.train.log import flops_per_token, peak_flops
-from camelid.train.pretrain import token_folders
+from camelid.train.pretrain import check_begins, token_folders
 
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
 CHOSEN = (*LENGTHS, "global_batch_tokens", "learning_rate", "optimizer", "warmup_steps")
@@ -73,6 +73,7 @@ def _as_begun(recipe: Recipe) -> Recipe | None:
 def choose(recipe: Recipe, budget: str | None, depth: int | None, quiet: bool = False) -> Recipe:
     """`recipe` with model, batch, length of training and rate set. With both, the depth is kept and the time bounds the
     training."""
+    check_begins(recipe)
     folders = token_folders(recipe)
     if budget is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("--budget times one process; choose with `camelid plan --budget`, then set model and train")

@@ -10,6 +10,7 @@ import torch
 from camelid.kernels.memory import large_blocks
 from camelid.recipe import Recipe
 from camelid.train import plan
+from camelid.train.optimizer import learned
 from camelid.train.parallel import Ranks, ranks
 from camelid.train.schedule import drawn
 from camelid.train.step import Job, rows_per_step
@@ -19,9 +20,10 @@ Make = Callable[[Recipe, Ranks, bool], Job]
 
 
 def estimate(recipe: Recipe, make: Make, price: float = 0.0, probe: bool = True) -> dict[str, Any]:
-    """What the run of the job that `make` makes will need: `parameters`, `memory_bytes` by part, `tokens_per_second`
-    (supervised ones), `steps`, `hours`, `cost` (at `price` an hour), the schedule drawn, whether it `fits`, and all of
-    it `said` in a line. Without `probe` no weight is made and no speed measured: a 65B model is planned on a laptop."""
+    """What the run of the job that `make` makes will need: `parameters`, `learned_parameters` (an adapter's are beside
+    the model's), `memory_bytes` by part, `tokens_per_second` (supervised ones), `steps`, `hours`, `cost` (at `price` an
+    hour), the schedule drawn, whether it `fits`, and all of it `said` in a line. Without `probe` no weight is made and
+    no speed measured: a 65B model is planned on a laptop."""
     if recipe.train.threads:
         torch.set_num_threads(recipe.train.threads)
     with ranks(recipe.parallel) as who:
@@ -30,7 +32,12 @@ def estimate(recipe: Recipe, make: Make, price: float = 0.0, probe: bool = True)
         probe = probe and not refused
         job.model.train()
         rows = rows_per_step(recipe.train, who.data_world)
-        found: dict[str, Any] = {"parameters": job.model.num_parameters(), "memory_bytes": parts, "fits": not refused}
+        found: dict[str, Any] = {
+            "parameters": job.model.config.num_parameters(),
+            "learned_parameters": sum(p.numel() for p in learned(job.model).values()),
+            "memory_bytes": parts,
+            "fits": not refused,
+        }
         said = refused or f"peak {parts['peak'] / 2**30:.2f} GiB"
         if job.model.activation_checkpointing:
             said += " with activation checkpointing"

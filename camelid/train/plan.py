@@ -14,6 +14,7 @@ from contextlib import suppress
 
 import torch
 
+from camelid.errors import RecipeError
 from camelid.model.llama import Llama
 from camelid.recipe import TrainSection
 from camelid.tokens.loader import batches
@@ -141,8 +142,15 @@ def peak_memory(who: Ranks) -> int:
 
 def steps_wanted(settings: TrainSection, sequences: int, rows: int, seconds: float | None) -> int | None:
     """The updates that a recipe asks for, of `rows` of the epoch's `sequences` each: `steps`, `epochs`, or `minutes` of
-    so many `seconds` a step. None when it does not say, or the seconds are not known."""
+    so many `seconds` a step. None when it does not say, or the seconds are not known. Raises RecipeError when the
+    epochs are less than one step: it would read rows over and over."""
     if settings.epochs:
+        if settings.epochs * sequences < rows:
+            raise RecipeError(
+                f"train.epochs {settings.epochs:g} is {settings.epochs * sequences:g} sequences of the data's "
+                f"{sequences}, and one step reads {rows}: lower train.global_batch_tokens to "
+                f"{max(1, int(settings.epochs * sequences)) * settings.sequence_length} or less, or say train.steps"
+            )
         return max(1, math.ceil(settings.epochs * sequences / rows - 1e-9))  # all of it, and some of the next epoch
     if settings.minutes:
         return max(1, round(settings.minutes * 60 / seconds)) if seconds else None

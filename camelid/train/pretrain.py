@@ -53,15 +53,7 @@ def pretrain(recipe: Recipe, resume: bool = False, quiet: bool = False) -> dict[
 
 def pretraining(recipe: Recipe, folders: Sequence[Path], who: Ranks, quiet: bool = False, weights: bool = True) -> Job:
     """A fresh model, spread over the ranks, on the rows of `folders`; without `weights` it has its shape only."""
-    said: dict[str, object] = {
-        "model.from": recipe.model.from_, "[finetune]": recipe.finetune, "data.files": recipe.data.files,
-        "data.held_out": recipe.data.held_out, "[evaluate]": recipe.evaluate != EvaluateSection(),
-    }  # fmt: skip
-    if named := [name for name, value in said.items() if value]:
-        raise RecipeError(
-            f"{' and '.join(named)}: this recipe is of a fine-tuning (camelid finetune); pre-training begins a new "
-            "model on data.tokens"
-        )
+    check_begins(recipe)
     source = token_source(folders, recipe.data.weights, recipe.train.sequence_length, recipe.train.seed)
     tokenizer = load_tokenizer(folders[0] / "tokenizer")
     config = model_config(recipe, tokenizer)
@@ -74,6 +66,19 @@ def pretraining(recipe: Recipe, folders: Sequence[Path], who: Ranks, quiet: bool
         torch.manual_seed(recipe.train.seed)
         initialize(model, model.config, put=lambda parameter, whole: parameter.copy_(spread(whole, parameter)))
     return Job(model, tokenizer, source, recipe, list(folders), quiet=quiet)
+
+
+def check_begins(recipe: Recipe) -> None:
+    """Raise RecipeError when it says what only a fine-tuning heeds."""
+    said: dict[str, object] = {
+        "model.from": recipe.model.from_, "[finetune]": recipe.finetune, "data.files": recipe.data.files,
+        "data.held_out": recipe.data.held_out, "[evaluate]": recipe.evaluate != EvaluateSection(),
+    }  # fmt: skip
+    if named := [name for name, value in said.items() if value]:
+        raise RecipeError(
+            f"{' and '.join(named)}: this recipe is of a fine-tuning (camelid finetune); pre-training begins a new "
+            "model on data.tokens"
+        )
 
 
 def token_folders(recipe: Recipe) -> list[Path]:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from camelid import Engine, SamplingParams
 from camelid.cli import run as cli
@@ -23,90 +21,14 @@ from camelid.finetune.pack import PackedExamples
 from camelid.formats import load, save
 from camelid.formats.load import load_tokenizer, stop_ids
 from camelid.formats.merge import merge_adapter
-from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
-from camelid.recipe import Recipe, parse
-from camelid.tokenizer.tokenizer import Tokenizer
+from camelid.recipe import parse
 from camelid.tokens.batch import Batch
 from camelid.train.estimate import estimate
 from camelid.train.loss import NextToken
 from camelid.train.parallel import Ranks
 
-from ..train.test_parallel import start
-
-SAID = {"ping": "pong", "tick": "tock", "sun": "moon", "up": "down"}
-OTHERS = [*list(SAID.values())[1:], *list(SAID.values())[:1]]
-
-
-def at_random(tokenizers: dict[str, Path], out: Path) -> Tokenizer:
-    """Write a model that knows nothing yet; returns its tokenizer."""
-    torch.manual_seed(0)
-    tokenizer = load_tokenizer(tokenizers["byte-level"])
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=256, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
-    save(Llama(config), out)
-    tokenizer.save(out)
-    return tokenizer
-
-
-@pytest.fixture(scope="module")
-def learned(tokenizers: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that answers each word of SAID with the next one's answer, and its tokenizer with a chat template."""
-    folder = tmp_path_factory.mktemp("learned")
-    tokenizer = at_random(tokenizers, folder / "random")
-    rows = [{"prompt": q, "completion": a} for q, a in zip(SAID, OTHERS, strict=True)]
-    chosen = recipe(folder / "random", written(folder / "x.jsonl", rows), folder / "run",
-                    train={"steps": 150, "learning_rate": 5e-3})  # fmt: skip
-    result = finetune(chosen, quiet=True)
-    assert says(folder / "run", "ping") == ("tock", "eos")
-    save(load(result["checkpoint"]), folder / "base")
-    tokenizer.save(folder / "base")
-    return folder / "base"
-
-
-@pytest.fixture
-def base(learned: Path, tmp_path: Path) -> Path:
-    """A copy of it that a test may spoil."""
-    shutil.copytree(learned, tmp_path / "base")
-    return tmp_path / "base"
-
-
-def written(path: Path, rows: list[dict[str, Any]]) -> str:
-    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
-    return str(path)
-
-
-def answers(folder: Path) -> str:
-    return written(folder / "answers.jsonl", [{"prompt": q, "completion": a} for q, a in SAID.items()])
-
-
-def pairs(folder: Path) -> str:
-    rows = [{"prompt": q, "chosen": a, "rejected": o} for (q, a), o in zip(SAID.items(), OTHERS, strict=True)]
-    return written(folder / "pairs.jsonl", rows)
-
-
-def verdicts(folder: Path) -> str:
-    rows = [{"prompt": q, "completion": a, "label": n % 2 == 0} for n, (q, a) in enumerate(SAID.items())]
-    return written(folder / "verdicts.jsonl", rows)
-
-
-def recipe(base: Path, files: str, out: Path, method: str = "full", **more: Any) -> Recipe:
-    train = {"steps": 6, "sequence_length": 128, "global_batch_tokens": 256, "learning_rate": 1e-2,
-             "warmup_steps": 1, "dtype": "float32", "threads": 1,
-             "weight_decay": 0.0} | more.pop("train", {})  # fmt: skip
-    sections = {"finetune": {"method": method, "rank": 4, "group": 16} | more.pop("finetune", {})}
-    return parse({"model": {"from": str(base)}, "data": {"files": [files]} | more.pop("data", {}), "train": train,
-                  "checkpoint": {"every": 2}, "log": {"out": str(out)}, **sections, **more})  # fmt: skip
-
-
-def says(source: Path, asked: str) -> tuple[str, str]:
-    engine = Engine.from_pretrained(source)
-    assert engine.tokenizer is not None
-    ids = engine.tokenizer.apply_chat_template([{"role": "user", "content": asked}])
-    [result] = engine.generate([ids], SamplingParams(max_new_tokens=12))
-    return result.text, result.finish_reason
+from .conftest import SAID, answers, pairs, recipe, says, verdicts, written
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "dora", "qlora"])
@@ -340,7 +262,9 @@ def test_a_plan_covers_it(base: Path, tmp_path: Path, method: str) -> None:
     assert not (tmp_path / "run").exists()
     if method == "qlora":
         assert parts["weights"] < whole["weights"]
-    assert planned(chosen, Ranks(), weights=False).model.num_parameters() == said["parameters"]
+    shape = planned(chosen, Ranks(), weights=False).model
+    assert said["parameters"] == shape.config.num_parameters() == load(base).num_parameters()
+    assert said["learned_parameters"] == sum(p.numel() for p in shape.parameters() if p.requires_grad)
 
 
 def test_the_command_line(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -360,41 +284,3 @@ def test_the_command_line(base: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert torch.equal(load(tmp_path / "copy").lm_head.weight, load(base).lm_head.weight)
     assert cli(["finetune", str(path), "finetune.rnk=3"]) == 2
     assert "did you mean 'rank'" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "method", ["dpo-full", *(pytest.param(m, marks=pytest.mark.nightly) for m in ("lora", "qlora", "kto", "full"))]
-)
-def test_two_ranks_are_one(base: Path, tmp_path: Path, method: str) -> None:
-    """The same weights from two processes as from one, to what another order of sums makes of float32; and resumed."""
-    method, _, full = method.partition("-")
-    files = {"dpo": pairs, "kto": verdicts}.get(method, answers)(tmp_path)
-    name = "model" if full or method == "full" else "adapter_model"
-    rows = Path(files).read_text()
-    Path(files).write_text("\n".join([rows] * 3))
-    settings = {"model.from": base, "train.steps": 3, "train.sequence_length": 64, "train.global_batch_tokens": 256,
-                "train.warmup_steps": 1, "train.dtype": "float32", "data.held_out": 0.2, "evaluate.every": 2,
-                "checkpoint.every": 2, "finetune.method": method, "finetune.rank": 4, "finetune.group": 16,
-                "finetune.adapter": "none" if full else "auto"}  # fmt: skip
-    common = [f'data.files=["{files}"]', *(f"{key}={value}" for key, value in settings.items())]
-    (tmp_path / "r.toml").write_text("")
-    for world in (1, 2):
-        command = [sys.executable, "-m", "camelid", "finetune", str(tmp_path / "r.toml"), *common,
-                   f"log.out={tmp_path}/w{world}", "--json"]  # fmt: skip
-        for rank in start(command, world):
-            _, err = rank.communicate(timeout=120)
-            assert rank.returncode == 0, err
-    last = [tmp_path / f"w{n}/checkpoints/step-00000003" for n in (1, 2)]
-    one, two = (load_file(folder / f"{name}.safetensors") for folder in last)
-    for key, tensor in one.items():
-        torch.testing.assert_close(two[key], tensor, rtol=0, atol=1e-5)
-    shutil.rmtree(last[1])
-    for rank in start([*command, "--resume"], 2):
-        _, err = rank.communicate(timeout=120)
-        assert rank.returncode == 0, err
-    again = load_file(last[1] / f"{name}.safetensors")
-    assert all(torch.equal(again[key], tensor) for key, tensor in two.items())
-    logs = [[json.loads(line) for line in (tmp_path / f"w{n}/metrics.jsonl").read_text().splitlines()] for n in (1, 2)]
-    assert [r.get("rows") for r in logs[0]] == [r.get("rows") for r in logs[1]]
-    for a, b in zip(*logs, strict=True):
-        assert a.get("held_out", {}).get("loss", 0) == pytest.approx(b.get("held_out", {}).get("loss", 0), abs=1e-5)

@@ -30,7 +30,7 @@ from camelid.tokens.order import item_at
 from camelid.train.estimate import estimate
 from camelid.train.parallel import Ranks
 
-from .test_finetune import SAID, answers, at_random, recipe, says, written
+from .conftest import SAID, answers, at_random, recipe, says, written
 
 
 @pytest.fixture(scope="module")

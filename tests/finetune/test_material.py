@@ -21,7 +21,7 @@ from camelid.recipe import parse
 from camelid.tokenizer.tokenizer import Tokenizer
 from camelid.train.parallel import Ranks
 
-from .test_finetune import at_random, recipe, written
+from .conftest import at_random, recipe, written
 
 
 @pytest.fixture

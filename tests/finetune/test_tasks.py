@@ -15,7 +15,7 @@ from camelid.recipe import EvaluateSection
 from camelid.tokenizer.tokenizer import Tokenizer
 from camelid.train.step import compute_dtype
 
-from .test_finetune import at_random
+from .conftest import at_random
 
 
 @pytest.fixture
@@ -31,7 +31,9 @@ def task(out: Path, **settings: Any) -> Task:
     return Task(EvaluateSection(metric="exact", max_new_tokens=24, **settings), out, asked, stops=())
 
 
-@pytest.mark.parametrize("settings", [{}, {"temperature": 1.0}, {"repetition_penalty": 1.5}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"temperature": 1.0}, {"repetition_penalty": 1.5}, {"frequency_penalty": 0.7}]
+)
 def test_answers_are_written_as_the_recipe_says(
     base: tuple[Path, Tokenizer], tmp_path: Path, settings: dict[str, Any]
 ) -> None:
@@ -48,7 +50,10 @@ def test_how_answers_are_written_changes_them_and_is_told(base: tuple[Path, Toke
     """Answers of a base that were written another way are not taken for these."""
     folder, tokenizer = base
     told, texts = set(), set()
-    for settings in ({}, {"temperature": 0.5}, {"temperature": 1.0}, {"repetition_penalty": 1.5}):
+    ways: list[dict[str, Any]] = [
+        {}, {"temperature": 0.5}, {"temperature": 1.0}, {"repetition_penalty": 1.5}, {"frequency_penalty": 9.0}
+    ]  # fmt: skip
+    for settings in ways:
         chosen = task(tmp_path, **settings)
         assert chosen._before(folder, tokenizer) is None
         chosen.before(folder, tokenizer, quiet=True)
@@ -56,6 +61,7 @@ def test_how_answers_are_written_changes_them_and_is_told(base: tuple[Path, Toke
         assert found is not None
         told.add(chosen._protocol())
         texts.add(tuple(a.text for a in found))
-    assert len(told) == len(texts) == 4
+    assert len(told) == len(texts) == len(ways)
     assert any("drawn at temperature 0.5" in line for line in told)
     assert any("greedy, repetition penalty 1.5" in line for line in told)
+    assert any("greedy, frequency penalty 9" in line for line in told)

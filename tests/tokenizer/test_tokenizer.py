@@ -165,9 +165,24 @@ def test_a_call_is_what_generate_takes(each: Tokenizer) -> None:
     assert each(texts[1], return_tensors="pt", add_special_tokens=False)["input_ids"].tolist() == [plain]
     with pytest.raises(InputError, match="padding=True"):
         each(texts, return_tensors="pt")
-    unknown: Any = {"truncation": True}
-    with pytest.raises(TypeError, match="truncation"):
+    unknown: Any = {"stride": 4}
+    with pytest.raises(TypeError, match="stride"):
         each(texts, **unknown)
+
+
+def test_a_text_is_cut_when_it_is_said_and_as_transformers_cuts(tokenizers: dict[str, Path]) -> None:
+    transformers = pytest.importorskip("transformers")
+    for folder in tokenizers.values():
+        ours, theirs = from_folder(folder), transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+        for length in (1, 2, 5, 500):
+            found = ours(TEXT[0], truncation=True, max_length=length)["input_ids"]
+            assert found == theirs(TEXT[0], truncation=True, max_length=length)["input_ids"]
+            assert len(found) <= length
+        assert ours.encode(TEXT[0]) == theirs.encode(TEXT[0])  # the next text is whole again
+    only: list[dict[str, Any]] = [{"truncation": True}, {"max_length": 4}, {"truncation": True, "max_length": 0}]
+    for said in only:
+        with pytest.raises(InputError, match="truncation=True and max_length"):
+            ours("a", **said)
 
 
 def test_one_bos(each: Tokenizer) -> None:

@@ -148,6 +148,8 @@ def test_a_wish_leaves_what_it_does_not_choose(tokens: Path, tmp_path: Path) -> 
     assert found.train.steps * found.train.global_batch_tokens == pytest.approx(20 * untied, rel=0.05)
     short = parse(found.settings() | {"train": found.settings()["train"] | {"steps": 2, "dtype": "float32"}})
     pretrain(short, quiet=True)
+    with pytest.raises(RecipeError, match=r"model.from: this recipe is of a fine-tuning"):
+        choose(parse(raw | {"model": {"from": "models/x"}}), None, 1, quiet=True)
     again = wished(parse(raw | {"train": {"sequence_length": 64, "micro_batch_rows": 1}}), None, 1, resume=True)
     assert (again.train.micro_batch_rows, again.train.steps) == (1, 2)
     assert again.model == short.model
@@ -155,10 +157,12 @@ def test_a_wish_leaves_what_it_does_not_choose(tokens: Path, tmp_path: Path) -> 
 
 
 def test_an_epoch_is_all_of_the_data() -> None:
-    for epochs, sequences, rows, steps in ((1, 11, 8, 2), (1, 16, 8, 2), (0.5, 20, 8, 2), (3, 1, 8, 1), (1, 20, 8, 3)):
+    for epochs, sequences, rows, steps in ((1, 11, 8, 2), (1, 16, 8, 2), (0.5, 20, 8, 2), (3, 3, 9, 1), (1, 20, 8, 3)):
         settings = TrainSection(epochs=epochs, sequence_length=8)
         assert steps_wanted(settings, sequences, rows, None) == steps
         assert epochs * sequences <= steps * rows
+    with pytest.raises(RecipeError, match=r"2.5 sequences of the data's 5, and one step reads 8: .* to 16 or less"):
+        steps_wanted(TrainSection(epochs=0.5, sequence_length=8), 5, 8, None)
 
 
 def test_flops_are_those_of_the_products() -> None:
