@@ -113,10 +113,11 @@ class TrainSection(_Section):
 
 
 class ParallelSection(_Section):
-    """How the processes that torchrun started share the work: `tensor` of them split each layer's matrices, the rest
-    is data parallel (FSDP2)."""
+    """How the processes that torchrun started share the work: `tensor` of them split each layer's matrices, `context`
+    of them each row, the rest is data parallel (FSDP2)."""
 
     tensor: int = Field(default=1, ge=1)  # processes that share each layer's matrices
+    context: int = Field(default=1, ge=1)  # processes that share each row, for long ones
 
 
 class CheckpointSection(_Section):
@@ -269,6 +270,16 @@ class Recipe(_Section):
     finetune: FinetuneSection | None = None
     evaluate: EvaluateSection = EvaluateSection()
 
+    @model_validator(mode="after")
+    def _stretches_are_alike(self) -> Self:
+        context, length = self.parallel.context, self.train.sequence_length
+        if length % context:
+            raise ValueError(
+                f"parallel.context {context} does not divide train.sequence_length {length}: set that to "
+                f"{(length // context + 1) * context}, or the other to 1"
+            )
+        return self
+
     def settings(self) -> dict[str, Any]:
         """The recipe as resolved, for the manifest."""
         return self.model_dump(exclude_none=True, by_alias=True, exclude={"corpus"})
@@ -354,7 +365,8 @@ def _explain(error: Any, name: str, text: str, given: Sequence[str]) -> str:
     where = f"{name}, line {line}" if line else name
     if error["type"] != "extra_forbidden":
         if isinstance(error["input"], dict):
-            return f"{where}: {key}: {error['msg'].removeprefix('Value error, ')}"
+            of = f"{where}: {key}" if key else where
+            return f"{of}: {error['msg'].removeprefix('Value error, ')}"
         told = error["msg"].removeprefix("Value error, ")  # ours as it is
         return f"{where}: {key} is {error['input']!r}: {told if told != error['msg'] else told.lower()}"
     section: Any = Recipe

@@ -24,7 +24,7 @@ from camelid.tokens.batch import Batch
 from camelid.tokens.order import item_at
 from camelid.train.loop import check_begun, run
 from camelid.train.loss import NextToken, Objective, loss_sum
-from camelid.train.parallel import Ranks, ranks, shard, together
+from camelid.train.parallel import Ranks, ranks, shard, together, total_of_rows
 from camelid.train.step import Check, Job, autocast, compute_dtype, micro_rows
 
 HELD_OUT_ROWS = 16  # at most, for the losses along the way
@@ -63,6 +63,10 @@ def tuning(
     shard(model, who)
     objective: Objective = NextToken()
     if settings.preference:
+        if who.context > 1:
+            raise RecipeError(
+                f"parallel.context splits rows, and {settings.method} compares whole answers: set it to 1"
+            )
         if train.z_loss:
             raise RecipeError(
                 f"train.z_loss {train.z_loss:g} is of the loss per token, which {settings.method} has none of"
@@ -138,8 +142,10 @@ def checker(held: PackedExamples, objective: Objective, who: Ranks) -> Check:
         if isinstance(objective, Preference):
             whole = objective.prepare(model, held.batch_of(rows), who)
             return measured(model, [whole.part(n, n + 1) for n in range(len(rows))], objective)
-        total = sum(float(loss_sum(model, batch.to(model.device))) for batch in batches)
-        return {"loss": total / sum(batch.supervised() for batch in batches)}
+        losses = [loss_sum(model, who.stretch(batch).to(model.device)).double() for batch in batches]
+        return {
+            "loss": float(total_of_rows(who, torch.stack(losses).sum())) / sum(batch.supervised() for batch in batches)
+        }
 
     return check
 

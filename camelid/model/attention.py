@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -9,6 +10,9 @@ from torch import Tensor, nn
 from camelid.kernels.attention import Mask, attention
 from camelid.model.config import LlamaConfig
 from camelid.model.rope import Rotation, rotate
+
+Attend = Callable[[Tensor, Tensor, Tensor, Mask], Tensor]
+"""`kernels.attention`, or what stands for it where rows are spread over processes."""
 
 
 class LayerCache(Protocol):
@@ -32,6 +36,7 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=bias)
         self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=bias)
         self.o_proj = nn.Linear(q_size, config.hidden_size, bias=bias)
+        self.attend: Attend = attention
 
     def forward(
         self,
@@ -43,7 +48,7 @@ class Attention(nn.Module):
         """`turn` rotates the new tokens; the cache holds earlier keys already rotated."""
         q, k, v = (self._heads(projection(x)) for projection in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rotate(q, turn), rotate(k, turn)
-        out = attention(q, k, v, mask) if cache is None else cache.attend(q, k, v, mask)
+        out = self.attend(q, k, v, mask) if cache is None else cache.attend(q, k, v, mask)
         out_proj: Tensor = self.o_proj(out.transpose(1, 2).flatten(2))
         return out_proj
 

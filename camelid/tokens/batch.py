@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -31,6 +31,7 @@ class Batch:
 
     `one_document` is True when no row holds two documents, so plain causal attention is right. `facts`
     [rows, documents, facts] is what an objective knows of each document of a row besides its tokens, if anything.
+    Where ids and labels are a stretch of longer rows, it `begins` there, and document_ids are of the whole rows.
     """
 
     input_ids: Tensor
@@ -38,6 +39,7 @@ class Batch:
     document_ids: Tensor
     one_document: bool
     facts: Tensor | None = None
+    begins: int = 0
 
     def supervised(self) -> int:
         """How many positions have a label: the divisor of the loss."""
@@ -47,13 +49,14 @@ class Batch:
         """The rows from `first` up to `last`."""
         part = slice(first, last)
         facts = None if self.facts is None else self.facts[part]
-        return Batch(self.input_ids[part], self.labels[part], self.document_ids[part], self.one_document, facts)
+        ids, labels, documents = (t[part] for t in (self.input_ids, self.labels, self.document_ids))
+        return replace(self, input_ids=ids, labels=labels, document_ids=documents, facts=facts)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
         ids, labels, documents = (t.to(device) for t in (self.input_ids, self.labels, self.document_ids))
         facts = None if self.facts is None else self.facts.to(device)
-        return Batch(ids, labels, documents, self.one_document, facts)
+        return replace(self, input_ids=ids, labels=labels, document_ids=documents, facts=facts)
 
     def fingerprints(self) -> Tensor:
         """A 63-bit hash of each row's ids and labels, int64 [rows]: what a run's chain of trained rows is made of."""

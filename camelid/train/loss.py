@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from camelid.kernels.cross_entropy import linear_cross_entropy
 from camelid.model.llama import Llama
+from camelid.model.rope import rotation
 from camelid.tokens.batch import IGNORE, Batch
 from camelid.train.parallel import Ranks
 
@@ -68,7 +70,12 @@ def loss_sum(model: Llama, batch: Batch, z_loss: float = 0.0) -> Tensor:
 
 def supervised_states(model: Llama, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """The last states [supervised, hidden], labels and places (in the flattened batch) of the supervised positions."""
-    hidden = model.hidden(batch.input_ids, document_ids=None if batch.one_document else batch.document_ids)
+    documents = None if batch.one_document else batch.document_ids
+    length, whole = batch.input_ids.shape[1], batch.document_ids.shape[1]
+    turn = None
+    if length < whole:
+        turn = rotation(model.config, torch.arange(length, device=batch.input_ids.device) + batch.begins, whole)
+    hidden = model.hidden(batch.input_ids, document_ids=documents, turn=turn)
     labels, states = batch.labels.flatten(), hidden.flatten(0, 1)
     kept = labels != IGNORE
     places = kept.nonzero().squeeze(1)

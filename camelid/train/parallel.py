@@ -1,5 +1,5 @@
-"""Several processes on one model: FSDP2 over the data ranks, tensor parallelism inside, as functions on the plain
-model.
+"""Several processes on one model: FSDP2, and inside it rows spread over processes (`context.py`) and tensor
+parallelism, as functions on the plain model.
 
 Started by `torchrun`, which sets RANK, WORLD_SIZE and the rendezvous; alone, everything here is a no-op. Weights that
 `full` gathers and `assign` spreads are whole tensors, so what is saved does not know how many ranks there were.
@@ -22,6 +22,8 @@ from torch.distributed import DistError
 from camelid.errors import CamelidError, RecipeError
 from camelid.model.llama import Llama
 from camelid.recipe import ParallelSection
+from camelid.tokens.batch import Batch
+from camelid.train.context import spread_attention, stretch
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -32,33 +34,46 @@ PATIENCE = timedelta(minutes=30)  # and how long for the one that writes a check
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among the others: `rank` of `world`; `data_rank` of `data_world` reads its own rows, and every
-    `tensor` neighbours share them."""
+    """This process among the others: `rank` of `world`; `data_rank` of `data_world` reads its own rows. Of the ranks
+    that share them `context` hold a stretch each, and of each stretch `tensor` neighbours a part of every matrix.
+    Weights are spread over all `shards`."""
 
     rank: int = 0
     world: int = 1
     tensor: int = 1
+    context: int = 1
     mesh: DeviceMesh | None = None
     patient: Any = None
+    rows: Any = None  # the group of the ranks that share rows, and the part of each matrix
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
     def data_rank(self) -> int:
-        return self.rank // self.tensor
+        return self.rank // (self.tensor * self.context)
 
     @property
     def data_world(self) -> int:
+        return self.world // (self.tensor * self.context)
+
+    @property
+    def shards(self) -> int:
         return self.world // self.tensor
+
+    def stretch(self, batch: Batch) -> Batch:
+        """What of these rows is this rank's."""
+        return stretch(batch, self.rank // self.tensor % self.context, self.context)
 
 
 @contextmanager
 def ranks(settings: ParallelSection) -> Iterator[Ranks]:
     """Join the process group that torchrun prepared. Raises RecipeError when the ranks do not divide."""
     world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    if world % settings.tensor:
+    tensor, context = settings.tensor, settings.context
+    if world % (tensor * context):
+        both = f"parallel.tensor {tensor}" + (f" times parallel.context {context}" if context > 1 else "")
         raise RecipeError(
-            f"parallel.tensor {settings.tensor} does not divide the {world} processes: start a multiple of it "
-            f"with torchrun --nproc-per-node, or set parallel.tensor=1"
+            f"{both} does not divide the {world} processes: start a multiple of {tensor * context} "
+            f"with torchrun --nproc-per-node, or set parallel.tensor=1 and parallel.context=1"
         )
     local = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
@@ -74,10 +89,13 @@ def ranks(settings: ParallelSection) -> Iterator[Ranks]:
     if not joined:
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
-        shape = (world // settings.tensor, settings.tensor)
-        mesh = init_device_mesh(device.type, shape, mesh_dim_names=("data", "tensor"))
+        mesh = init_device_mesh(device.type, (world // tensor, tensor), mesh_dim_names=("shard", "tensor"))
         patient = distributed.new_group(backend="gloo", timeout=PATIENCE)
-        yield Ranks(rank, world, settings.tensor, mesh, patient, device)
+        rows = None
+        if context > 1:
+            shape = (world // tensor // context, context, tensor)
+            rows = init_device_mesh(device.type, shape, mesh_dim_names=("data", "context", "tensor")).get_group(1)
+        yield Ranks(rank, world, tensor, context, mesh, patient, rows, device)
     finally:
         if not joined:
             distributed.destroy_process_group()
@@ -108,14 +126,17 @@ def shard(model: Llama, who: Ranks) -> None:
     """Spread the model's weights over the ranks, in place. Raises RecipeError when heads do not divide."""
     if who.mesh is None:
         return
+    _check_heads(model, who)
     if who.tensor > 1:
         _tensor_parallel(model, who)
+    if who.rows is not None:
+        spread_attention(model, who.context, who.rows)
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     # With one data rank there is nothing to spread, but every weight becomes of one kind, as optimizers want.
     for layer in model.layers:
-        fully_shard(layer, mesh=who.mesh["data"])
-    fully_shard(model, mesh=who.mesh["data"])
+        fully_shard(layer, mesh=who.mesh["shard"])
+    fully_shard(model, mesh=who.mesh["shard"])
     register_fsdp_forward_method(model, "hidden")
     for module in (model, *model.layers):
         # The loss is already divided by the whole batch's tokens: gradients add up, they are not averaged.
@@ -131,14 +152,23 @@ def release(model: Llama) -> None:
             module.reshard()
 
 
+def _check_heads(model: Llama, who: Ranks) -> None:
+    config, both = model.config, who.tensor * who.context
+    said = f"parallel.tensor {who.tensor}" + (f" times parallel.context {who.context}" if who.context > 1 else "")
+    for name, size in (("num_attention_heads", config.num_attention_heads), ("num_key_value_heads", config.kv_heads)):
+        if size % both:
+            raise RecipeError(f"{said} does not divide the model's {name} {size}: lower it")
+    if config.intermediate_size % who.tensor:
+        raise RecipeError(
+            f"parallel.tensor {who.tensor} does not divide the model's intermediate_size {config.intermediate_size}: "
+            "lower it"
+        )
+
+
 def _tensor_parallel(model: Llama, who: Ranks) -> None:
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
     config = model.config
-    for name, size in (("num_attention_heads", config.num_attention_heads), ("num_key_value_heads", config.kv_heads),
-                       ("intermediate_size", config.intermediate_size)):  # fmt: skip
-        if size % who.tensor:
-            raise RecipeError(f"parallel.tensor {who.tensor} does not divide the model's {name} {size}: lower it")
     if config.attention_bias or config.mlp_bias:
         raise RecipeError("parallel.tensor is for models without biases: set parallel.tensor=1")
     plan: dict[str, Any] = {f"self_attn.{name}_proj": ColwiseParallel() for name in "qkv"}
@@ -173,11 +203,20 @@ def spread(whole: Tensor, like: Tensor) -> Tensor:
 
 
 def total(who: Ranks, values: Tensor) -> Tensor:
-    """Sums over the data ranks, the same on every rank."""
-    if who.mesh is not None and who.data_world > 1:
+    """Sums over all rows and their stretches, the same on every rank."""
+    if who.mesh is not None and who.shards > 1:
         from torch import distributed
 
-        distributed.all_reduce(values, group=who.mesh["data"].get_group())
+        distributed.all_reduce(values, group=who.mesh["shard"].get_group())
+    return values
+
+
+def total_of_rows(who: Ranks, values: Tensor) -> Tensor:
+    """Sums over the stretches of the rows that this rank shares."""
+    if who.rows is not None:
+        from torch import distributed
+
+        distributed.all_reduce(values, group=who.rows)
     return values
 
 
@@ -206,9 +245,9 @@ def rows_of_all(who: Ranks, mine: Tensor) -> Tensor:
         return mine
     from torch import distributed
 
-    parts = [torch.empty_like(mine) for _ in range(who.data_world)]
-    distributed.all_gather(parts, mine, group=who.mesh["data"].get_group())
-    return torch.cat(parts)
+    parts = [torch.empty_like(mine) for _ in range(who.shards)]
+    distributed.all_gather(parts, mine, group=who.mesh["shard"].get_group())
+    return torch.cat(parts[:: who.context])
 
 
 def local_gradients(parameters: Iterable[Tensor]) -> list[Tensor]:

@@ -27,6 +27,7 @@ from camelid.train.step import Job, micro_rows, rows_per_step, train_step
 PROBE_STEPS = 6
 WRITTEN_AT_ONCE = 256 << 20  # bytes: a smaller copy is on the disk before the next step needs its memory
 LIBRARIES = 32 << 20  # what they take at their first product
+GROUP = 48 << 20  # and those of several processes
 GAPS = 0.28  # of a step: between blocks that are kept, where the next of the same size just does not fit
 
 
@@ -45,7 +46,7 @@ def memory(job: Job, who: Ranks | None = None) -> dict[str, int]:
     moments = moment_bytes(job.model, settings)
     own = _own_rows(settings, who)
     rows = min(micro_rows(settings), own)
-    step = step_memory(job.model, rows, -(-own // rows), settings, who.device)
+    step = step_memory(job.model, rows, -(-own // rows), settings, who.device, who.context)
     parts = {
         "weights": spread_out // who.world + copied,
         "optimizer": moments // who.world,
@@ -61,7 +62,7 @@ def memory(job: Job, who: Ranks | None = None) -> dict[str, int]:
     parts["copy"] = checkpoint if background and every and lasting and on_cpu else 0
     made = 0 if job.model.device.type == "meta" else parts["weights"]
     gaps = int(GAPS * step) if keeps_memory(job.model) else 0
-    parts["process"] = max(0, _resident() - made) + LIBRARIES + gaps if on_cpu else 0
+    parts["process"] = max(0, _resident() - made) + LIBRARIES + gaps + (GROUP if who.world > 1 else 0) if on_cpu else 0
     parts["peak"] = sum(parts.values())
     parts["checkpoint"] = checkpoint
     return parts

@@ -18,6 +18,7 @@ from camelid.model.llama import Llama
 from camelid.model.lora import AdaptedLinear, adapt
 from camelid.model.quantized import QuantizedLinear, quantize_layers
 from camelid.recipe import TrainSection
+from camelid.train.context import spread_attention
 from camelid.train.step import autocast
 
 
@@ -51,11 +52,16 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now -= self._known.pop(place)
 
 
-def step_memory(real: Llama, rows: int, micro_batches: int, settings: TrainSection, device: torch.device) -> int:
-    """The most bytes that forward and backward of `rows` hold at one time, gradients included, weights not."""
-    length = settings.sequence_length
+def step_memory(
+    real: Llama, rows: int, micro_batches: int, settings: TrainSection, device: torch.device, context: int = 1
+) -> int:
+    """The most bytes that forward and backward of `rows` hold at one time, gradients included, weights not, on one of
+    the `context` ranks that share each row."""
+    length = settings.sequence_length // context
     with FakeTensorMode(), device:
         model = twin(real)
+        if context > 1:
+            spread_attention(model, context, None)
         with Live([*model.parameters(), *model.buffers()]) as live:
             for _ in range(min(micro_batches, 2)):  # the second meets the first one's gradients
                 ids = torch.zeros(rows, length, dtype=torch.int64)

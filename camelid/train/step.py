@@ -108,7 +108,8 @@ def train_step(
     who, objective = who or Ranks(), objective or NextToken()
     with autocast(model.device, settings.dtype):
         batch = objective.prepare(model, batch, who)
-    counts = torch.tensor([batch.supervised(), batch.labels.numel(), objective.count(batch)], device=model.device)
+    mine = who.stretch(batch)
+    counts = torch.tensor([mine.supervised(), mine.labels.numel(), objective.count(mine)], device=model.device)
     supervised, positions, count = (int(n) for n in total(who, counts))
     if not supervised:
         raise CamelidError("no token of a whole batch is supervised: check the data's labels")
@@ -117,7 +118,7 @@ def train_step(
     for first in range(0, rows, micro):
         sync_gradients(model, who, first + micro >= rows)
         with autocast(model.device, settings.dtype):
-            part = objective(model, batch.part(first, first + micro).to(model.device), settings.z_loss) / count
+            part = objective(model, mine.part(first, first + micro).to(model.device), settings.z_loss) / count
         part.backward()  # type: ignore[no-untyped-call]
         loss += part.detach()
     loss = total(who, loss)

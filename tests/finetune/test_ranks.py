@@ -11,16 +11,27 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from camelid.errors import RecipeError
+from camelid.finetune.job import tuning
+from camelid.finetune.material import read_material
+from camelid.train.parallel import Ranks
+
 from ..train.test_parallel import start
-from .conftest import answers, pairs, verdicts
+from .conftest import answers, pairs, recipe, verdicts
 
 
 @pytest.mark.parametrize(
-    "method", ["dpo-full", *(pytest.param(m, marks=pytest.mark.nightly) for m in ("lora", "qlora", "kto", "full"))]
+    "method",
+    [
+        "dpo-full",
+        "lora-context",
+        *(pytest.param(m, marks=pytest.mark.nightly) for m in ("lora", "qlora", "kto", "full", "full-context")),
+    ],
 )
 def test_two_ranks_are_one(base: Path, tmp_path: Path, method: str) -> None:
     """The same weights from two processes as from one, to what another order of sums makes of float32; and resumed."""
-    method, _, full = method.partition("-")
+    method, _, way = method.partition("-")
+    full = way == "full"
     files = {"dpo": pairs, "kto": verdicts}.get(method, answers)(tmp_path)
     name = "model" if full or method == "full" else "adapter_model"
     rows = Path(files).read_text()
@@ -33,8 +44,9 @@ def test_two_ranks_are_one(base: Path, tmp_path: Path, method: str) -> None:
     common = [f'data.files=["{files}"]', *(f"{key}={value}" for key, value in settings.items())]
     (tmp_path / "r.toml").write_text("")
     for world in (1, 2):
+        context = world if way == "context" else 1
         command = [sys.executable, "-m", "camelid", "finetune", str(tmp_path / "r.toml"), *common,
-                   f"log.out={tmp_path}/w{world}", "--json"]  # fmt: skip
+                   f"log.out={tmp_path}/w{world}", f"parallel.context={context}", "--json"]  # fmt: skip
         for rank in start(command, world):
             _, err = rank.communicate(timeout=120)
             assert rank.returncode == 0, err
@@ -51,4 +63,11 @@ def test_two_ranks_are_one(base: Path, tmp_path: Path, method: str) -> None:
     logs = [[json.loads(line) for line in (tmp_path / f"w{n}/metrics.jsonl").read_text().splitlines()] for n in (1, 2)]
     assert [r.get("rows") for r in logs[0]] == [r.get("rows") for r in logs[1]]
     for a, b in zip(*logs, strict=True):
+        assert a.get("tokens") == b.get("tokens")
         assert a.get("held_out", {}).get("loss", 0) == pytest.approx(b.get("held_out", {}).get("loss", 0), abs=1e-5)
+
+
+def test_answers_that_are_compared_are_not_split(base: Path, tmp_path: Path) -> None:
+    chosen = recipe(base, pairs(tmp_path), tmp_path / "run", "dpo", parallel={"context": 2})
+    with pytest.raises(RecipeError, match=r"parallel.context splits rows, and dpo compares whole answers"):
+        tuning(chosen, read_material(chosen), Ranks(0, 2, 1, 2))

@@ -1,4 +1,7 @@
-"""One rank of a small float64 training, for test_parallel.py: rank.py OUT TENSOR STEPS OPTIMIZER [CHECKPOINT]."""
+"""One rank of a small float64 training, for test_parallel.py.
+
+rank.py OUT TENSOR CONTEXT STEPS OPTIMIZER [CHECKPOINT]
+"""
 
 from __future__ import annotations
 
@@ -41,18 +44,19 @@ class Ragged:
 
 
 def main() -> None:
-    out, tensor, steps, kind = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+    out, kind = Path(sys.argv[1]), sys.argv[5]
+    tensor, context, steps = (int(n) for n in sys.argv[2:5])
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     config = LlamaConfig(
         vocab_size=96, hidden_size=20, intermediate_size=36, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=6, tie_word_embeddings=kind == "adamw",
+        num_key_value_heads=2 if kind == "adamw" else 4, head_dim=6, tie_word_embeddings=kind == "adamw",
     )  # fmt: skip
     train = {
         "sequence_length": LENGTH, "global_batch_tokens": ROWS * LENGTH, "micro_batch_rows": 2,
         "steps": max(steps, 1), "optimizer": kind, "dtype": "float32", "learning_rate": 1e-2, "clip": 0.5,
     }  # fmt: skip
-    recipe = parse({"train": train, "parallel": {"tensor": tensor}})
+    recipe = parse({"train": train, "parallel": {"tensor": tensor, "context": context}})
     with ranks(recipe.parallel) as who:
         with torch.device("meta"):
             model = Llama(config)
@@ -63,8 +67,8 @@ def main() -> None:
         initialize(model, model.config, put=lambda parameter, whole: parameter.copy_(spread(whole, parameter)))
         optimizer = optimizer_for(model, recipe.train)
         state = LoopState()
-        if len(sys.argv) > 5:
-            state = checkpoint.restore(Path(sys.argv[5]), model, optimizer)
+        if len(sys.argv) > 6:
+            state = checkpoint.restore(Path(sys.argv[6]), model, optimizer)
         incoming = batches(Ragged(), state.position, ROWS, rank=who.data_rank, world=who.data_world)
         losses, norms = [], []
         gradients: dict[str, torch.Tensor] = {}

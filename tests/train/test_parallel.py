@@ -48,9 +48,16 @@ def start(command: list[str], world: int) -> list[subprocess.Popen[str]]:
 
 
 def trained(
-    out: Path, world: int, tensor: int = 1, steps: int = 4, kind: str = "adamw", base: Path | None = None
+    out: Path,
+    world: int,
+    tensor: int = 1,
+    context: int = 1,
+    steps: int = 4,
+    kind: str = "adamw",
+    base: Path | None = None,
 ) -> Path:
-    command = [sys.executable, str(SCRIPT), str(out), str(tensor), str(steps), kind, *([str(base)] if base else [])]
+    told = [str(n) for n in (tensor, context, steps)]
+    command = [sys.executable, str(SCRIPT), str(out), *told, kind, *([str(base)] if base else [])]
     ranks = start(command, world)
     for rank in ranks:
         _, err = rank.communicate(timeout=120)
@@ -86,17 +93,22 @@ SLOW = pytest.mark.nightly
 
 
 @pytest.mark.parametrize(
-    ("world", "tensor", "kind"),
+    ("world", "tensor", "context", "kind"),
     [
-        (2, 1, "adamw"),
-        (4, 2, "adamw"),
-        pytest.param(2, 2, "adamw", marks=SLOW),
-        pytest.param(2, 1, "muon", marks=SLOW),
-        pytest.param(4, 2, "muon", marks=SLOW),
+        (2, 1, 1, "adamw"),
+        (4, 2, 1, "adamw"),
+        (4, 1, 2, "adamw"),
+        pytest.param(2, 1, 2, "muon", marks=SLOW),
+        pytest.param(4, 2, 2, "muon", marks=SLOW),
+        pytest.param(2, 2, 1, "adamw", marks=SLOW),
+        pytest.param(2, 1, 1, "muon", marks=SLOW),
+        pytest.param(4, 2, 1, "muon", marks=SLOW),
     ],
 )
-def test_the_ranks_together_are_one_process(alone: Alone, tmp_path: Path, world: int, tensor: int, kind: str) -> None:
-    many = trained(tmp_path / "many", world, tensor, kind=kind)
+def test_the_ranks_together_are_one_process(
+    alone: Alone, tmp_path: Path, world: int, tensor: int, context: int, kind: str
+) -> None:
+    many = trained(tmp_path / "many", world, tensor, context, kind=kind)
     ours, one = (json.loads((f / "losses.json").read_text()) for f in (many, alone[kind]))
     assert abs(ours["losses"][0] - one["losses"][0]) <= 1e-12
     assert abs(ours["norms"][0] - one["norms"][0]) <= 1e-12
@@ -110,7 +122,7 @@ def test_resharding_keeps_every_bit(tmp_path: Path, kind: str) -> None:
     """2 -> 1 -> 4 (2 x 2) -> 2 ranks, no step in between: weights and moments are bitwise what they were."""
     first = last = trained(tmp_path / "first", 2, steps=2, kind=kind)
     for number, (world, tensor) in enumerate(((1, 1), (4, 2), (2, 1))):
-        last = trained(tmp_path / str(number), world, tensor, 0, kind, last / "step-00000001")
+        last = trained(tmp_path / str(number), world, tensor, 1, 0, kind, last / "step-00000001")
     assert difference(first, last, "weights.safetensors") == 0
     assert difference(first, last, "moments.safetensors") == 0
 
@@ -144,6 +156,11 @@ def test_batches_and_heads_that_do_not_divide() -> None:
         model = Llama(LlamaConfig(hidden_size=30, num_attention_heads=3, intermediate_size=32, num_hidden_layers=1))
     with pytest.raises(RecipeError, match="num_attention_heads 3"):
         shard(model, Ranks(0, 2, 2, mesh=object()))  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match=r"parallel.tensor 1 times parallel.context 2 .* num_attention_heads 3"):
+        shard(model, Ranks(0, 2, 1, 2, mesh=object()))  # type: ignore[arg-type]
+    uneven = {"train": {"sequence_length": 17}, "parallel": {"context": 2}}
+    with pytest.raises(RecipeError, match=r"recipe: parallel.context 2 .*train.sequence_length 17: set that to 18"):
+        parse(uneven)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
