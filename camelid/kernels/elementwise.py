@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from camelid.kernels.device import compiles, infers, runs_triton
 from camelid.kernels.library import library
 from camelid.kernels.precision import product_dtype
+from camelid.kernels.remade import remakes
 
 STRETCH = 64  # rows whose share of a norm's weight's derivative is summed by itself
 
@@ -45,13 +46,17 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         wide, out = weight.float().contiguous(), product_dtype(x)
         if infers():
             return _native_rms_norm(x.contiguous(), wide, eps, out)[0]
-        normed: Tensor = _RMSNorm.apply(x.contiguous(), wide, eps, out)  # type: ignore[no-untyped-call]
-        return normed
+        x = x.contiguous()
+        normed: Tensor = _RMSNorm.apply(x, wide, eps, out)  # type: ignore[no-untyped-call]
+        return remakes(normed, lambda x, wide: _native_rms_norm(x, wide, eps, out)[0], x, wide)
     if infers() and runs_triton(x) and weight.dtype == x.dtype:
         from camelid.kernels.gpu import elementwise
 
         return elementwise.rms_norm(x, weight, eps)
-    return _rms_norm(x, weight, eps).to(product_dtype(x))
+    dtype = product_dtype(x)
+    return remakes(
+        _rms_norm(x, weight, eps).to(dtype), lambda x, weight: _rms_norm(x, weight, eps).to(dtype), x, weight
+    )
 
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -104,7 +109,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
         if infers():
             return _native_swiglu(gate, up)
         gated: Tensor = _NativeSwiGLU.apply(gate, up)  # type: ignore[no-untyped-call]
-        return gated
+        return remakes(gated, _native_swiglu, gate, up)
     if infers():
         if runs_triton(gate):
             from camelid.kernels.gpu import elementwise
@@ -112,7 +117,11 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
             return elementwise.swiglu(gate, up)
         return F.silu(gate) * up
     out: Tensor = _SwiGLU.apply(gate, up)  # type: ignore[no-untyped-call]
-    return out
+    return remakes(out, _gated, gate, up)
+
+
+def _gated(gate: Tensor, up: Tensor) -> Tensor:
+    return F.silu(gate) * up
 
 
 def _native_swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -125,7 +134,7 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return F.silu(gate) * up
+        return _gated(gate, up)
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor]:

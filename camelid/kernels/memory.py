@@ -16,6 +16,12 @@ GIVEN_BACK = {MMAP_MAX: 65536, MMAP_THRESHOLD: 1 << 20}
 DEFAULTS = {MMAP_MAX: 65536, MMAP_THRESHOLD: 128 << 10, TRIM_THRESHOLD: 128 << 10, TOP_PAD: 128 << 10}
 
 
+def give_back() -> None:
+    """What was freed and kept goes back to the kernel, where the C library is glibc."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 @contextmanager
 def large_blocks(kept: bool) -> Iterator[bool]:
     """While the block runs, freed blocks of a megabyte and more stay with the process, or leave it at once. False where
@@ -30,4 +36,4 @@ def large_blocks(kept: bool) -> Iterator[bool]:
     finally:
         for name, value in DEFAULTS.items():
             libc.mallopt(name, value)
-        libc.malloc_trim(0)
+        give_back()

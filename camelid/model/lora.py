@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from camelid.errors import InputError
 from camelid.kernels.precision import product_dtype
+from camelid.kernels.remade import remade
 from camelid.model.llama import Llama
 from camelid.model.quantized import QuantizedLinear
 
@@ -113,8 +114,8 @@ def dense(base: Linear) -> Tensor:
 
 
 class _Adapted(torch.autograd.Function):
-    """x W^T + s (x A^T) B^T for a W that is not learned: of what is as long as the text, only x and x A^T are kept, and
-    nothing is made twice. W is asked for when it is needed, for it may have to be widened."""
+    """x W^T + s (x A^T) B^T for a W that is not learned: of what is as long as the text, only x A^T is kept, and x
+    where it cannot be made again. W is asked for when it is needed, for it may have to be widened."""
 
     @staticmethod
     def forward(
@@ -125,15 +126,18 @@ class _Adapted(torch.autograd.Function):
             inner = flat @ a.to(product).T
             out = F.linear(flat, weight().to(product))
             out.addmm_(inner, b.to(product).T, alpha=scale)
-        ctx.save_for_backward(flat, inner, a, b)
-        ctx.scale, ctx.weight, ctx.shape, ctx.dtype = scale, weight, x.shape, x.dtype
+        ctx.again, sources = remade(x)
+        ctx.save_for_backward(inner, a, b, *(sources if ctx.again else (flat,)))
+        ctx.scale, ctx.weight, ctx.shape, ctx.dtype, ctx.product = scale, weight, x.shape, x.dtype, product
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
-        flat, inner, a, b = ctx.saved_tensors
-        product = flat.dtype
+        inner, a, b, *kept = ctx.saved_tensors
+        product = ctx.product
         with torch.autocast(slope.device.type, enabled=False):
+            x = ctx.again.take(kept) if ctx.again else kept[0]
+            flat = x.to(product).flatten(0, -2)
             slope = slope.to(product).flatten(0, -2)
             d_inner = (slope @ b.to(product)).mul_(ctx.scale)
             d_x = None

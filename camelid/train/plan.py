@@ -15,6 +15,7 @@ from contextlib import suppress
 import torch
 
 from camelid.errors import RecipeError
+from camelid.kernels.memory import give_back
 from camelid.model.llama import Llama
 from camelid.recipe import TrainSection
 from camelid.tokens.loader import batches
@@ -22,13 +23,12 @@ from camelid.train.guard import Stop
 from camelid.train.optimizer import learned, moment_bytes, optimizer_for
 from camelid.train.parallel import Ranks, anywhere
 from camelid.train.rehearse import step_memory
-from camelid.train.step import Job, micro_rows, rows_per_step, train_step
+from camelid.train.step import Job, compute_dtype, micro_rows, rows_per_step, train_step
 
 PROBE_STEPS = 6
 WRITTEN_AT_ONCE = 256 << 20  # bytes: a smaller copy is on the disk before the next step needs its memory
 LIBRARIES = 32 << 20  # what they take at their first product
 GROUP = 48 << 20  # and those of several processes
-GAPS = 0.28  # of a step: between blocks that are kept, where the next of the same size just does not fit
 
 
 def memory(job: Job, who: Ranks | None = None) -> dict[str, int]:
@@ -58,10 +58,12 @@ def memory(job: Job, who: Ranks | None = None) -> dict[str, int]:
     checkpoint = learning + moments
     on_cpu = who.device.type == "cpu"
     every, background = job.recipe.checkpoint.every, job.recipe.checkpoint.background
+    if every and settings.steps and settings.steps <= every:
+        every = None  # nothing is saved before the end
     lasting = checkpoint > WRITTEN_AT_ONCE and who.rank == 0
     parts["copy"] = checkpoint if background and every and lasting and on_cpu else 0
     made = 0 if job.model.device.type == "meta" else parts["weights"]
-    gaps = int(GAPS * step) if keeps_memory(job.model) else 0
+    gaps = int(gaps_share(job, -(-own // rows), who) * step) if keeps_memory(job.model) else 0
     parts["process"] = max(0, _resident() - made) + LIBRARIES + gaps + (GROUP if who.world > 1 else 0) if on_cpu else 0
     parts["peak"] = sum(parts.values())
     parts["checkpoint"] = checkpoint
@@ -73,6 +75,17 @@ def keeps_memory(model: Llama) -> bool:
     step the gaps between its blocks cost more than that is worth: under activation checkpointing, and under adapters in
     float32, where they come to two thirds of a step for a fourteenth of its time."""
     return not model.activation_checkpointing and (not model.adapters or model.dtype == torch.bfloat16)
+
+
+def gaps_share(job: Job, micro_batches: int, who: Ranks) -> float:
+    """What the gaps between kept blocks come to, of a step: where the next block of the same size just does not fit.
+    Measured (docs/decisions.md): they are wider in float32, above all where gradients stand amid a second micro-batch.
+    """
+    if job.model.adapters:
+        return 0.33
+    if compute_dtype(who.device, job.recipe.train.dtype) == torch.bfloat16:
+        return 0.28
+    return 0.45 if micro_batches == 1 else 0.7
 
 
 def weight_bytes(model: Llama) -> tuple[int, int]:
@@ -123,7 +136,8 @@ def available(who: Ranks) -> int:
 
 
 def _resident() -> int:
-    """Bytes of this process that are in memory now."""
+    """Bytes of this process that are in memory now, without what it has freed and not given back."""
+    give_back()
     try:
         with open("/proc/self/statm", encoding="utf-8") as file:
             return int(file.read().split()[1]) * resource.getpagesize()
