@@ -9,7 +9,7 @@ import difflib
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import date, time
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -113,8 +113,8 @@ class TrainSection(_Section):
 
 
 class ParallelSection(_Section):
-    """How the processes that torchrun started share the work: `tensor` of them split each layer's matrices, `context`
-    of them each row, the rest is data parallel (FSDP2)."""
+    """How torchrun's processes share the work: `tensor` of them split each layer's matrices, `context` of them each
+    row, the rest is data parallel (FSDP2)."""
 
     tensor: int = Field(default=1, ge=1)  # processes that share each layer's matrices
     context: int = Field(default=1, ge=1)  # processes that share each row, for long ones
@@ -133,6 +133,7 @@ class LogSection(_Section):
 
 # The methods, or adapters, that a key is for, where it is not for all.
 OF_METHOD = {
+    **dict.fromkeys(("rank", "alpha", "rslora", "targets"), ("lora", "dora", "qlora")),
     **dict.fromkeys(("bits", "group"), ("qlora",)),
     "beta": ("dpo", "orpo", "simpo", "kto"),
     "margin": ("simpo",),
@@ -172,21 +173,16 @@ class FinetuneSection(_Section):
 
     @model_validator(mode="after")
     def _said(self) -> Self:
-        of_adapter = self.model_fields_set & {"rank", "alpha", "rslora", "targets", "bits", "group"}
-        if of_adapter and not self.model_fields_set & {"method", "adapter"}:
-            raise ValueError(
-                f"{min(of_adapter)} is an adapter's, and full learns all weights: say method (lora, qlora)"
-            )
         if self.method in ("lora", "dora", "qlora") and self.adapter not in ("auto", self.method):
             raise ValueError(f"adapter {self.adapter} contradicts method {self.method}: take one of them out")
         return self
 
-    def check_heeded(self) -> None:
-        """Raise RecipeError for a key that was given and that the method would not look at."""
-        for key in sorted(self.model_fields_set & OF_METHOD.keys()):
+    def check_heeded(self, keys: Iterable[str]) -> None:
+        """Raise RecipeError for one of the keys that were given that the method would not look at."""
+        for key in sorted(OF_METHOD.keys() & keys):
             if not {self.method, self.stands_on} & set(OF_METHOD[key]):
-                wanted = " or ".join(OF_METHOD[key])
-                raise RecipeError(f"finetune.{key} is for {wanted}, and {self.method} ignores it: take one of them out")
+                wanted = f"finetune.{key} is for {' or '.join(OF_METHOD[key])}"
+                raise RecipeError(f"{wanted}, and {self.method} ignores it: take one of them out")
 
     @property
     def preference(self) -> bool:
@@ -272,12 +268,9 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _stretches_are_alike(self) -> Self:
-        context, length = self.parallel.context, self.train.sequence_length
-        if length % context:
-            raise ValueError(
-                f"parallel.context {context} does not divide train.sequence_length {length}: set that to "
-                f"{(length // context + 1) * context}, or the other to 1"
-            )
+        parts, size = self.parallel.context, self.train.sequence_length
+        if left := size % parts:
+            raise ValueError(f"parallel.context {parts} must divide train.sequence_length {size}: try {size - left}")
         return self
 
     def settings(self) -> dict[str, Any]:
@@ -322,7 +315,9 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
         raw["train"] = {k: v for k, v in raw["train"].items() if k not in LENGTHS or f"train.{k}" in given}
     recipe = parse(raw, str(path) if path is not None else "settings", text, given)
     if recipe.finetune:
-        recipe.finetune.check_heeded()
+        replaced = {"finetune.method", "finetune.adapter"} & set(given)  # and with it what the file says of its own
+        ours = {key.removeprefix("finetune.") for key in given} if replaced else recipe.finetune.model_fields_set
+        recipe.finetune.check_heeded(ours)
     return recipe
 
 

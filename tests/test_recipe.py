@@ -114,11 +114,17 @@ def test_a_key_that_the_method_ignores_is_refused(tmp_path: Path) -> None:
     for given, said in (
         ('method = "lora"\nbits = 4', "finetune.bits is for qlora, and lora ignores it"),
         ('method = "dpo"\nmargin = 0.2', "finetune.margin is for simpo, and dpo ignores it"),
+        ("rank = 8", "finetune.rank is for lora or dora or qlora, and full ignores it"),
         ("temperature = 0.7", "finetune.temperature is for grpo, and full ignores it"),
     ):
         (tmp_path / "a.toml").write_text(f"[finetune]\n{given}\n")
         with pytest.raises(RecipeError, match=said):
             load(tmp_path / "a.toml")
+    (tmp_path / "a.toml").write_text('[finetune]\nmethod = "lora"\nrank = 8\n')
+    assert load(tmp_path / "a.toml", ["finetune.method=full"]).finetune is not None  # the file's rank is put away
+    for settings in (["finetune.method=full", "finetune.rank=4"], ["finetune.beta=0.5"]):
+        with pytest.raises(RecipeError, match="ignores it"):
+            load(tmp_path / "a.toml", settings)
     (tmp_path / "a.toml").write_text('[finetune]\nmethod = "kto"\nadapter = "qlora"\nbits = 8\nbeta = 0.3\n')
     kept = load(tmp_path / "a.toml")
     assert parse(kept.settings()) == kept  # a manifest holds every key

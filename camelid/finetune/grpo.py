@@ -50,7 +50,7 @@ class Questions:
     def __init__(self, records: Sequence[Record], tokenizer: Tokenizer, recipe: Recipe) -> None:
         settings = recipe.finetune or FinetuneSection()
         room = recipe.train.sequence_length - settings.max_new_tokens
-        found = questions(records, len(records), tokenizer, room)
+        found, _ = questions(records, len(records), tokenizer, room)
         self.asked = [q for q in found if settings.reward != "number" or last_number(q.reference) is not None]
         self.samples, self.recipe, self.left_out = settings.samples, recipe, len(records) - len(self.asked)
         self.prompts = [tokenizer.apply_chat_template(q.messages, tools=q.tools) for q in self.asked]

@@ -25,7 +25,8 @@ from camelid.tokens.order import item_at
 from camelid.train.loop import check_begun, run
 from camelid.train.loss import NextToken, Objective, loss_sum
 from camelid.train.parallel import Ranks, ranks, shard, together, total_of_rows
-from camelid.train.step import Check, Job, autocast, compute_dtype, micro_rows
+from camelid.train.plan import steps_wanted
+from camelid.train.step import Check, Job, autocast, compute_dtype, micro_rows, rows_per_step
 
 HELD_OUT_ROWS = 16  # at most, for the losses along the way
 
@@ -42,6 +43,7 @@ def finetune(recipe: Recipe, resume: bool = False, quiet: bool = False) -> dict[
         context = open_model(base).config.max_position_embeddings
         task = Task.of(recipe, material.held_records, material.stops, tokenizer, context)
         check_begun(Path(recipe.log.out), resume)  # before anything of another run is written over
+        steps_wanted(recipe.train, len(material.source), rows_per_step(recipe.train, who.data_world), None)
         if task and first:
             task.before(base, tokenizer, quiet)
         together(who)

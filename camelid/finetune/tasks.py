@@ -48,10 +48,11 @@ class Answer:
     tokens: int
 
 
-def questions(records: Sequence[Record], limit: int, tokenizer: Tokenizer, room: int) -> list[Question]:
+def questions(records: Sequence[Record], limit: int, tokenizer: Tokenizer, room: int) -> tuple[list[Question], int]:
     """The first `limit` records that end in an answer and whose question has at most `room` tokens: what stands before
-    the answer, and it."""
+    the answer, and it. And how many had a longer question."""
     found: list[Question] = []
+    longer = 0
     for record in records:
         if len(found) == limit:
             break
@@ -60,14 +61,18 @@ def questions(records: Sequence[Record], limit: int, tokenizer: Tokenizer, room:
             asked: list[Message] = [{**m, "content": m["content"].strip()} for m in turns[:-1]]
             if len(tokenizer.apply_chat_template(asked, tools=record.tools)) <= room:
                 found.append(Question(asked, record.tools, turns[-1]["content"].strip()))
-    return found
+            else:
+                longer += 1
+    return found, longer
 
 
 class Task:
     """The task of one run: its questions, its metric, and its files in the run's folder."""
 
-    def __init__(self, settings: EvaluateSection, out: Path, asked: Sequence[Question], stops: Sequence[int]) -> None:
-        self.settings, self.out, self.asked, self.stops = settings, out, list(asked), list(stops)
+    def __init__(
+        self, settings: EvaluateSection, out: Path, asked: Sequence[Question], stops: Sequence[int], longer: int = 0
+    ) -> None:
+        self.settings, self.out, self.asked, self.stops, self.longer = settings, out, list(asked), list(stops), longer
 
     @classmethod
     def of(
@@ -81,13 +86,13 @@ class Task:
         if settings.files:
             paths = [Path(name).expanduser() for name in settings.files]
             records, _ = read_files("evaluate.files", paths, lambda record: record, recipe.data.max_bad_share)
-        asked = questions(records, settings.examples, tokenizer, context - settings.max_new_tokens)
+        asked, longer = questions(records, settings.examples, tokenizer, context - settings.max_new_tokens)
         if not asked:
             raise RecipeError(
                 f"evaluate.metric {settings.metric} has no questions: set data.held_out to a share, or "
                 "evaluate.files, with questions that leave room for evaluate.max_new_tokens"
             )
-        found = cls(settings, Path(recipe.log.out), asked, stops)
+        found = cls(settings, Path(recipe.log.out), asked, stops, longer)
         found.score([Answer(q.reference, True, 1) for q in asked])  # a wrong tokenizer is told before training
         return found
 
@@ -156,7 +161,8 @@ class Task:
         known = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
         asked = [(q.messages, q.tools, q.reference) for q in self.asked]
         s = self.settings
-        how = [s.max_new_tokens, s.temperature, s.repetition_penalty, s.frequency_penalty]
+        how = [s.max_new_tokens, s.temperature, s.repetition_penalty]
+        how += [s.frequency_penalty] if s.frequency_penalty else []
         parts = [known, tokenizer.digest(), tokenizer.chat_template, how, self.stops, asked]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -166,6 +172,7 @@ class Task:
         source = f"of {', '.join(s.files)}" if s.files else "not learned from"
         penalty = f", repetition penalty {s.repetition_penalty:g}" if s.repetition_penalty != 1 else ""
         penalty += f", frequency penalty {s.frequency_penalty:g}" if s.frequency_penalty else ""
+        source += f" ({self.longer} longer ones left out, which leave no room for an answer)" if self.longer else ""
         return (
             f"{len(self.asked)} questions {source}, {drawn}{penalty}, at most {s.max_new_tokens} new tokens, "
             f"the model's own chat template, no examples in the prompt; {explained(s.metric)}"

@@ -36,17 +36,28 @@ class Again:
         self._askers += 1
 
 
+class Mark:
+    """What an output carries: how it is made again, and from what. A copy of the output elsewhere has none."""
+
+    def __init__(self, again: Again, sources: tuple[Tensor, ...]) -> None:
+        self.again, self.sources = again, sources
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()
+
+
 def remakes(out: Tensor, make: Make, *sources: Tensor) -> Tensor:
     """`out`, marked as what `make` makes of `sources`, which it must not hold itself."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        out.remade = Again(make), sources  # type: ignore[attr-defined]
+        out.remade = Mark(Again(make), sources)  # type: ignore[attr-defined]
     return out
 
 
 def remade(x: Tensor) -> tuple[Again | None, tuple[Tensor, ...]]:
     """How to make `x` again and from what, if it is marked: the one goes into a layer's context, the others among what
     it saves for the backward pass."""
-    again, sources = getattr(x, "remade", (None, ()))
-    if again is not None:
-        again.expect()
-    return again, sources
+    mark: Mark | None = getattr(x, "remade", None)
+    if mark is None:
+        return None, ()
+    mark.again.expect()
+    return mark.again, mark.sources

@@ -60,11 +60,7 @@ def _template(folder: Path, config: Mapping[str, Any]) -> str | None:
     template = config.get("chat_template")
     if isinstance(template, list):  # several by name
         named = {one["name"]: one.get("template") for one in template if isinstance(one, dict) and "name" in one}
-        template, with_tools = named.get("default"), named.get("tool_use")
-        if isinstance(template, str) and isinstance(with_tools, str):
-            # As transformers chooses; a template's last line end is not of what it renders.
-            either = [one.removesuffix("\n") for one in (with_tools, template)]
-            template = "{{% if tools %}}{}{{% else %}}{}{{% endif %}}".format(*either)
+        template = named.get("default")
     return template if isinstance(template, str) else None
 
 

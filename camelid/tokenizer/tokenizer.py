@@ -95,7 +95,7 @@ class Tokenizer:
         reads "<s>" in the text as characters: right for documents and for anything a stranger wrote. truncation=True
         cuts a text's end off so that no more than max_length ids are left, those around it included.
         """
-        if truncation != (max_length is not None) or (max_length is not None and max_length < 1):
+        if truncation != (max_length is not None) or (truncation and not (type(max_length) is int and max_length > 0)):
             raise InputError("to cut texts, say both: truncation=True and max_length, 1 or more tokens")
         with self._lock, _faults_told():
             self.backend.encode_special_tokens = not parse_special
@@ -106,6 +106,8 @@ class Tokenizer:
             finally:
                 if max_length is not None:
                     self.backend.no_truncation()
+        if max_length is not None and len(ids) > max_length:
+            raise InputError(f"max_length {max_length} leaves no room for the tokens around a text")
         return ids if return_tensors is None else _as([ids], return_tensors)
 
     def encode_batch(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:

@@ -147,7 +147,7 @@ class _Run:
                 # Amid a bad stretch nothing is saved: going back there would be going nowhere.
                 due = bool(every) and state.step % (every or 1) == 0 and not state.in_a_row
                 if state.step == state.steps or asked or due:
-                    self._save()
+                    self._save(last=bool(asked))
                 if asked:
                     log.stopped = signal.Signals(asked).name
                     return
@@ -226,10 +226,11 @@ class _Run:
         step = anywhere(self.who, int(found.name.removeprefix("step-")) if found else -1)
         return checkpoint.folder_of(self.out, step) if step >= 0 else None
 
-    def _save(self) -> None:
+    def _save(self, last: bool) -> None:
         self.saver.wait()
         together(self.who)
-        background = self.job.recipe.checkpoint.background and self.state.step < self.state.steps
+        last = last or self.state.step == self.state.steps  # nothing goes on beside it, so it needs no copy
+        background = self.job.recipe.checkpoint.background and not last
         first = self.who.rank == 0
         taken = checkpoint.snapshot(self.job.model, self.optimizer, self.state, keep=first, copy=background)
         if first:

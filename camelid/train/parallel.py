@@ -93,8 +93,9 @@ def ranks(settings: ParallelSection) -> Iterator[Ranks]:
         patient = distributed.new_group(backend="gloo", timeout=PATIENCE)
         rows = None
         if context > 1:
-            shape = (world // tensor // context, context, tensor)
-            rows = init_device_mesh(device.type, shape, mesh_dim_names=("data", "context", "tensor")).get_group(1)
+            sharing = torch.arange(world).view(-1, context, tensor).transpose(1, 2).flatten(0, 1).tolist()
+            groups = [distributed.new_group(ranks, timeout=TIMEOUT) for ranks in sharing]
+            rows = next(group for group, ranks in zip(groups, sharing, strict=True) if rank in ranks)
         yield Ranks(rank, world, tensor, context, mesh, patient, rows, device)
     finally:
         if not joined:
@@ -126,7 +127,7 @@ def shard(model: Llama, who: Ranks) -> None:
     """Spread the model's weights over the ranks, in place. Raises RecipeError when heads do not divide."""
     if who.mesh is None:
         return
-    _check_heads(model, who)
+    check_heads(model, who)
     if who.tensor > 1:
         _tensor_parallel(model, who)
     if who.rows is not None:
@@ -152,7 +153,8 @@ def release(model: Llama) -> None:
             module.reshard()
 
 
-def _check_heads(model: Llama, who: Ranks) -> None:
+def check_heads(model: Llama, who: Ranks) -> None:
+    """Raise RecipeError when the ranks cannot share the model's heads and widths evenly."""
     config, both = model.config, who.tensor * who.context
     said = f"parallel.tensor {who.tensor}" + (f" times parallel.context {who.context}" if who.context > 1 else "")
     for name, size in (("num_attention_heads", config.num_attention_heads), ("num_key_value_heads", config.kv_heads)):

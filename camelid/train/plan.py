@@ -127,12 +127,13 @@ def available(who: Ranks) -> int:
     """Bytes that this rank may use: a GPU's memory, or its share of what the machine has free and it already holds."""
     if who.device.type == "cuda":
         return int(torch.cuda.mem_get_info(who.device)[0]) + int(torch.cuda.memory_reserved(who.device))
+    held = _resident()  # first: what it gives back is free then
     try:
         with open("/proc/meminfo", encoding="utf-8") as file:
             free = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         return 1 << 62  # not Linux: nothing is known, nothing is refused
-    return (free + _resident() * who.world) // who.world
+    return (free + held * who.world) // who.world
 
 
 def _resident() -> int:
@@ -160,11 +161,11 @@ def steps_wanted(settings: TrainSection, sequences: int, rows: int, seconds: flo
     so many `seconds` a step. None when it does not say, or the seconds are not known. Raises RecipeError when the
     epochs are less than one step: it would read rows over and over."""
     if settings.epochs:
-        if settings.epochs * sequences < rows:
+        if settings.epochs * sequences < rows - 1e-9:
             raise RecipeError(
                 f"train.epochs {settings.epochs:g} is {settings.epochs * sequences:g} sequences of the data's "
-                f"{sequences}, and one step reads {rows}: lower train.global_batch_tokens to "
-                f"{max(1, int(settings.epochs * sequences)) * settings.sequence_length} or less, or say train.steps"
+                f"{sequences}, and one step reads {rows}: lower train.global_batch_tokens (a sequence is "
+                f"{settings.sequence_length}), or say train.steps"
             )
         return max(1, math.ceil(settings.epochs * sequences / rows - 1e-9))  # all of it, and some of the next epoch
     if settings.minutes:

@@ -18,7 +18,7 @@ from camelid.tokenizer.tokenizer import Tokenizer
 from camelid.tokens.batch import PackedTokens, Source
 from camelid.tokens.mixture import Mixture
 from camelid.train.loop import run
-from camelid.train.parallel import Ranks, ranks, shard, spread
+from camelid.train.parallel import Ranks, check_heads, ranks, shard, spread
 from camelid.train.step import Job
 
 
@@ -59,6 +59,7 @@ def pretraining(recipe: Recipe, folders: Sequence[Path], who: Ranks, quiet: bool
     config = model_config(recipe, tokenizer)
     with torch.device("meta"):
         model = Llama(config)
+    check_heads(model, who)
     if weights:  # drawn tensor by tensor: the same for any number of ranks, and none of them ever holds them all
         shard(model, who)
         model.to_empty(device=who.device)

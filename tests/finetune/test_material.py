@@ -121,7 +121,6 @@ def test_a_fault_of_the_template_names_the_record(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sections", "why"),
     [
-        ({"finetune": {"rank": 8}}, "rank is an adapter's"),
         ({"finetune": {"method": "lora", "adapter": "none"}}, "contradicts method lora"),
         ({"finetune": {"method": "dora", "adapter": "qlora"}}, "contradicts method dora"),
         ({"data": {"files": ["a.jsonl"], "weights": [1.0]}}, "data.weights"),

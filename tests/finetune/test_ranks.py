@@ -19,13 +19,15 @@ from camelid.train.parallel import Ranks
 from ..train.test_parallel import start
 from .conftest import answers, pairs, recipe, verdicts
 
+NIGHTLY = ("lora", "qlora", "kto", "full", "full-context", "dora-context", "qlora-context")
+
 
 @pytest.mark.parametrize(
     "method",
     [
         "dpo-full",
         "lora-context",
-        *(pytest.param(m, marks=pytest.mark.nightly) for m in ("lora", "qlora", "kto", "full", "full-context")),
+        *(pytest.param(m, marks=pytest.mark.nightly) for m in NIGHTLY),
     ],
 )
 def test_two_ranks_are_one(base: Path, tmp_path: Path, method: str) -> None:
@@ -38,8 +40,9 @@ def test_two_ranks_are_one(base: Path, tmp_path: Path, method: str) -> None:
     Path(files).write_text("\n".join([rows] * 3))
     settings = {"model.from": base, "train.steps": 3, "train.sequence_length": 64, "train.global_batch_tokens": 256,
                 "train.warmup_steps": 1, "train.dtype": "float32", "data.held_out": 0.2, "evaluate.every": 2,
-                "checkpoint.every": 2, "finetune.method": method, "finetune.rank": 4,
+                "checkpoint.every": 2, "finetune.method": method,
                 "finetune.adapter": "none" if full else "auto"}  # fmt: skip
+    settings |= {} if name == "model" else {"finetune.rank": 4}
     settings |= {"finetune.group": 16} if method == "qlora" else {}
     common = [f'data.files=["{files}"]', *(f"{key}={value}" for key, value in settings.items())]
     (tmp_path / "r.toml").write_text("")

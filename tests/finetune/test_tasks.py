@@ -15,7 +15,7 @@ from camelid.recipe import EvaluateSection
 from camelid.tokenizer.tokenizer import Tokenizer
 from camelid.train.step import compute_dtype
 
-from .conftest import at_random
+from .conftest import at_random, recipe, written
 
 
 @pytest.fixture
@@ -65,3 +65,16 @@ def test_how_answers_are_written_changes_them_and_is_told(base: tuple[Path, Toke
     assert any("drawn at temperature 0.5" in line for line in told)
     assert any("greedy, repetition penalty 1.5" in line for line in told)
     assert any("greedy, frequency penalty 9" in line for line in told)
+
+
+def test_questions_without_room_are_counted_and_told(base: tuple[Path, Tokenizer], tmp_path: Path) -> None:
+    folder, tokenizer = base
+    rows = [{"prompt": "word " * n, "completion": "yes"} for n in (1, 300, 2, 400, 3)]
+    files = written(tmp_path / "asked.jsonl", rows)
+    told = {"metric": "exact", "files": [files], "max_new_tokens": 24}
+    chosen = recipe(folder, files, tmp_path / "run", evaluate=told)
+    found = Task.of(chosen, [], (), tokenizer, 256)
+    assert found is not None
+    assert (len(found.asked), found.longer) == (3, 2)
+    assert "3 questions of " in found._protocol()
+    assert "(2 longer ones left out, which leave no room for an answer)" in found._protocol()

@@ -192,7 +192,8 @@ def test_a_cache_of_bfloat16_rounds_what_attention_multiplies_and_nothing_else(
 
     with torch.inference_mode():
         whole = model(torch.tensor([ids])).logits[0]
-        monkeypatch.setattr("camelid.model.attention.attention", narrow)
+        for layer in model.layers:
+            monkeypatch.setattr(layer.self_attn, "attend", narrow)
         expected = model(torch.tensor([ids])).logits[0]
     [found] = runner(model, level=name, cache=torch.bfloat16).run([Chunk(ids, 0, [3, 0, 1], length)])
     # Over many pages a share is rounded under the maximum so far, here under the greatest of all.

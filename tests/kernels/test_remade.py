@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
@@ -91,6 +92,13 @@ def test_it_is_made_once_for_all_that_asked() -> None:
     again: Again | None = asked[0][0]
     assert again is not None
     assert again._there is None
+
+
+def test_a_marked_output_travels_without_its_mark() -> None:
+    marked = remakes(torch.ones(3), lambda x: x, torch.ones(3))
+    torch.save(marked, file := io.BytesIO())
+    file.seek(0)
+    assert torch.equal(torch.load(file, weights_only=False), marked)
 
 
 def test_nothing_is_marked_where_nothing_is_learned() -> None:

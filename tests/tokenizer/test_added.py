@@ -72,23 +72,6 @@ def test_a_token_that_the_embedding_has_no_row_for_is_none(pieces: tuple[Path, i
     assert (len(found), found.pad_token_id) == (size, None)
 
 
-def test_a_template_of_its_own_for_tools(tokenizers: dict[str, Path], tmp_path: Path) -> None:
-    """Several templates by name: with tools it is `tool_use`, as in transformers."""
-    transformers = pytest.importorskip("transformers")
-    folder = shutil.copytree(tokenizers["byte-level"], tmp_path / "named")
-    (folder / "chat_template.jinja").unlink(missing_ok=True)
-    path = folder / "tokenizer_config.json"
-    named = [{"name": "default", "template": "{{ messages[0].content }} plain\n"},
-             {"name": "tool_use", "template": "{% for t in tools %}{{ t.function.name }}\n{% endfor %}use\n\n"},
-             {"name": "rag", "template": "other"}]  # fmt: skip
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": named}))
-    ours, theirs = from_folder(folder), transformers.AutoTokenizer.from_pretrained(folder)
-    asked = [{"role": "user", "content": "a"}]
-    for tools in (None, [{"type": "function", "function": {"name": "look"}}]):
-        found = ours.apply_chat_template(asked, tokenize=False, tools=tools)
-        assert found == theirs.apply_chat_template(asked, tokenize=False, tools=tools)
-
-
 def test_the_ends_of_an_older_folder(tokenizers: dict[str, Path], tmp_path: Path) -> None:
     """What tokenizer_config.json leaves open, special_tokens_map.json says."""
     folder = shutil.copytree(tokenizers["byte-level"], tmp_path / "old")

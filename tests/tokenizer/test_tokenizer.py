@@ -179,7 +179,8 @@ def test_a_text_is_cut_when_it_is_said_and_as_transformers_cuts(tokenizers: dict
             assert found == theirs(TEXT[0], truncation=True, max_length=length)["input_ids"]
             assert len(found) <= length
         assert ours.encode(TEXT[0]) == theirs.encode(TEXT[0])  # the next text is whole again
-    only: list[dict[str, Any]] = [{"truncation": True}, {"max_length": 4}, {"truncation": True, "max_length": 0}]
+    only: list[dict[str, Any]] = [{"truncation": True}, {"max_length": 4}, {"truncation": True, "max_length": 0},
+                                  {"truncation": True, "max_length": 4.0}]  # fmt: skip
     for said in only:
         with pytest.raises(InputError, match="truncation=True and max_length"):
             ours("a", **said)

@@ -28,7 +28,11 @@ ROWS, LENGTH = 8, 12
 
 
 class Ragged:
-    """Packed rows with very different numbers of supervised tokens; a pure function of the position."""
+    """Rows with very different numbers of supervised tokens, packed or of one document; a pure function of the
+    position."""
+
+    def __init__(self, packed: bool) -> None:
+        self.packed = packed
 
     def __len__(self) -> int:
         return 1000
@@ -39,8 +43,8 @@ class Ragged:
         documents = torch.zeros_like(ids)
         for row, p in enumerate(range(position, position + rows)):
             labels[row, 1 + p % LENGTH :] = IGNORE
-            documents[row, p % LENGTH :] = 1
-        return Batch(ids, labels, documents, one_document=False)
+            documents[row, p % LENGTH :] = int(self.packed)
+        return Batch(ids, labels, documents, one_document=not self.packed)
 
 
 def main() -> None:
@@ -69,7 +73,7 @@ def main() -> None:
         state = LoopState()
         if len(sys.argv) > 6:
             state = checkpoint.restore(Path(sys.argv[6]), model, optimizer)
-        incoming = batches(Ragged(), state.position, ROWS, rank=who.data_rank, world=who.data_world)
+        incoming = batches(Ragged(kind == "adamw"), state.position, ROWS, rank=who.data_rank, world=who.data_world)
         losses, norms = [], []
         gradients: dict[str, torch.Tensor] = {}
         plain = optimizer.zero_grad
