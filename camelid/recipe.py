@@ -316,8 +316,8 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
     recipe = parse(raw, str(path) if path is not None else "settings", text, given)
     if recipe.finetune:
         replaced = {"finetune.method", "finetune.adapter"} & set(given)  # and with it what the file says of its own
-        ours = {key.removeprefix("finetune.") for key in given} if replaced else recipe.finetune.model_fields_set
-        recipe.finetune.check_heeded(ours)
+        said = {key.removeprefix("finetune.") for key in given} if replaced else recipe.finetune.model_fields_set
+        recipe.finetune.check_heeded(said)
     return recipe
 
 
