@@ -1,5 +1,5 @@
 """What the C library does with large freed blocks. By its default they go back to the kernel, and every page is zeroed
-again at the next step; kept, a step is faster, and the gaps between blocks cost up to a third more memory. Under
+again at the next step; kept, a step is faster, and the gaps between blocks cost a quarter to two thirds more. Under
 activation checkpointing, where memory is what matters, each block has pages of its own and there are no gaps
 (docs/decisions.md has the figures)."""
 
