@@ -59,13 +59,14 @@ def pretraining(recipe: Recipe, folders: Sequence[Path], who: Ranks, quiet: bool
     config = model_config(recipe, tokenizer)
     with torch.device("meta"):
         model = Llama(config)
-    check_heads(model, who)
     if weights:  # drawn tensor by tensor: the same for any number of ranks, and none of them ever holds them all
         shard(model, who)
         model.to_empty(device=who.device)
         model.tie()
         torch.manual_seed(recipe.train.seed)
         initialize(model, model.config, put=lambda parameter, whole: parameter.copy_(spread(whole, parameter)))
+    else:
+        check_heads(model, who)  # as spreading it would
     return Job(model, tokenizer, source, recipe, list(folders), quiet=quiet)
 
 
