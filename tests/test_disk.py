@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from camelid import disk
-from camelid.artifact import MANIFEST, new_folder, write_manifest
+from camelid.artifact import MANIFEST, damage, new_folder, write_manifest
 from camelid.disk import make_folder, new_file, write_array
 
 MAKE = """
@@ -61,6 +61,27 @@ def test_what_a_killed_process_left_goes_and_what_a_live_one_makes_stays(tmp_pat
     make(tmp_path / "x.b", "new")
     make(tmp_path / "x", "newer")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x", "x.b"]
+
+
+def test_what_others_put_beside_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "x"
+    make(out, "old")
+    (out / "notes.md").write_text("mine")
+    (out / "inner").mkdir()
+    make(out / "inner" / "y", "another output")
+    (out / "link").symlink_to("inner")
+    make(out, "new")
+
+    def no_links(*_: object, **__: object) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", no_links)
+    make(out, "newer")
+    assert (out / "content").read_text() == "newer"
+    assert (out / "notes.md").read_text() == "mine"
+    assert (out / "link" / "y" / "content").read_text() == "another output"
+    assert damage(out / "inner" / "y") is None
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
 
 
 def test_several_threads_make_one_output(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from camelid import cli
-from camelid.artifact import damage, lineage
+from camelid.artifact import damage, lineage, new_folder, write_manifest
 from camelid.errors import InputError
 from camelid.formats import save
 from camelid.reproduce import reproduce
@@ -80,6 +80,29 @@ def test_what_weights_were_rounded_by_is_known(chat_tokenizer: Tokenizer, tmp_pa
     assert [Path(node["path"]).name for node in lineage(tmp_path / "q")["inputs"]] == ["m", "a.txt", "b.txt"]
     (tmp_path / "b.txt").write_text("other words")
     assert [node["changed"] for node in lineage(tmp_path / "q")["inputs"]] == [False, False, True]
+
+
+def test_where_the_way_back_is_closed(chat_tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """The ancestor's manifest was cut; and another's folder, which may not be looked into."""
+    for name, inputs in (("first", []), ("second", [tmp_path / "first"]), ("third", [tmp_path / "second"])):
+        with new_folder(tmp_path / name, "test") as folder:
+            write_manifest(folder, "test", inputs)
+    path = tmp_path / "first" / "camelid.json"
+    path.write_text(path.read_text()[:40])
+    [second] = lineage(tmp_path / "third")["inputs"]
+    [first] = second["inputs"]
+    assert (second["changed"], first["changed"], first["path"]) == (False, True, str(tmp_path / "first"))
+    is_file = Path.is_file
+
+    def closed(self: Path) -> bool:
+        if self.parent.name == "second":
+            raise PermissionError(13, "Permission denied")
+        return is_file(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "is_file", closed)
+        [second] = lineage(tmp_path / "third")["inputs"]
+    assert (second["changed"], second["inputs"]) == (True, [])
 
 
 def test_what_python_made_names_no_command(chat_tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -22,13 +22,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     from camelid.artifact import read_manifest
     from camelid.corpus import documents
-    from camelid.formats.load import load_tokenizer
+    from camelid.formats.load import load_tokenizer, located
     from camelid.report.progress import followed
     from camelid.tokens.write import build
 
-    inputs = [Path(options.corpus), Path(options.tokenizer)]
+    tokenizer = located(options.tokenizer)
+    inputs = [Path(options.corpus), tokenizer]
     size = int(read_manifest(inputs[0]).get("text_bytes", 0))
     texts = followed(documents(options.corpus), "tokens", size, options.json)
-    result = build(texts, load_tokenizer(options.tokenizer), options.out, inputs)
+    result = build(texts, load_tokenizer(tokenizer), options.out, inputs)
     print(f"{result['tokens']:,} tokens of {result['documents']:,} documents -> {options.out}", file=sys.stderr)
     return result

@@ -29,12 +29,14 @@ class Undecodable(ValueError):
 def decode(raw: bytes, declared: str | None = None) -> str:
     """The text of `raw`. `declared` is an encoding somebody stated; it is believed only when it fits.
 
-    Order: byte order mark, UTF-8, UTF-16 by its zeros, the declared one, UTF-8 with some lines in another encoding,
-    detection. Raises Undecodable with "binary" or "unknown_encoding".
+    Order: byte order mark, ISO-2022-JP by its escapes, UTF-8, UTF-16 by its zeros, the declared one, UTF-8 with some
+    lines in another encoding, detection. Raises Undecodable with "binary" or "unknown_encoding".
     """
     for mark, name in _BOMS:
         if raw.startswith(mark) and (text := _strict(raw, name)) is not None:
             return text
+    if b"\x1b$" in raw and raw.isascii() and (text := _strict(raw, "iso2022_jp")) is not None:
+        return text
     if (text := _strict(raw, "utf-8")) is not None:
         if raw.count(0) > len(raw) // 100 and (wide := _utf16(raw)) is not None:
             return wide

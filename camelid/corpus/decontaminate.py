@@ -6,6 +6,7 @@ characters. A sequence counts only where the set spells it in one place of one r
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,9 +92,16 @@ def _strings(value: Any) -> list[str]:
     return [text for item in inside for text in _strings(item)]
 
 
-def record(files: Sequence[str]) -> list[dict[str, str]]:
-    """What the manifest says: which sets were checked, by content."""
-    return [{"name": Path(f).name, "sha256": sha256_file(Path(f).expanduser())} for f in files]
+def record(files: Sequence[str]) -> list[dict[str, Any]]:
+    """What the manifest says: which sets were checked, by content, and how many of their texts are shorter than what is
+    looked for."""
+    found = []
+    for path in (Path(name).expanduser() for name in files):
+        texts = _texts(path)
+        _, offsets = sequences(texts, SEQUENCE_WORDS)
+        short = int((np.diff(offsets) == 0).sum())
+        found.append({"name": path.name, "sha256": sha256_file(path), "texts": len(texts), "too_short": short})
+    return found
 
 
 def unchecked(model: Path, files: Sequence[Path]) -> str | None:
@@ -101,9 +109,13 @@ def unchecked(model: Path, files: Sequence[Path]) -> str | None:
     where the model came from is not known."""
     if not (model / MANIFEST).is_file():
         return None
-    corpora = _corpora(lineage(model))
     digests = {sha256_file(path) for path in files}
-    for corpus in corpora:
+    for corpus, changed in _corpora(lineage(model)):
+        if changed:
+            return (
+                f"the corpus {corpus} is not the one that the model was trained on: whether that one held parts of "
+                "this text is not known"
+            )
         if not digests <= {entry["sha256"] for entry in read_manifest(corpus).get("decontaminated", [])}:
             return (
                 f"the corpus {corpus} was not decontaminated against this text: if it holds parts of it, the figures "
@@ -112,6 +124,10 @@ def unchecked(model: Path, files: Sequence[Path]) -> str | None:
     return None
 
 
-def _corpora(node: dict[str, Any]) -> list[Path]:
-    own = [Path(node["path"])] if node["kind"] == "corpus" and (Path(node["path"]) / MANIFEST).is_file() else []
-    return own + [path for child in node["inputs"] for path in _corpora(child)]
+def _corpora(node: dict[str, Any], changed: bool = False) -> list[tuple[Path, bool]]:
+    """The corpora that a folder came from, and whether one of them, or what was made of it, is another by now."""
+    changed = changed or bool(node.get("changed"))
+    if node["kind"] == "corpus":
+        path = Path(node["path"])
+        return [(path, changed)] if os.path.exists(path / MANIFEST) else []
+    return [found for child in node["inputs"] for found in _corpora(child, changed)]

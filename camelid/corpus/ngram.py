@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from camelid.corpus.read import find_files, read
+from camelid.corpus.clean import texts_of
+from camelid.corpus.repair import repair
 from camelid.disk import settle
 from camelid.errors import InputError
 
@@ -69,7 +70,7 @@ def train_on_files(files: Sequence[str], out: Path, quantile: float) -> None:
     was not counted. Nothing to do when `out` exists. Raises InputError for too little text."""
     if out.exists():
         return
-    texts = [d.text for path in find_files(files) for d in read(path) if not d.fault and not d.skip]
+    texts = (repair(text) for text in texts_of(files))
     pieces = [" ".join(text[i : i + SAMPLE].split()) for text in texts for i in range(0, len(text), SAMPLE)]
     if len(pieces) < 4:
         raise InputError(

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from camelid.artifact import MANIFEST, read_manifest
 from camelid.corpus.bytestream import Break, Pieces, Stream, compression, pieces, streams
 from camelid.corpus.document import Document
 from camelid.corpus.records import read_csv, read_json, read_json_lines, read_page, read_parquet, read_text
@@ -61,8 +62,9 @@ def format_of(path: Path) -> str | None:
 def find_files(inputs: Sequence[str | Path]) -> list[Path]:
     """Every file that the inputs (files, folders, globs) name, sorted, once each.
 
-    In a folder and those that it links to, files of unknown kinds and hidden ones are left alone; a file named by
-    itself is always read. Raises InputError for an input that names none.
+    In a folder and those that it links to, files of unknown kinds and hidden ones are left alone, and of an output of
+    ours all but a corpus's documents: its card and report are no text. A file named by itself is always read. Raises
+    InputError for an input that names none.
     """
     found: list[Path] = []
     for item in inputs:
@@ -96,8 +98,19 @@ def _within(root: Path) -> Iterator[Path]:
             continue
         entered.add((state.st_dev, state.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found = (Path(place) / name for name in names if not name.startswith("."))
+        ours = _ours(Path(place)) if MANIFEST in names else set()
+        found = (Path(place) / name for name in names if not name.startswith(".") and name not in ours)
         yield from (path for path in found if path.is_file() and format_of(path))
+
+
+def _ours(folder: Path) -> set[str]:
+    """What a finished folder of ours holds beside a corpus's documents."""
+    try:
+        manifest = read_manifest(folder)
+    except InputError:
+        return {MANIFEST}
+    documents = "documents-" if manifest["kind"] == "corpus" else "\0"
+    return {MANIFEST, *(name for name in manifest["files"] if not name.startswith(documents))}
 
 
 def read(path: Path, text_field: str = "auto", start: int = 0, end: int = -1) -> Iterator[Document]:
@@ -111,11 +124,14 @@ def read(path: Path, text_field: str = "auto", start: int = 0, end: int = -1) ->
         yield from read_parquet(path, text_field)
         return
     source_name = str(path).encode("utf-8", "backslashreplace").decode()  # a name may be of any bytes
+    if start:
+        source_name += f"@{start}"  # what is counted in the name is counted from this byte on
     source = _utf8(pieces(path, *_line_bounds(path, start, end)))
     for part, stream in enumerate(streams(source)):
         if part == 0 and form in (None, "text", "wiki"):
             form = _sniffed(stream.peek(1024), form)
-        yield from _documents(stream, source_name, form or "text", path.suffix.lower(), text_field)
+        whose = f"{source_name} (part {part + 1})" if part else source_name  # behind a damaged stretch
+        yield from _documents(stream, whose, form or "text", path.suffix.lower(), text_field)
         if stream.fault:
             yield Document(f"{source_name} (damaged part {part + 1})", stream.fault.size, fault=stream.fault.reason)
 
@@ -170,8 +186,10 @@ def spans(path: Path, size: int) -> list[Span]:
     """A large plain file of lines cut into spans of about `size` bytes; any other file in one."""
     total = path.stat().st_size
     with path.open("rb") as file:
-        wide = file.read(4).startswith((*WIDE,))
-    if total <= 2 * size or format_of(path) not in CUTTABLE or compression(path) or wide:
+        head = file.read(1024)
+    form = format_of(path)
+    lines = form in CUTTABLE and _sniffed(head, form) in CUTTABLE and not head.startswith((*WIDE,))
+    if total <= 2 * size or not lines or compression(path):
         return [Span(path)]
     cuts = [*range(0, total - size // 2, size), total]
     return [Span(path, a, b) for a, b in itertools.pairwise(cuts)]

@@ -38,7 +38,7 @@ def write_report(
     page.bars("Lengths, documents by characters", _lengths(account))
     _duplicates(page, settings, near)
     if settings.mask_pii:
-        page.heading("Personal data masked")
+        page.heading("Personal data masked, in copies that were left out later too")
         page.table(["kind", "times"], list(account.pii.most_common()) or [("none found", 0)])
     page.write(folder / "report.html")
     write_atomic(folder / "README.md", card(name, account, facts, settings))
@@ -105,6 +105,11 @@ def _duplicates(page: Page, settings: CorpusSection, near: Groups) -> None:
         )
 
 
+def _set(checked: Mapping[str, Any]) -> str:
+    short = f" (but for {checked['too_short']:,} of its {checked['texts']:,} texts, of fewer than 13 words)"
+    return f"{checked['name']}{short if checked['too_short'] else ''}"
+
+
 def card(name: str, account: Account, facts: Mapping[str, Any], settings: CorpusSection) -> str:
     """The data card."""
     languages = ", ".join(f"{code} {n:,}" for code, n in account.languages.most_common(10))
@@ -113,9 +118,7 @@ def card(name: str, account: Account, facts: Mapping[str, Any], settings: Corpus
         f"| {n} | {r['documents']:,} | {r['bytes']:,} | {r['epochs']:g} | {r['share']:.1%} |"
         for n, r in facts["mixture"].items()
     )
-    checked = (
-        ", ".join(s["name"] for s in facts["decontaminated"]) or "none: scores on public test sets may be inflated"
-    )
+    checked = ", ".join(map(_set, facts["decontaminated"])) or "none: scores on public test sets may be inflated"
     masked = ", ".join(f"{kind} {n:,}" for kind, n in account.pii.most_common()) or "nothing found"
     return f"""# {name}
 
@@ -124,7 +127,7 @@ def card(name: str, account: Account, facts: Mapping[str, Any], settings: Corpus
 
 - Languages (documents): {languages or "none"}
 - Evaluation sets kept out: {checked}
-- Personal data masked: {masked if settings.mask_pii else "off"}
+- Personal data masked, in copies that were left out later too: {masked if settings.mask_pii else "off"}
 - Near-duplicate clusters: {facts["near_duplicate_clusters"]:,}
 
 | source | documents | bytes | epochs | share |

@@ -25,6 +25,7 @@ from camelid.corpus.account import Account, total
 from camelid.corpus.dedup import Store
 from camelid.corpus.engine import Engine, engine_named
 from camelid.corpus.finish import SHARDS, finish
+from camelid.corpus.read import find_files
 from camelid.corpus.unit import DONE, Unit, plan, process
 from camelid.disk import write_atomic
 from camelid.errors import InputError
@@ -43,12 +44,13 @@ def build(
     Returns documents and bytes (read, kept, dropped and quarantined by reason), the digest of the kept texts in order
     and `out`. Raises InputError for bad settings or inputs, and when no document is kept.
     """
-    settings, target = settings or CorpusSection(), Path(out)
+    settings, target = settings or CorpusSection(), Path(out).resolve()  # "." has no name
     filters.check_names(settings.filters, settings.limits)
     sources = _sources(inputs, settings)
     started = time.monotonic()
     units = plan(sources)
-    with new_folder(target, "corpus") as folder, _work_folder(target, units, settings) as work:
+    planned = _fingerprint(units, settings)
+    with new_folder(target, "corpus") as folder, _work_folder(target, planned) as work:
         engine = engine_named(settings.engine, settings.workers)
         stages = Stages(work, units, settings, engine, quiet)
         account, digest, groups = stages.run(folder)
@@ -60,13 +62,16 @@ def build(
         result = {"documents": summary["documents"], "bytes": summary["bytes"], "digest": digest}
         facts = {
             **result, "text_bytes": account.text_bytes, "languages": summary["languages"], "pii": summary["pii"],
-            "near_duplicate_clusters": len(groups), "decontaminated": checked,
+            "near_duplicate_clusters": len(np.unique(groups[:, 1])), "decontaminated": checked,
             "mixture": mixture.table(stages.kept_by_origin, settings.sources), "seconds": time.monotonic() - started,
         }  # fmt: skip
         from camelid.corpus.report import write_report
 
         write_report(folder, target.name, account, facts, settings, groups)
         files = sorted({span.path for unit in units for span in unit.spans})
+        files += _beside(settings)
+        if _fingerprint(units, settings) != planned:
+            raise InputError("an input changed while it was read: build again when nothing writes to it any more")
         write_manifest(folder, "corpus", files, settings.model_dump(exclude=NOT_OUTPUT), **facts)
     shutil.rmtree(_work_path(target), ignore_errors=True)
     return {**result, "text_bytes": account.text_bytes, "out": str(out)}
@@ -86,11 +91,10 @@ def _work_path(target: Path) -> Path:
 
 
 @contextmanager
-def _work_folder(target: Path, units: Sequence[Unit], settings: CorpusSection) -> Iterator[Path]:
+def _work_folder(target: Path, fingerprint: str) -> Iterator[Path]:
     """The work folder of this plan: an interrupted run's with the same plan, or a fresh one. One process at a time."""
     work = _work_path(target)
     work.mkdir(parents=True, exist_ok=True)
-    fingerprint = _fingerprint(units, settings)
     with (work / "lock").open("w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -108,13 +112,16 @@ def _work_folder(target: Path, units: Sequence[Unit], settings: CorpusSection) -
 def _fingerprint(units: Sequence[Unit], settings: CorpusSection) -> str:
     """What decides the output: files by path, size and time, settings, and the version of this code's files."""
     spans = [(u.source, str(s.path.resolve()), s.start, s.end) for u in units for s in u.spans]
-    used = [
-        *{s.path for u in units for s in u.spans},
-        *map(Path, settings.decontaminate + settings.perplexity_reference),
-    ]
+    used = [*{s.path for u in units for s in u.spans}, *_beside(settings)]
     stats = sorted((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in used if p.exists())
     plain = json.dumps([VERSION, spans, stats, settings.model_dump(exclude=NOT_OUTPUT)], default=str)
     return hashlib.sha256(plain.encode()).hexdigest()
+
+
+def _beside(settings: CorpusSection) -> list[Path]:
+    """The files that decide what is kept: evaluation sets, and the reference for perplexity."""
+    sets = [Path(name).expanduser() for name in settings.decontaminate]
+    return [*sets, *(find_files(settings.perplexity_reference) if settings.perplexity_reference else [])]
 
 
 class Stages:

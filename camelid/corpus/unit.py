@@ -69,8 +69,8 @@ def plan(sources: Sequence[tuple[str, Sequence[str | Path]]]) -> list[Unit]:
 
 
 @cache
-def _cleaner(settings: str, perplexity_model: str | None, sets: tuple[tuple[int, ...], ...]) -> Cleaner:
-    """One per worker process: loading the evaluation sets takes a while. `sets`: their sizes and times."""
+def _cleaner(settings: str, perplexity_model: str | None, states: tuple[tuple[int, ...], ...]) -> Cleaner:
+    """One per worker process: loading the evaluation sets takes a while. `states`: the files' sizes and times."""
     section = CorpusSection.model_validate_json(settings)
     evaluated = decontaminate.load(section.decontaminate)
     if perplexity_model is None:
@@ -87,9 +87,10 @@ def process(unit: Unit, work: Path, settings: CorpusSection, perplexity_model: P
     if (folder / DONE).exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    found = [Path(file).expanduser().stat() for file in settings.decontaminate]
-    sets = tuple((s.st_ino, s.st_size, s.st_mtime_ns) for s in found)
-    cleaner = _cleaner(settings.model_dump_json(), str(perplexity_model) if perplexity_model else None, sets)
+    files = [Path(file).expanduser() for file in settings.decontaminate]
+    found = [path.stat() for path in (*files, *((perplexity_model,) if perplexity_model else ()))]
+    states = tuple((s.st_ino, s.st_size, s.st_mtime_ns) for s in found)
+    cleaner = _cleaner(settings.model_dump_json(), str(perplexity_model) if perplexity_model else None, states)
     account, keys = Account(), Keys(settings)
     with writer(folder / "documents.parquet") as write:
         for batch in cleaner.run(_records(unit, settings.text_field), account):

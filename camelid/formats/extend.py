@@ -11,7 +11,7 @@ from camelid.artifact import new_folder, write_manifest
 from camelid.errors import InputError
 from camelid.formats import hf
 from camelid.formats.adapter import is_adapter
-from camelid.formats.load import generation_of, load, load_tokenizer, open_model, resolve
+from camelid.formats.load import generation_of, load, load_tokenizer, located, open_model, resolve
 from camelid.formats.meta import is_meta
 from camelid.model.grow import grow_embeddings
 from camelid.model.llama import Llama
@@ -28,7 +28,7 @@ def extend(
 
     Returns added, vocab_size, bytes_per_token (before, after, on the first documents of the corpus) and out.
     """
-    folder = Path(source).expanduser()
+    source = folder = located(source)
     tokenizer = load_tokenizer(source)
     has_weights = folder.suffix == ".gguf" or (folder.is_dir() and _model(folder))
     if has_weights and is_adapter(resolve(source)):

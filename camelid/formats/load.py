@@ -45,6 +45,12 @@ def resolve(source: str | Path) -> Path:
     )
 
 
+def located(source: str | Path) -> Path:
+    """Where MODEL, or a tokenizer's folder or file, lies; a hub id is fetched. Raises InputError when there is none."""
+    path = Path(source).expanduser()
+    return path if path.exists() else resolve(source)
+
+
 def finished(run: Path) -> list[Path]:
     """The finished checkpoints of a run folder, newest first."""
     found = sorted(run.glob("checkpoints/step-*"), key=lambda p: p.name, reverse=True)

@@ -80,7 +80,7 @@ def template(subject: Subject) -> str:
     shown = words.decode(ids)
     if TALK[0]["content"] not in shown:
         raise Failed(f"the message is not in the rendered conversation: {shown[:200]!r}")
-    if ids == _rendered(words, TALK[:1], False) and ids == _rendered(words, [{**TALK[0], "role": "assistant"}], False):
+    if ids == _rendered(words, TALK[:1], False) == _of_the_model(words, TALK[0]["content"]):
         raise Failed("the template does not tell a person's message from the model's")
     begun = _rendered(words, TALK, False)
     prompt = _rendered(words, TALK[:1], True)
@@ -121,10 +121,13 @@ def stops(subject: Subject) -> str:
 
 
 def _is_pretrained(folder: Path) -> bool:
-    """Whether the manifest tells of a checkpoint of pre-training."""
+    """Whether the manifests tell of a checkpoint of pre-training, or of one that was converted or rounded since."""
     try:
-        settings = read_manifest(folder)["settings"]
-    except (InputError, KeyError):
+        manifest = read_manifest(folder)
+        settings, inputs = manifest["settings"], manifest["inputs"]
+        if manifest["kind"] == "model" and inputs:
+            return _is_pretrained(Path(inputs[0]["path"]))
+    except (InputError, KeyError, OSError):
         return False
     return "train" in settings and not settings.get("finetune")
 
@@ -139,6 +142,17 @@ def _rendered(words: Tokenizer, talk: list[dict[str, str]], prompt: bool) -> lis
         ids: list[int] = words.apply_chat_template(talk, add_generation_prompt=prompt)
     except CamelidError as error:
         raise Failed(str(error)) from None
+    return ids
+
+
+def _of_the_model(words: Tokenizer, content: str) -> list[int] | None:
+    """A conversation that the model begins; None where the template lets only a person begin one, as Llama 2's."""
+    try:
+        ids: list[int] = words.apply_chat_template(
+            [{"role": "assistant", "content": content}], add_generation_prompt=False
+        )
+    except CamelidError:
+        return None
     return ids
 
 

@@ -105,6 +105,39 @@ def test_a_corpus_is_an_input_too(folder: Path, tmp_path: Path) -> None:
     assert list(documents(tmp_path / "one")) == list(documents(tmp_path / "two"))
 
 
+def test_of_a_corpus_folder_only_its_documents_are_read(folder: Path, tmp_path: Path) -> None:
+    made(folder, tmp_path / "in" / "one", deduplicate="exact")
+    (tmp_path / "in" / "one" / "mine.txt").write_text(LONG.format(7))
+    kept = [*documents(tmp_path / "in" / "one"), LONG.format(7)]
+    for place in (tmp_path / "in" / "one", tmp_path / "in"):
+        made(place, tmp_path / "out", deduplicate="exact")
+        assert list(documents(tmp_path / "out")) == kept
+
+
+def test_made_where_one_stands(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    made(folder, Path("."), deduplicate="exact")
+    assert len(list(documents(tmp_path / "here"))) == 4
+
+
+def test_an_input_that_is_written_to_meanwhile(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from camelid.corpus import run
+
+    def growing(unit: Any, *rest: Any) -> None:
+        process(unit, *rest)
+        with (folder / "a.txt").open("a") as file:
+            file.write("more")
+
+    process = run.process
+    monkeypatch.setattr(run, "process", growing)
+    with pytest.raises(InputError, match="changed while it was read"):
+        made(folder, tmp_path / "out")
+    monkeypatch.setattr(run, "process", process)
+    made(folder, tmp_path / "out")
+    assert LONG.format(1) + "more" in documents(tmp_path / "out")
+
+
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of several units: JSON lines with copies, near copies and repeated lines."""
@@ -234,6 +267,31 @@ def test_decontamination_and_its_warning(folder: Path, tmp_path: Path) -> None:
     assert result["documents"]["dropped"]["contaminated:test.jsonl"] == 1
     assert unchecked(tmp_path / "out", [tmp_path / "test.jsonl"]) is None
     assert "not decontaminated" in str(unchecked(tmp_path / "out", [folder / "a.txt"]))
+    [checked] = read_manifest(tmp_path / "out")["decontaminated"]
+    assert (checked["texts"], checked["too_short"]) == (1, 0)
+
+
+def test_texts_that_are_too_short_to_look_for_are_told(folder: Path, tmp_path: Path) -> None:
+    questions = [" ".join(f"word{n}" for n in range(20)), "who is it", "and why"]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps({"q": q}) + "\n" for q in questions))
+    made(folder, tmp_path / "out", decontaminate=[str(tmp_path / "test.jsonl")])
+    assert "test.jsonl (but for 2 of its 3 texts" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_corpus_that_was_built_again_says_nothing_of_an_older_model(folder: Path, tmp_path: Path) -> None:
+    from camelid.artifact import new_folder, write_manifest
+    from camelid.corpus.decontaminate import unchecked
+
+    test = tmp_path / "test.jsonl"
+    test.write_text(json.dumps({"question": " ".join(f"word{n}" for n in range(20))}) + "\n")
+    made(folder, tmp_path / "out")
+    with new_folder(tmp_path / "model", "model") as model:
+        write_manifest(model, "model", [tmp_path / "out"])
+    assert "not decontaminated" in str(unchecked(tmp_path / "model", [test]))
+    made(folder, tmp_path / "out", decontaminate=[str(test)])
+    assert "is not the one" in str(unchecked(tmp_path / "model", [test]))
+    shutil.rmtree(tmp_path / "out")
+    assert unchecked(tmp_path / "model", [test]) is None
 
 
 def test_sets_that_changed_are_read_again(tmp_path: Path) -> None:
@@ -295,6 +353,18 @@ def test_text_unlike_the_reference_is_dropped(data: Path, tmp_path: Path) -> Non
     result = made(raw, tmp_path / "out", perplexity_reference=[str(reference)], max_perplexity_quantile=1.0)
     assert result["documents"]["dropped"] == {"perplexity": 1}
     assert next(documents(tmp_path / "out")).startswith(prose[:50])
+    assert str(reference) in {entry["path"] for entry in read_manifest(tmp_path / "out")["inputs"]}
+
+
+def test_the_reference_is_text_not_markup(tmp_path: Path) -> None:
+    from camelid.corpus.ngram import NgramModel, train_on_files
+
+    said = [f"<p>{LONG.format(n)} Camels walk far and drink seldom.</p>" for n in range(4000)]
+    (tmp_path / "page.html").write_text("<html><body><article>" + "\n".join(said) + "</article></body></html>")
+    train_on_files([str(tmp_path / "page.html")], tmp_path / "ngram.npz", 1.0)
+    model = NgramModel.load(tmp_path / "ngram.npz")
+    text, markup = model.perplexities([LONG.format(17), '<p class="x"><div></div></p>' * 4])
+    assert text < model.limit * 2 < markup
 
 
 @pytest.mark.parametrize("name", ["missing", "missing/*.txt"])

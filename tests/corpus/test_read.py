@@ -266,6 +266,7 @@ ENCODED = {
     "big5": "駱駝在沙漠裡走，白天熱，夜裡冷。他們說水在很遠的地方。",
     "shift_jis": "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。",
     "euc_jp": "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。",
+    "iso2022_jp": "吾輩は猫である。名前はまだ無い。 I am a cat. どこで生れたかとんと見当がつかぬ。",
     "euc_kr": "오늘은 날씨가 매우 좋습니다. 우리는 학교에 갑니다. 나는 책을 읽고 있습니다.",
     "cp1251": "Все счастливые семьи похожи друг на друга, каждая несчастливая семья несчастлива по-своему.",
     "koi8_r": "Все счастливые семьи похожи друг на друга, каждая несчастливая семья несчастлива по-своему.",
@@ -292,8 +293,10 @@ def test_names_that_lie(tmp_path: Path) -> None:
     (tmp_path / "page.txt").write_bytes(record("http://x/", b"<p>page</p>"))
     (tmp_path / "plain.gz").write_text("not compressed at all")
     assert outcomes(tmp_path / "page.txt") == {"html": 1}
+    (tmp_path / "pages.txt").write_bytes(record("http://x/", b"<p>page</p>\n" * 50) * 20)
+    assert len(spans(tmp_path / "pages.txt", 1000)) == 1  # not cut amid a record
     assert outcomes(tmp_path / "plain.gz") == {"text": 1}
-    assert len(find_files([tmp_path])) == 1  # .gz alone says no format; in a folder it is left alone
+    assert len(find_files([tmp_path])) == 2  # .gz alone says no format; in a folder it is left alone
 
 
 def test_real_archives_add_up(data: Path) -> None:
@@ -322,4 +325,12 @@ def test_every_document_names_its_place(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(lines(2))
     assert [d.source for d in read(path)] == [f"{path}:1", f"{path}:2"]
+    path.write_bytes(lines(200))
+    named = [d.source for p in spans(path, 5000) for d in read(path, "auto", p.start, p.end)]
+    assert len(set(named)) == 200
+    packed = [gzip.compress(record(f"http://x/{n}", b"<p>page</p>")) for n in range(3)]
+    broken = tmp_path / "a.jsonl.gz"
+    broken.write_bytes(gzip.compress(lines(2)) + packed[1][:60] + gzip.compress(lines(2)))
+    named = [d.source for d in read(broken)]
+    assert len(set(named)) == len(named) == 5
     assert isinstance(next(read(path)), Document)

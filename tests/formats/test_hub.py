@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from camelid.artifact import read_manifest
 from camelid.cli import run
+from camelid.corpus import build
 from camelid.errors import InputError
 from camelid.formats.hf import save
 from camelid.formats.hub import is_hub_id
@@ -60,6 +62,21 @@ def test_an_id_is_its_folder_in_the_cache(cache: Path, monkeypatch: pytest.Monke
     assert len(load_tokenizer("org/small")) == model.config.vocab_size
     with torch.inference_mode():
         assert model(torch.tensor([[1, 2]])).logits.shape[1] == 2
+
+
+def test_tokens_and_more_words_by_an_id(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The manifest names the folder in the cache, and weights that are there grow."""
+    patched(monkeypatch, cache)
+    (cache / "raw.txt").write_text("骆驼在沙漠里走，白天热，夜里冷。他们说水在很远的地方。\n" * 40)
+    build([cache / "raw.txt"], cache / "corpus", quiet=True)
+    corpus = str(cache / "corpus")
+    assert run(["tokens", "build", corpus, "--tokenizer", "org/small", "--out", str(cache / "tokens")]) == 0
+    assert read_manifest(cache / "tokens")["inputs"][1]["path"] == str(resolve("org/small"))
+    assert run(["tokenizer", "extend", "org/small", corpus, "--pieces", "4", "--out", str(cache / "x")]) == 0
+    model: Llama = load(cache / "x")
+    assert model.config.vocab_size > len(load_tokenizer("org/small"))
+    monkeypatch.setenv("HOME", str(cache))
+    assert run(["tokens", "build", corpus, "--tokenizer=~/x", "--out", str(cache / "again")]) == 0
 
 
 def test_what_is_not_there(cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -52,7 +52,7 @@ def test_no_token_is_a_loss_of_zero() -> None:
     states, weight = torch.zeros(0, 4, requires_grad=True), torch.zeros(9, 4, requires_grad=True)
     loss = linear_cross_entropy(states, weight, torch.zeros(0, dtype=torch.int64))
     loss.backward()
-    assert (float(loss), weight.grad is not None and float(weight.grad.abs().sum())) == (0.0, 0.0)
+    assert (loss.item(), weight.grad is not None and float(weight.grad.abs().sum())) == (0.0, 0.0)
 
 
 def test_the_number_of_tokens_makes_few_shapes(monkeypatch: pytest.MonkeyPatch) -> None:

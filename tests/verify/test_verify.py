@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,9 @@ from camelid.model.lora import LoraConfig, adapt
 from camelid.model.rope import half_split_to_interleaved, interleaved_to_half_split
 from camelid.tokenizer.load import from_folder
 from camelid.verify import behaviour, deep, language, stored
-from camelid.verify.checklist import Check, Subject, run
+from camelid.verify.checklist import Subject, run
 
-CHECKS = [*stored.CHECKS, *language.CHECKS, *behaviour.CHECKS]
-Break = Callable[[Path], None]
+from .conftest import CHECKS, Break, failures, fields
 
 
 def weights(change: Callable[[dict[str, Tensor], dict[str, Any]], None]) -> Break:
@@ -42,16 +41,6 @@ def weights(change: Callable[[dict[str, Tensor], dict[str, Any]], None]) -> Brea
         tensors = load_file(folder / "model.safetensors")
         change(tensors, json.loads((folder / "config.json").read_text()))
         save_file({name: t.contiguous() for name, t in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
-
-    return broken
-
-
-def fields(file: str, **changes: Any) -> Break:
-    """A fault of a JSON file."""
-
-    def broken(folder: Path) -> None:
-        value = json.loads((folder / file).read_text(encoding="utf-8"))
-        (folder / file).write_text(json.dumps({**value, **changes}), encoding="utf-8")
 
     return broken
 
@@ -167,42 +156,6 @@ ALSO = {"permuted": {"reads"}, "permuted the other way": {"reads"},
         "tied, with a head of its own": {"tensors"}}  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def sound(tokenizers: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small model that has learned its text."""
-    words = from_folder(tokenizers["byte-level"])
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(words), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=32, max_position_embeddings=512, bos_token_id=words.bos_token_id,
-        eos_token_id=words.eos_token_id,
-    )  # fmt: skip
-    model = Llama(config)
-    ids = torch.tensor([words.encode(behaviour.TEXT)[: behaviour.LONGEST]])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # other tests run beside this one, and small tensors gain nothing
-    for _ in range(400):
-        optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:])
-        loss.backward()
-        optimizer.step()
-    torch.set_num_threads(threads)
-    assert loss.item() < 4
-    folder = tmp_path_factory.mktemp("sound") / "model"
-    save(model.eval(), folder)
-    words.save(folder)
-    template = folder / "chat_template.jinja"
-    assert "<|eot_id|>" in template.read_text()
-    ends = [words.eos_token_id, words.encode("<|eot_id|>", add_special_tokens=False)[0]]
-    fields("generation_config.json", eos_token_id=ends)(folder)
-    return folder
-
-
-def failures(folder: Path, checks: Sequence[Check] = CHECKS) -> dict[str, str]:
-    return {one.name: one.detail for one in run(Subject(folder), checks) if one.status == "fail"}
-
-
 def copied(source: Path, out: Path, name: str) -> str:
     """A broken copy; returns the check that should fail."""
     wanted, fault = BROKEN[name]
@@ -211,15 +164,6 @@ def copied(source: Path, out: Path, name: str) -> str:
         (out / "camelid.json").unlink()
     fault(out)
     return wanted
-
-
-def test_a_template_that_never_ends_is_a_finding(sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("camelid.verify.checklist.TEMPLATE_SECONDS", 0.5)
-    convert(sound, tmp_path / "copy")
-    forever = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
-    (tmp_path / "copy" / "chat_template.jinja").write_text(forever)
-    found = failures(tmp_path / "copy", language.CHECKS)
-    assert "was stopped: it has 0.5 s" in found["template"]
 
 
 def test_a_sound_model_passes(sound: Path, tmp_path: Path) -> None:
