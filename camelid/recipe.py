@@ -301,15 +301,15 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
     """
     file = find(path) if path is not None else None
     try:
-        text = file.read_text(encoding="utf-8") if file else ""
+        text = file.read_text(encoding="utf-8-sig") if file else ""
         raw = tomllib.loads(text)
     except FileNotFoundError:
         ours = ", ".join(sorted(p.stem for p in (_recipes() or Path()).glob("*.toml")))
         raise InputError(f"no recipe at {path}: no such file, and none that comes with camelid ({ours})") from None
-    except IsADirectoryError:
-        raise InputError(f"{path} is a folder; a recipe is a .toml file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not TOML: {error}") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}; a recipe is a .toml file") from None
     given = [_override(raw, override) for override in overrides]
     if any(f"train.{name}" in given for name in LENGTHS):  # what the file says of it is replaced
         raw["train"] = {k: v for k, v in raw["train"].items() if k not in LENGTHS or f"train.{k}" in given}

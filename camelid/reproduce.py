@@ -109,7 +109,9 @@ def _trained(manifest: Mapping[str, Any], out: Path) -> Path:
         from camelid.finetune import finetune as run
     else:
         from camelid.train import pretrain as run
-    run(recipe)
+    from camelid.train.guard import check_whole
+
+    check_whole(run(recipe))
     return out / "checkpoints" / f"step-{step:08}"
 
 

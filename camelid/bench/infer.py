@@ -29,6 +29,7 @@ PEERS: dict[str, list[tuple[str, str, tuple[str, ...], str]]] = {
         ("transformers", "peer_infer_transformers.py", TRANSFORMERS, ""),
         ("transformers at its best", "peer_infer_transformers.py", TRANSFORMERS, "best"),
         ("llama.cpp F16", "peer_infer_llama.py", LLAMA, "F16"),
+        ("llama.cpp BF16", "peer_infer_llama.py", LLAMA, "BF16"),
     ],
     "int8": [
         ("llama.cpp Q8_0", "peer_infer_llama.py", LLAMA, "Q8_0"),
@@ -84,7 +85,7 @@ def cells_of(row: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def prepare(folder: Path, source: str | None) -> None:
-    """The model as a Hugging Face folder in bfloat16 and as an F16 GGUF file, each with its tokenizer."""
+    """The model as a Hugging Face folder in bfloat16 and as GGUF files in F16 and BF16, each with its tokenizer."""
     import torch
 
     from camelid.formats import gguf_write
@@ -108,7 +109,8 @@ def prepare(folder: Path, source: str | None) -> None:
         make_dense(model)
     save(model, folder / "model")
     tokenizer.save(folder / "model")
-    gguf_write.write(model.config, dict(model.named_parameters()), tokenizer, folder / "F16.gguf", "F16")
+    for kind in ("F16", "BF16"):
+        gguf_write.write(model.config, dict(model.named_parameters()), tokenizer, folder / f"{kind}.gguf", kind)
 
 
 def write_filler(folder: Path, size: int) -> None:

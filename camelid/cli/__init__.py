@@ -81,12 +81,12 @@ def run(arguments: list[str]) -> int:
         with made_by(arguments):
             result = module.run(options)
         if options.json and result is not None:
-            print(json.dumps(result, ensure_ascii=False))
+            print(_as_json(result))
     except InputError as error:
         return _complain(str(error), 2)
     except ChecksFailed as error:
         if options.json:
-            print(json.dumps(error.result, ensure_ascii=False))
+            print(_as_json(error.result))
         return _complain(str(error), 1)
     except CamelidError as error:
         return _complain(str(error), 1)
@@ -99,6 +99,11 @@ def run(arguments: list[str]) -> int:
     except OSError as error:
         return _complain(str(error), 1)
     return 0
+
+
+def _as_json(result: Any) -> str:
+    """One line of JSON, in letters that stdout can spell."""
+    return json.dumps(result, ensure_ascii=(sys.stdout.encoding or "utf-8").lower().replace("-", "") != "utf8")
 
 
 def parse(arguments: Sequence[str]) -> tuple[Any, argparse.Namespace]:

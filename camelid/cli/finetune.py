@@ -27,6 +27,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         figures = ", ".join(f"{k} {_figure(v)}" for k, v in result["task"][when].items() if _figure(v))
         print(f"{when}: {figures}", file=sys.stderr)
     if "task" in result:
+        if "warning" in result["task"]["after"]:
+            print(f"warning: {result['task']['after']['warning']}", file=sys.stderr)
         print(f"({result['task']['protocol']}; the answers are in answers.html beside the report)", file=sys.stderr)
     return result
 

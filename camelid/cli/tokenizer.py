@@ -102,6 +102,8 @@ def _inspect(options: argparse.Namespace) -> dict[str, Any]:
     from camelid.tokenizer import inspect
 
     tokenizer = load_tokenizer(options.tokenizer)
+    if options.out:
+        inspect.check_page(Path(options.out))  # before the work, not after it
     texts, named = _texts(options.text), {text: name for name, text in inspect.SAMPLES.items()}
     found = inspect.inspect(tokenizer, texts, (lambda text: named[text]) if not options.text else identify)
     facts = inspect.summary(tokenizer, found, inspect.read_counts(Path(options.tokenizer)))

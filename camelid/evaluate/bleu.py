@@ -22,14 +22,19 @@ def check_lengths(hypotheses: Sequence[str], references: Sequence[Sequence[str]]
             )
 
 
+def _unspaced(references: Sequence[Sequence[str]]) -> bool:
+    """Whether they are Chinese or Japanese: hardly a blank parts their words."""
+    text = "".join(references[0])
+    found = re.findall(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]", text)
+    return len(found) > 0.3 * len(text)
+
+
 def _doubt(references: Sequence[Sequence[str]], tokenize: str) -> str | None:
     """What may be wrong with references: empty ones, or a script that the tokenizer does not cut."""
     empty = sum(not any(r[n].strip() for r in references) for n in range(len(references[0])))
     if empty:
         return f"{empty} of {len(references[0])} segments have no reference text"
-    text = "".join(references[0])
-    unspaced = len(re.findall(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]", text))
-    if tokenize in ("13a", "intl", "none") and unspaced > 0.3 * len(text):
+    if tokenize in ("13a", "intl", "none") and _unspaced(references):
         return f"the references are Chinese or Japanese, which {tokenize} does not cut: --tokenize zh or ja-mecab"
     return None
 
@@ -45,7 +50,8 @@ def bleu(
     """Corpus scores. `references` is a list of reference sets, each as long as the hypotheses.
 
     Returns bleu, chrf and (unless ter=False, it is slow) ter as {score, signature, interval}; interval is the
-    half-width of the 95 % bootstrap interval (Koehn 2004), None when bootstrap is 0. `warning` tells of references that
+    half-width of the 95 % bootstrap interval (Koehn 2004), None when bootstrap is 0. TER of Chinese and Japanese counts
+    characters, which its signature tells. `warning` tells of references that
     are empty, or in a script that the tokenizer does not cut.
     """
     try:
@@ -62,7 +68,8 @@ def bleu(
     except (RuntimeError, ImportError) as error:  # some tokenizers need a package, which its message names
         raise InputError(f"sacrebleu's tokenizer {tokenize}: {' '.join(str(error).split())}") from None
     if ter:
-        metrics["ter"] = TER()
+        unspaced = _unspaced(references)  # else a whole line would be one word
+        metrics["ter"] = TER(normalized=unspaced, asian_support=unspaced)
     if bootstrap == 1:
         raise InputError("--bootstrap 1: an interval needs more samples than one (1000 are usual), or 0 for none")
     sets = [list(r) for r in references]

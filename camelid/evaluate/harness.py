@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -54,12 +55,25 @@ def harness(
     )
     return {
         "results": found["results"],
-        "samples": found["samples"],
+        "samples": json.loads(json.dumps(found["samples"], default=_plain)),
         "protocol": (
-            f"lm-eval {lm_eval.__version__}, {'as many' if shots is None else shots} examples in the prompt, "
+            f"lm-eval {lm_eval.__version__}, {_shots(found)} examples in the prompt, "
             f"{'all' if limit is None else f'at most {limit}'} questions of a task, {measured_in(model, tokenizer)}"
         ),
     }
+
+
+def _plain(value: Any) -> Any:
+    """numpy's numbers and arrays, which some metrics leave in a sample, as JSON has them."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+def _shots(found: Mapping[str, Any]) -> str:
+    """How many examples each task had, as lm-eval tells."""
+    by_task: Mapping[str, int] = found["n-shot"]
+    if len(set(by_task.values())) == 1:
+        return str(next(iter(by_task.values())))
+    return ", ".join(f"{count} ({name})" for name, count in by_task.items())
 
 
 def loglikelihood(
@@ -139,7 +153,7 @@ def generate_until(
 ) -> list[str]:
     """What the model writes after each context, up to a stop string: greedily unless the task says otherwise. Of a
     context that leaves no room the beginning is cut off, as lm-eval's own models do. A task that asks the same several
-    times gets as many texts, drawn by the seeds 0, 1, 2, …"""
+    times gets as many texts, drawn by the seeds 0, 1, 2, … Raises InputError for a task that leaves no room at all."""
     engine = Engine(model, tokenizer, stops)
     prompts, params = [], []
     times = Counter[str]()
@@ -150,7 +164,12 @@ def generate_until(
             drawn = {"temperature": 1.0 if heat is None else float(heat), "top_p": float(top_p or 1.0),
                      "top_k": max(0, int(top_k or 0)), "seed": times[context]}  # fmt: skip
             times[context] += 1
-        room = max(1, engine.context_length - new)
+        if new >= engine.context_length:
+            raise InputError(
+                f"a task asks for {new} new tokens, and the model's context is {engine.context_length}: there is no "
+                "room for a question"
+            )
+        room = engine.context_length - new
         prompts.append(list(tokenizer.encode(context, parse_special=False))[-room:])
         params.append(SamplingParams(new, stop=how.get("until") or (), **drawn))
     return [r.text for r in engine.generate(prompts, params)]

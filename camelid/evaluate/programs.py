@@ -28,15 +28,16 @@ WRITES = 1 << 20
 def passes(program: str, tests: str) -> bool:
     """Whether a Python program gets through the tests after it. One that ends before their end does not."""
     through = secrets.token_hex(16)
-    with TemporaryDirectory() as folder, TemporaryFile() as said:
-        text = f"{program}\n\n{tests}\nimport os as _os\n_os.write(1, b'\\n{through}')\n"
-        try:
-            process = subprocess.Popen(
-                [*_apart(), sys.executable, "-I", "-S", "-c", text], cwd=folder, env={}, stdin=subprocess.DEVNULL,
-                stdout=said, stderr=subprocess.DEVNULL, start_new_session=True, preexec_fn=_limit,
-            )  # fmt: skip
-        except (ValueError, OSError):  # a NUL in the text, or a text too long for a command
-            return False
+    with TemporaryDirectory() as folder, TemporaryFile() as said, TemporaryFile() as written:
+        # The first line has the say on the encoding: a model's own word on it counts for nothing.
+        text = f"# coding: utf-8\n{program}\n\n{tests}\nimport os as _os\n_os.write(1, b'\\n{through}')\n"
+        written.write(text.encode("utf-8", "surrogatepass"))
+        written.seek(0)
+        place = f"/dev/fd/{written.fileno()}"  # tests may be longer than a command's words can be
+        process = subprocess.Popen(
+            [*_apart(), sys.executable, "-I", "-S", place], cwd=folder, env={}, stdin=subprocess.DEVNULL, stdout=said,
+            stderr=subprocess.DEVNULL, start_new_session=True, preexec_fn=_limit, pass_fds=(written.fileno(),),
+        )  # fmt: skip
         with suppress(subprocess.TimeoutExpired):
             process.wait(SECONDS)
         with suppress(ProcessLookupError):

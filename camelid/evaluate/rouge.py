@@ -85,6 +85,8 @@ def rouge(
     makes nothing of.
     """
     check_lengths(hypotheses, references)
+    if bootstrap == 1:
+        raise InputError("--bootstrap 1: an interval needs more samples than one (1000 are usual), or 0 for none")
     cut = cutter(tokenize, stemmer)
     each = [best_scores(h, [r[i] for r in references], cut) for i, h in enumerate(hypotheses)]
     draws = np.random.default_rng(seed).integers(0, len(each), (bootstrap, len(each))) if bootstrap else None
@@ -104,7 +106,8 @@ def rouge(
             for pair, h, r in zip(each, hypotheses, references[0], strict=True)
         ]
     results["protocol"] = (
-        f"ROUGE as rouge-score 0.1.2, {how}, mean of {len(each)} pairs, {len(references)} reference(s)"
+        f"ROUGE as rouge-score 0.1.2, {how}, mean of {len(each)} pairs, {len(references)} reference(s), "
+        "a sentence a line"
     )
     if empty := sum(bool(text.strip()) and not cut(text) for r in references for text in r):
         results["warning"] = f"{empty} references hold no token under the tokenizer {tokenize}: try tokenize zh"

@@ -32,7 +32,7 @@ def read_template(name: str, required: Sequence[str], optional: Mapping[str, typ
     another type."""
     path = template_path(name)
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        found = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         known = ", ".join(sorted(p.stem for p in TASKS.glob("*.toml")))
         raise InputError(f"no task template {name}: {error}; known are {known}, or give a .toml file") from None
@@ -59,7 +59,7 @@ def read_rows(path: Path, make: Callable[[dict[str, Any]], Made], wanted: str) -
     `wanted`."""
     found = []
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--data: {path} cannot be read: {error}") from None
     for number, line in enumerate(lines, 1):

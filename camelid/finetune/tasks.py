@@ -12,6 +12,7 @@ from typing import Any
 from camelid.disk import write_atomic
 from camelid.errors import InputError, RecipeError
 from camelid.evaluate.answers import AT_ONCE, explained, in_batches, scores
+from camelid.evaluate.opened import measured_in
 from camelid.finetune.read import read_files
 from camelid.finetune.records import Record
 from camelid.formats.load import load
@@ -73,6 +74,7 @@ class Task:
         self, settings: EvaluateSection, out: Path, asked: Sequence[Question], stops: Sequence[int], longer: int = 0
     ) -> None:
         self.settings, self.out, self.asked, self.stops, self.longer = settings, out, list(asked), list(stops), longer
+        self._measured = ""
 
     @classmethod
     def of(
@@ -118,7 +120,8 @@ class Task:
         ]  # fmt: skip
         write_atomic(self.out / "answers.jsonl", "\n".join(lines) + "\n")
         self._page(scores, before, found)
-        return {"metric": self.settings.metric, **scores, "questions": len(self.asked), "protocol": self._protocol()}
+        protocol = self._protocol(scores["after"])
+        return {"metric": self.settings.metric, **scores, "questions": len(self.asked), "protocol": protocol}
 
     def answers(self, source: Path, tokenizer: Tokenizer, label: str, quiet: bool) -> list[Answer]:
         """What the model at `source` answers."""
@@ -128,6 +131,7 @@ class Task:
         longest = max(map(len, prompts)) + self.settings.max_new_tokens + PAGE
         together = max(1, min(AT_ONCE, len(prompts), DEFAULT_CACHE // longest))  # the others wait
         engine = Engine(model, tokenizer, self.stops, together * longest)
+        self._measured = measured_in(model, tokenizer)
         lengths = [len(q.reference) for q in self.asked]
         found = in_batches(engine, prompts, self._params(), lengths, label, quiet)
         return [Answer(r.text.strip(), r.finish_reason == "eos", len(r.ids)) for r in found]
@@ -166,8 +170,11 @@ class Task:
         parts = [known, tokenizer.digest(), tokenizer.chat_template, how, self.stops, asked]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
-    def _protocol(self) -> str:
+    def _protocol(self, figures: dict[str, Any]) -> str:
         s = self.settings
+        compared = explained(s.metric)
+        if "protocol" in figures:  # BLEU's signature, ROUGE's tokenizer and stemmer
+            compared += f" ({figures['protocol']})"
         drawn = f"drawn at temperature {s.temperature:g} by each one's number" if s.temperature else "greedy"
         source = f"of {', '.join(s.files)}" if s.files else "not learned from"
         penalty = f", repetition penalty {s.repetition_penalty:g}" if s.repetition_penalty != 1 else ""
@@ -175,12 +182,14 @@ class Task:
         source += f" ({self.longer} longer ones left out, which leave no room for an answer)" if self.longer else ""
         return (
             f"{len(self.asked)} questions {source}, {drawn}{penalty}, at most {s.max_new_tokens} new tokens, "
-            f"the model's own chat template, no examples in the prompt; {explained(s.metric)}"
+            f"the model's own chat template, no examples in the prompt; {compared}; {self._measured}"
         )
 
     def _page(self, scores: dict[str, Any], before: Sequence[Answer], after: Sequence[Answer]) -> None:
         page = Page(f"Answers of {self.out.name}, before and after")
-        page.text(self._protocol())
+        page.text(self._protocol(scores["after"]))
+        if "warning" in scores["after"]:
+            page.text(scores["after"]["warning"], note=True)
         page.table(["", "before", "after"], rows_of(scores["before"], scores["after"]))
         for q, b, a in list(zip(self.asked, before, after, strict=True))[:SHOWN]:
             page.heading(q.messages[-1]["content"][:300])

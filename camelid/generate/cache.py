@@ -86,6 +86,10 @@ class LayerKV:
         pages, slots = places(where, tables)
         all_keys = kept_keys.store(keys, pages, slots, tables)
         all_values = kept_values.store(values, pages, slots, tables)
+        ends = [start + keys.shape[2] for start in owner.starts]
+        if min(ends) < end:
+            own = torch.tensor(ends, device=keys.device)
+            all_keys, all_values = only_own(all_keys, own), only_own(all_values, own)
         return all_keys[:, :, :end], all_values[:, :, :end]
 
     def copy(self, source: list[int], target: list[int]) -> None:
@@ -121,6 +125,13 @@ class LayerKV:
         self.keys, self.values = (Kept.room(pages, config.kv_heads, config.head_size, like, integers) for _ in range(2))
 
 
+def only_own(kept: Tensor, ends: Tensor) -> Tensor:
+    """Keys or values [texts, kv_heads, most, head_dim], zero from each text's end [texts] on. What another text left
+    there gets no weight, but a NaN times nothing is a NaN."""
+    beyond = torch.arange(kept.shape[2], device=kept.device) >= ends[:, None]
+    return kept.masked_fill_(beyond[:, None, :, None], 0)
+
+
 def places(where: Tensor, tables: Tensor) -> tuple[Tensor, Tensor]:
     """Page and place in it, each [texts, new], of positions [texts, new] in texts with the pages `tables` [texts,
     most]."""
@@ -133,6 +144,7 @@ class KVCache:
 
     def __init__(self, config: LlamaConfig, integers: bool = False) -> None:
         self.config, self.integers, self.pages = config, integers, 0
+        self.most = 1 << 62  # pages that will ever be asked for
         self.starts: list[int] = []
         self._tables: list[list[int]] = []
         self._layers = [LayerKV(self) for _ in range(config.num_hidden_layers)]
@@ -147,7 +159,7 @@ class KVCache:
         """Texts by how many tokens they have so far and which pages, with room for what comes next."""
         self.starts, self._tables = list(starts), [list(table) for table in tables]
         most = max(page for table in tables for page in table) + 1
-        self.pages = self.pages if most <= self.pages else max(most, 2 * self.pages)
+        self.pages = self.pages if most <= self.pages else max(most, min(2 * self.pages, self.most))
 
     def copy(self, pages: Sequence[tuple[int, int]]) -> None:
         """What each first page holds, into each second one."""

@@ -8,7 +8,6 @@ torch, where it is.
 
 from __future__ import annotations
 
-import os
 from collections import abc
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,10 +22,11 @@ from camelid.generate.draft import Draft, check_same
 from camelid.generate.place import runner_for
 from camelid.generate.runner import Runner, TorchRunner, depends_on_length
 from camelid.generate.sampling import SamplingParams, TokenLogprob, generator_for, mean_logprob, nth, whole
-from camelid.generate.scheduler import Scheduler, run_to_end
+from camelid.generate.scheduler import Scheduler, run_to_end, step_or_wait
 from camelid.generate.sequence import FinishReason, Sequence
 from camelid.kernels.decoder import PAGE
-from camelid.kernels.device import free_on_gpu
+from camelid.kernels.device import free_on_gpu, on_its_gpu
+from camelid.kernels.memory import installed
 from camelid.model.llama import Llama
 from camelid.model.quantized import BITS
 from camelid.tokenizer.stream import StreamDecoder
@@ -212,7 +212,7 @@ class Engine:
         self.scheduler.add(text)
         try:
             while text.finish is None:
-                self.scheduler.step()
+                step_or_wait(self.scheduler)
                 end = text.shown()
                 if end > shown:
                     yield text.text[shown:end]
@@ -234,6 +234,10 @@ class Engine:
         """A text for `scheduler.add`; pages are shared only among texts of one `salt`. Raises
         InputError for a request that cannot be fulfilled."""
         self._check_adapter(params.adapter)
+        if isinstance(self.runner, TorchRunner):
+            active = self.runner.model.active_adapter  # now: its owner may choose another before the text ends
+            params = params if params.adapter or not active else replace(params, adapter=active)
+            salt += f"/{self.runner.stamp()}"
         bad = next((i for i in params.logit_bias if not 0 <= i < self.config.vocab_size), None)
         if bad is not None:
             raise InputError(f"logit_bias names token {bad}; the model's vocabulary is {self.config.vocab_size}")
@@ -246,6 +250,8 @@ class Engine:
             raise PromptTooLong(len(ids), self.context_length - 1)
         if room < budget:
             budget, limit = room, "max_length"
+        if params.stop and self.tokenizer is None:
+            raise InputError("this engine has no tokenizer: a text can only be stopped by strings with one")
         decoder = StreamDecoder(self.tokenizer, ids[-8:]) if self.tokenizer else None
         ends = self.adapter_stop_ids.get(params.adapter or "", self.stop_ids)
         matcher = None
@@ -310,9 +316,10 @@ class Engine:
     def _cache_tokens(self, page_bytes: int) -> int:
         wanted = max(DEFAULT_CACHE, _context(self.runner))
         if self._model is not None and self._model.device.type == "cuda":
-            memory = free_on_gpu()
+            with on_its_gpu(self._model.device):
+                memory = free_on_gpu()
         else:
-            memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+            memory = installed()
         return min(wanted, max(PAGE, int(SHARE_OF_MEMORY * memory / page_bytes) * PAGE))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from camelid.generate.cache import KVCache, LayerKV, places
+from camelid.generate.cache import KVCache, LayerKV, only_own, places
 from camelid.kernels.attention import Mask, attention
 from camelid.kernels.decoder import PAGE
 from camelid.kernels.device import runs_triton
@@ -120,7 +120,8 @@ class _Layer:
             return attend(q[:, :, 0], new, *self._layer.in_memory(), texts.tables, texts.starts)[:, :, None]
         where = texts.pages, texts.slots, texts.tables
         kept_keys, kept_values = self._layer.made
-        return attention(q, kept_keys.store(keys, *where), kept_values.store(values, *where), mask)
+        all_keys = only_own(kept_keys.store(keys, *where), texts.starts + 1)
+        return attention(q, all_keys, only_own(kept_values.store(values, *where), texts.starts + 1), mask)
 
 
 def _rounded_up(number: int, least: int) -> int:

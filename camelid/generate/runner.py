@@ -16,7 +16,7 @@ from camelid.generate.cache import KVCache
 from camelid.generate.flat import Flat
 from camelid.generate.graphs import Graphs
 from camelid.kernels.decoder import MATRICES, PAGE, Decoder, LayerWeights, Shape, Text
-from camelid.kernels.device import free_on_gpu, runs_triton
+from camelid.kernels.device import free_on_gpu, on_its_gpu, runs_triton
 from camelid.kernels.packed import BLOCK, Packed, pack, pack_integers
 from camelid.model.block import Block
 from camelid.model.config import LlamaConfig
@@ -82,9 +82,13 @@ class TorchRunner:
 
     def __init__(self, model: Llama, integers: bool = False) -> None:
         self.model, self.config = model, model.config
-        self.default = model.active_adapter  # of requests that name none
         self._cache = KVCache(model.config, integers)
         self._graphs: Graphs | None = None
+
+    def stamp(self) -> str:
+        """Another one whenever a weight has changed: keys and values of older weights are not this model's."""
+        tensors = (*self.model.parameters(), *self.model.buffers())
+        return str(hash(tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)))
 
     @property
     def at_once(self) -> int:
@@ -104,11 +108,12 @@ class TorchRunner:
     def reserve(self, pages: int) -> None:
         """On a GPU all pages, for recorded steps know them by their place in memory; else they are made when they are
         first written."""
+        self._cache.most = pages
         if self.model.device.type == "cuda" and not depends_on_length(self.config):
-            room = free_on_gpu() // self.page_bytes()
-            if pages + 1 > room:
-                raise InputError(f"the GPU has room for a cache of {room * PAGE:,} tokens, not {pages * PAGE:,}")
-            with torch.inference_mode():
+            with on_its_gpu(self.model.device), torch.inference_mode():
+                room = free_on_gpu() // self.page_bytes()
+                if pages + 1 > room:
+                    raise InputError(f"the GPU has room for a cache of {room * PAGE:,} tokens, not {pages * PAGE:,}")
                 self._cache.reserve(pages + 1, self.model.embed_tokens.weight)
                 self._graphs = Graphs(self.model, self._cache, scrap=pages)
 
@@ -120,7 +125,7 @@ class TorchRunner:
         found: dict[int, Tensor] = {}
         for numbers in self._passes(chunks):
             part = [chunks[n] for n in numbers]
-            with self._using(part[0].adapter):
+            with on_its_gpu(self.model.device), self._using(part[0].adapter):
                 found.update(zip(numbers, self._together(part), strict=True))
         return [found[number] for number in range(len(chunks))]
 
@@ -144,7 +149,7 @@ class TorchRunner:
 
     @torch.inference_mode()
     def states(self, chunk: Chunk) -> Tensor:
-        with self._using(chunk.adapter):
+        with on_its_gpu(self.model.device), self._using(chunk.adapter):
             return self._hidden([chunk])[0]
 
     @torch.inference_mode()
@@ -155,18 +160,21 @@ class TorchRunner:
                 [c.ids[0] for c in chunks], [c.position for c in chunks], [c.pages for c in chunks]
             )
             return _by_chunk(logits, chunks)
-        kept = [states[len(c.ids) - c.wanted :] for states, c in zip(self._hidden(chunks), chunks, strict=True)]
+        hidden = self._hidden(chunks)
+        if not any(c.wanted for c in chunks):  # keys and values only: no product with the whole vocabulary
+            return [self.model.embed_tokens.weight.new_empty(0, self.config.vocab_size)] * len(chunks)
+        kept = [states[len(c.ids) - c.wanted :] for states, c in zip(hidden, chunks, strict=True)]
         logits = self.model.lm_head(torch.cat(kept))
         return _by_chunk(logits, chunks)
 
     @contextmanager
     def _using(self, adapter: str | None) -> Iterator[None]:
         """The model is its owner's too: what it has active is so again behind a pass."""
-        active, wanted = self.model.active_adapter, adapter or self.default
-        if active == wanted:
+        active = self.model.active_adapter
+        if adapter in (None, active):
             yield
             return
-        use_adapter(self.model, wanted)
+        use_adapter(self.model, adapter)
         try:
             yield
         finally:

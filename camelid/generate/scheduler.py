@@ -288,5 +288,10 @@ def _chosen(texts: abc.Sequence[Sequence], logits: abc.Sequence[Tensor]) -> list
 def run_to_end(scheduler: Scheduler, sequences: abc.Sequence[Sequence]) -> None:
     """Step until all of these have ended."""
     while any(s.finish is None for s in sequences):
-        if not scheduler.step() and not scheduler.running:
-            time.sleep(0.001)  # another thread's search has all pages
+        step_or_wait(scheduler)
+
+
+def step_or_wait(scheduler: Scheduler) -> None:
+    """A step, or a moment for another thread whose search has all pages."""
+    if not scheduler.step() and not scheduler.running:
+        time.sleep(0.001)

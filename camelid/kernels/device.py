@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sysconfig
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,6 +46,11 @@ def runs_triton(x: Tensor) -> bool:
 @cache
 def _multiplies_bfloat16(gpu: int) -> bool:
     return torch.cuda.get_device_capability(gpu) >= (8, 0)
+
+
+def on_its_gpu(device: torch.device) -> AbstractContextManager[object]:
+    """While the block runs, a model's GPU is the current one: streams, recorded steps and kernels of ours go there."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def free_on_gpu() -> int:

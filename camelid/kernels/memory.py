@@ -6,14 +6,25 @@ activation checkpointing, where memory is what matters, each block has pages of 
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, MMAP_MAX = -1, -2, -3, -4  # malloc.h
 KEPT = {MMAP_MAX: 0, TRIM_THRESHOLD: 2**31 - 1, TOP_PAD: 64 << 20}
 GIVEN_BACK = {MMAP_MAX: 65536, MMAP_THRESHOLD: 1 << 20}
+LIMIT = Path("/sys/fs/cgroup/memory.max")
 DEFAULTS = {MMAP_MAX: 65536, MMAP_THRESHOLD: 128 << 10, TRIM_THRESHOLD: 128 << 10, TOP_PAD: 128 << 10}
+
+
+def installed() -> int:
+    """Bytes of memory that this machine has, or that its container may use if that is less."""
+    found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with suppress(OSError, ValueError):  # "max" is no number
+        found = min(found, int(LIMIT.read_text(encoding="ascii")))
+    return found
 
 
 def give_back() -> None:

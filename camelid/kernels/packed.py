@@ -102,7 +102,7 @@ def round_symmetric(weight: Tensor, bits: int, group: int) -> tuple[Tensor, Tens
 def rounded(x: Tensor) -> Tensor:
     """x [..., columns] as int8 products see it: rint(x * 127 / max |x|) of each block of 32 values, times max |x| /
     127; zero where all are below 1e-30. float32 in between; x's dtype comes back."""
-    q, worth = _whole(x.float().view(*x.shape[:-1], -1, BLOCK))
+    q, worth = _whole(x.float().view(*x.shape[:-1], x.shape[-1] // BLOCK, BLOCK))
     back: Tensor = q.mul_(worth).flatten(-2).to(x.dtype)
     return back
 

@@ -62,6 +62,8 @@ class RopeScaling:
                     raise InputError(f"rope_scaling.truncate must be true or false, not {value!r}")
                 continue
             _check_number(f"rope_scaling.{name}", value)
+            if name == "factor" and value > LARGEST:
+                raise InputError(f"rope_scaling.factor must be a number up to {LARGEST:,}, not {value!s:.40}")
             if name == "original_max_position_embeddings" and value != int(value):
                 raise InputError(f"rope_scaling.{name} must be a whole number, not {value!r}")
         return cls(rope_type=kind, **values)

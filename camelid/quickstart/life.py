@@ -141,20 +141,26 @@ def _recipe(out: Path, minutes: float, length: int, rate: float, **sections: Any
 
 def _pretrain(folder: Path, minutes: float, quiet: bool) -> dict[str, Any]:
     from camelid.train import pretrain
+    from camelid.train.guard import check_whole
 
     sections = {"model": SHAPE, "data": {"tokens": str(folder / "tokens")}}
-    return pretrain(_recipe(folder / "base", minutes, 256, 4e-3, **sections), quiet=quiet)
+    result = pretrain(_recipe(folder / "base", minutes, 256, 4e-3, **sections), quiet=quiet)
+    check_whole(result)
+    return result
 
 
 def _finetune(folder: Path, base: str, training: Sequence[Pair], minutes: float, quiet: bool) -> dict[str, Any]:
     from camelid.finetune import finetune
+    from camelid.train.guard import check_whole
 
     path = folder / "docstrings.jsonl"
     with path.open("w", encoding="utf-8") as file:
         for pair in training:
             print(json.dumps({"prompt": prompt(pair), "completion": pair.docstring}), file=file)
     sections = {"model": {"from": base}, "data": {"files": [str(path)]}, "finetune": {"method": "full"}}
-    return finetune(_recipe(folder / "tuned", minutes, 512, 2e-3, **sections), quiet=quiet)
+    result = finetune(_recipe(folder / "tuned", minutes, 512, 2e-3, **sections), quiet=quiet)
+    check_whole(result)
+    return result
 
 
 def _compression(folder: Path, model_path: str, quiet: bool) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from camelid.disk import make_folder
+from camelid.errors import InputError
 from camelid.report.page import Page
 from camelid.tokenizer.tokenizer import Tokenizer
 
@@ -142,6 +144,15 @@ def read_counts(folder: Path) -> dict[int, int] | None:
         return None
     rows = (line.rsplit("\t", 1) for line in path.read_text(encoding="utf-8").split("\n")[1:] if line)
     return {int(head.split("\t", 1)[0]): int(count) for head, count in rows}
+
+
+def check_page(path: Path) -> None:
+    """Raise InputError where a page would take the place of something else, or of a folder."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: --out names a file, as {path / 'tokenizer.html'}")
+    if path.exists() and "<title>Tokenizer</title>" not in path.read_text(encoding="utf-8", errors="replace")[:4096]:
+        raise InputError(f"{path} exists and is no page that camelid made: choose another --out, or remove it")
+    make_folder(path.resolve().parent)
 
 
 def write_page(path: Path, tokenizer: Tokenizer, facts: Mapping[str, Any], texts: Sequence[str]) -> None:

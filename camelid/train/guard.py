@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 import signal
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
+from camelid.errors import CamelidError
 from camelid.recipe import TrainSection
 
 WINDOW, ENOUGH = 128, 32  # losses that a spike is measured against, and how many there must be
@@ -48,6 +50,15 @@ class Stop:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self.signal = number
+
+
+def check_whole(result: Mapping[str, Any]) -> None:
+    """For what goes on from a run's result: raise KeyboardInterrupt when Ctrl-C ended the run before its time,
+    CamelidError when SIGTERM did."""
+    if result.get("stopped_by") == "SIGINT":
+        raise KeyboardInterrupt
+    if "stopped_by" in result:
+        raise CamelidError(f"{result['stopped_by']} ended the training at step {result['steps']}, before its time")
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from contextlib import suppress
 import torch
 
 from camelid.errors import RecipeError
-from camelid.kernels.memory import give_back
+from camelid.kernels.memory import give_back, installed
 from camelid.model.llama import Llama
 from camelid.recipe import TrainSection
 from camelid.tokens.loader import batches
@@ -133,7 +133,7 @@ def available(who: Ranks) -> int:
             free = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         return 1 << 62  # not Linux: nothing is known, nothing is refused
-    return (free + held * who.world) // who.world
+    return min(free + held * who.world, installed()) // who.world
 
 
 def _resident() -> int:

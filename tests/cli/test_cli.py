@@ -14,6 +14,8 @@ import pytest
 
 from camelid.artifact import damage
 from camelid.cli import run
+from camelid.evaluate.templates import read_rows
+from camelid.recipe import load
 
 from ..conftest import TEXT
 
@@ -99,6 +101,39 @@ def test_json_contract_of_using(life: tuple[Path, dict[str, Any]], monkeypatch: 
     code, result = call(["chat", str(root / "sft"), "--max-new-tokens", "4"])
     assert code == 0
     assert [m["role"] for m in result["messages"]] == ["user", "assistant"]
+
+
+def test_line_ends_and_marks_of_other_systems(tmp_path: Path) -> None:
+    """One segment a line: a carriage return within one parts nothing, at its end it is no text, nor is a mark."""
+    (tmp_path / "h").write_bytes(b"\xef\xbb\xbfthe cat\rsat down here\r\na dog ran there now\r\n")
+    (tmp_path / "r").write_bytes(b"the cat sat down here\na dog ran there now\n")
+    code, result = call(["evaluate", "bleu", "--hypotheses", str(tmp_path / "h"), "--references", str(tmp_path / "r")])
+    assert code == 0
+    assert result["bleu"]["score"] == pytest.approx(100)
+    (tmp_path / "r.toml").write_bytes(b"\xef\xbb\xbf[train]\nsteps = 3\n")
+    assert load(tmp_path / "r.toml").train.steps == 3
+    rows = b'\xef\xbb\xbf{"question": "q", "answer": "a"}\n'
+    (tmp_path / "q.jsonl").write_bytes(rows)
+    assert read_rows(tmp_path / "q.jsonl", lambda row: row["answer"], "a row") == ["a"]
+
+
+def test_json_in_the_letters_of_the_terminal(life: tuple[Path, dict[str, Any]]) -> None:
+    words = ["tokenizer", "encode", str(life[0] / "tok"), "--json"]
+    for letters in ("ascii", "gbk", "utf-8"):
+        done = subprocess.run(
+            [sys.executable, "-m", "camelid", *words], capture_output=True, check=True, input="骆驼 é".encode(),
+            env={**os.environ, "PYTHONIOENCODING": letters},
+        )  # fmt: skip
+        assert json.loads(done.stdout.decode(letters))["ids"]
+        assert (b"\\u" in done.stdout) == (letters != "utf-8")
+
+
+def test_a_page_takes_the_place_of_a_page_only(life: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    words = ["tokenizer", "inspect", str(life[0] / "tok"), "--out"]
+    (tmp_path / "letters.txt").write_text("dear")
+    for name, code in (("letters.txt", 2), (".", 2), ("new/page.html", 0), ("new/page.html", 0)):
+        assert run([*words, str(tmp_path / name)]) == code
+    assert (tmp_path / "letters.txt").read_text() == "dear"
 
 
 def test_json_contract_of_scores(tmp_path: Path) -> None:

@@ -80,6 +80,9 @@ def test_what_counts_as_right() -> None:
         ("open('big', 'wb').write(b'x' * (1 << 24))\ndef f(x): return 2", False),
         ("import os\nassert 'HOME' not in os.environ\nassert os.listdir() == []\ndef f(x): return 2", True),
         ("\0", False),
+        ("# coding: latin-1\ndef f(x): return len('ü') + 1", True),
+        ("def f(x): return 2\n" + "# a long one\n" * 40_000, True),
+        ("x = '\ud800'\ndef f(x): return 2", False),
     ],
 )
 def test_programs_run_apart(monkeypatch: pytest.MonkeyPatch, program: str, good: bool) -> None:

@@ -128,6 +128,12 @@ def test_references_that_are_doubtful() -> None:
     found = bleu(chinese, [chinese], tokenize="zh", bootstrap=0, ter=False)
     assert "warning" not in found
     assert found["bleu"]["score"] == pytest.approx(100)
+    ter = bleu(["骆驼在沙漠里走，白天热，夜里凉。"], [chinese], tokenize="zh", bootstrap=0)["ter"]
+    assert 0 < ter["score"] < 20  # one of sixteen, not the whole line
+    assert "asian:yes" in ter["signature"]
+    assert "asian:no" in bleu(["a b"], [["a c"]], bootstrap=0)["ter"]["signature"]
+    with pytest.raises(InputError, match="--bootstrap 1"):
+        rouge(["a"], [["a"]], bootstrap=1)
     assert "1 of 2 segments" in bleu(["a", "b c"], [["", "b c"]], bootstrap=0, ter=False)["warning"]
 
 

@@ -7,11 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from camelid.errors import CamelidError, InputError, MissingExtra
-from camelid.evaluate.harness import encode_pair, generate_until, harness, loglikelihood, rolling
+from camelid.evaluate.harness import _plain, _shots, encode_pair, generate_until, harness, loglikelihood, rolling
 from camelid.generate.engine import Engine
 from camelid.generate.sampling import SamplingParams
 from camelid.model.llama import Llama
@@ -123,6 +124,8 @@ def test_text_up_to_a_stop(scorer: Llama, tokenizer: Tokenizer) -> None:
     end = tokenizer.encode(long)[-244:]
     [alone_] = Engine(scorer, tokenizer).generate([end], SamplingParams(max_new_tokens=12))
     assert late == alone_.text
+    with pytest.raises(InputError, match="256 new tokens, and the model's context is 256"):
+        generate_until(scorer, tokenizer, [("The meaning", {"max_gen_toks": 256})])
 
 
 def test_a_question_asked_again_is_answered_anew(scorer: Llama, tokenizer: Tokenizer) -> None:
@@ -163,3 +166,11 @@ def test_a_task_file_of_lm_eval(scorer: Llama, tokenizer: Tokenizer, tmp_path: P
     sums = [total for total, _ in loglikelihood(scorer, tokenizer, pairs)]
     right = [(sums[2 * n + 1] > sums[2 * n]) == (n % 2) for n in range(6)]
     assert found["results"]["mine"]["acc,none"] == pytest.approx(sum(right) / 6)
+    assert ", 0 examples in the prompt, " in found["protocol"]
+
+
+def test_what_metrics_leave_in_samples_is_plain() -> None:
+    left = {"mcc": (1, np.int64(0)), "brier": np.array([0.25, 0.75]), "other": {1}}
+    assert json.loads(json.dumps(left, default=_plain)) == {"mcc": [1, 0], "brier": [0.25, 0.75], "other": "{1}"}
+    assert _shots({"n-shot": {"a": 5, "b": 5}}) == "5"
+    assert _shots({"n-shot": {"a": 5, "b": 0}}) == "5 (a), 0 (b)"

@@ -59,7 +59,7 @@ def test_how_answers_are_written_changes_them_and_is_told(base: tuple[Path, Toke
         chosen.before(folder, tokenizer, quiet=True)
         found = chosen._before(folder, tokenizer)
         assert found is not None
-        told.add(chosen._protocol())
+        told.add(chosen._protocol(chosen.score(found)))
         texts.add(tuple(a.text for a in found))
     assert len(told) == len(texts) == len(ways)
     assert any("drawn at temperature 0.5" in line for line in told)
@@ -76,5 +76,5 @@ def test_questions_without_room_are_counted_and_told(base: tuple[Path, Tokenizer
     found = Task.of(chosen, [], (), tokenizer, 256)
     assert found is not None
     assert (len(found.asked), found.longer) == (3, 2)
-    assert "3 questions of " in found._protocol()
-    assert "(2 longer ones left out, which leave no room for an answer)" in found._protocol()
+    assert "3 questions of " in found._protocol({})
+    assert "(2 longer ones left out, which leave no room for an answer)" in found._protocol({})

@@ -67,7 +67,9 @@ def test_an_id_is_its_folder_in_the_cache(cache: Path, monkeypatch: pytest.Monke
 def test_tokens_and_more_words_by_an_id(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The manifest names the folder in the cache, and weights that are there grow."""
     patched(monkeypatch, cache)
-    (cache / "raw.txt").write_text("骆驼在沙漠里走，白天热，夜里冷。他们说水在很远的地方。\n" * 40)
+    (cache / "raw.txt").write_text(
+        "".join(f"第{n}只骆驼在沙漠里走，白天热，夜里冷。水在{n * n}里外。\n" for n in range(40))
+    )
     build([cache / "raw.txt"], cache / "corpus", quiet=True)
     corpus = str(cache / "corpus")
     assert run(["tokens", "build", corpus, "--tokenizer", "org/small", "--out", str(cache / "tokens")]) == 0

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from camelid.artifact import damage, new_folder, write_manifest
-from camelid.errors import InputError, MissingExtra
+from camelid.errors import CamelidError, InputError, MissingExtra
 from camelid.quickstart import life, source
 from camelid.quickstart.baselines import Nearest, name_as_words
 from camelid.quickstart.source import Pair
@@ -115,6 +115,25 @@ def test_a_small_life(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     life.run(tmp_path / "qs", minutes=0.02, quiet=True)  # again, over the old one, beside what is not its own
     (tmp_path / "qs" / "notes.txt").write_text("and changed")
     assert damage(tmp_path / "qs") is None
+
+
+@pytest.mark.parametrize(("by", "raised"), [("SIGINT", KeyboardInterrupt), ("SIGTERM", CamelidError)])
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_a_run_that_was_stopped_is_told_and_not_measured(
+    library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str, raised: type[BaseException], stage: str
+) -> None:
+    monkeypatch.setattr(life, "standard_library", lambda: library)
+    monkeypatch.setattr(life, "VOCAB_SIZE", 350)
+    monkeypatch.setattr(source.split, "__defaults__", (5000,))
+    for name in ("compression", "docstrings", "sample"):
+        monkeypatch.setattr(life, f"_{name}", lambda *_: {})
+    for room, name in (("train", "pretrain"), ("finetune", "finetune")):
+        result = {"checkpoint": "base", "steps": 3, **({"stopped_by": by} if name == stage else {})}
+        monkeypatch.setattr(f"camelid.{room}.{name}", lambda *_, result=result, **__: result)
+    with pytest.raises(raised):
+        life.run(tmp_path / "qs", minutes=0.02, quiet=True)
+    assert not (tmp_path / "qs" / "camelid.json").exists()
+    assert not (tmp_path / "qs" / "report.html").exists()
 
 
 def test_an_earlier_one_is_replaced_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

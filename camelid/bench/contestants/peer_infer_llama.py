@@ -1,5 +1,5 @@
-"""llama.cpp's side of the generation race, through llama-cpp-python's own functions. BENCH_FORM is F16, Q8_0, Q4_0 or
-Q4_K_M; its own tool makes the quantised files of the F16 one."""
+"""llama.cpp's side of the generation race, through llama-cpp-python's own functions. BENCH_FORM is F16, BF16, Q8_0,
+Q4_0 or Q4_K_M; its own tool makes the quantised files of the F16 one."""
 
 from __future__ import annotations
 
