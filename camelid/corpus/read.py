@@ -109,8 +109,8 @@ def _ours(folder: Path) -> set[str]:
         manifest = read_manifest(folder)
     except InputError:
         return {MANIFEST}
-    documents = "documents-" if manifest["kind"] == "corpus" else "\0"
-    return {MANIFEST, *(name for name in manifest["files"] if not name.startswith(documents))}
+    is_corpus = manifest["kind"] == "corpus"
+    return {MANIFEST, *(name for name in manifest["files"] if not (is_corpus and name.startswith("documents-")))}
 
 
 def read(path: Path, text_field: str = "auto", start: int = 0, end: int = -1) -> Iterator[Document]:

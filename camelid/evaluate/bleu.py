@@ -51,8 +51,8 @@ def bleu(
 
     Returns bleu, chrf and (unless ter=False, it is slow) ter as {score, signature, interval}; interval is the
     half-width of the 95 % bootstrap interval (Koehn 2004), None when bootstrap is 0. TER of Chinese and Japanese counts
-    characters, which its signature tells. `warning` tells of references that
-    are empty, or in a script that the tokenizer does not cut.
+    characters, which its signature tells. `warning` tells of references that are empty, or in a script that the
+    tokenizer does not cut.
     """
     try:
         from sacrebleu.metrics.bleu import BLEU

@@ -15,7 +15,7 @@ from camelid.finetune.conversation import Encoder, Example, end_of_turn
 from camelid.finetune.grpo import Questions, questions_of
 from camelid.finetune.pack import PackedExamples, Unit
 from camelid.finetune.read import Found, read_files
-from camelid.finetune.records import BadRow, Record
+from camelid.finetune.records import BadRow, Record, asked_by
 from camelid.formats.load import load_tokenizer, open_model, resolve, stop_ids
 from camelid.recipe import FinetuneSection, Recipe
 from camelid.tokenizer.template import NAMED, NEEDED
@@ -119,6 +119,9 @@ def read_material(recipe: Recipe, quiet: bool = True) -> Material:
     chosen = {item_at(n, len(pairs), train.seed) for n in range(count)}
     kept = [p for n, p in enumerate(pairs) if n not in chosen]
     held = [pairs[n] for n in sorted(chosen)]
+    learned = {asked_by(one) for one, _ in kept} - {None}
+    if again := sum(asked_by(one) in learned for one, _ in held):
+        _say(f"{again} of the {len(held)} records held out ask what others that are learned from ask too", quiet)
     if settings.method == "kto":
         encoder = Encoder(tokenizer)
         kept, held = (mismatched(part, encoder, train.sequence_length) for part in (kept, held))
@@ -132,9 +135,13 @@ def read_material(recipe: Recipe, quiet: bool = True) -> Material:
         source, beside = questions_of(recipe, [r for r, _ in kept], [r for r, _ in held], tokenizer)
         _say(source.said(), quiet)
     else:
-        source, beside = packed([unit for _, unit in kept]), packed([unit for _, unit in held]) if held else None
+        source = packed([unit for _, unit in kept])
+        try:
+            beside = packed([unit for _, unit in held]) if held else None
+        except InputError as error:
+            raise RecipeError(f"data.held_out set {len(held)} records aside, of which {error}") from None
         _say(sizes(source), quiet)
-    ends = {end_of_turn(unit[0], tokenizer) for _, unit in kept[:100]}
+    ends = {end_of_turn(unit[0], tokenizer) for _, unit in kept}
     stops = {*stop_ids(base), *(i for i in ends if i is not None)}
     return Material(
         base, tokenizer, source, beside, [r.good is not False for r, _ in kept],

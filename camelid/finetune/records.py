@@ -38,6 +38,14 @@ class Record:
     text: str | None = None
 
 
+def asked_by(one: Record) -> str | None:
+    """What a record asks, whatever the answer; None of a plain text, or of a conversation that asks nothing."""
+    turns = list(one.messages)
+    while turns and turns[-1]["role"] == "assistant":
+        turns.pop()
+    return json.dumps([turns, one.tools], sort_keys=True) if turns else None
+
+
 Row = Mapping[str, Any]
 
 

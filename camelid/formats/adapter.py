@@ -18,6 +18,7 @@ from torch import Tensor
 from camelid.artifact import MANIFEST, read_manifest
 from camelid.disk import read_json
 from camelid.errors import FormatError, InputError
+from camelid.formats.hub import is_hub_id, snapshot
 from camelid.formats.safetensors_file import OpenFile, write_safetensors
 from camelid.model.llama import Llama
 from camelid.model.lora import LoraConfig, adapt, targets
@@ -66,13 +67,17 @@ def read_config(folder: Path) -> tuple[LoraConfig, str]:
 
 
 def base_of(folder: Path) -> Path:
-    """The base model that an adapter names: a path as it is, or beside the adapter. Raises InputError without one."""
+    """The base model that an adapter names: a path as it is, or beside the adapter, or a hub id. Raises InputError
+    without one."""
     named = read_config(folder)[1]
     for path in (Path(named), folder / named):
         if path.exists():
             if path.is_dir() and is_adapter(path):
                 raise FormatError(f"{folder / CONFIG}: base_model_name_or_path {named!r} is an adapter, not a model")
             return path
+    if is_hub_id(named):
+        revision = read_json(folder / CONFIG).get("revision")
+        return snapshot(f"{named}@{revision}" if isinstance(revision, str) and revision else named)
     raise InputError(
         f"{folder / CONFIG}: the base model {named!r} is not here: put it back, or write its place into "
         "base_model_name_or_path"

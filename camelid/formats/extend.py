@@ -11,7 +11,7 @@ from camelid.artifact import new_folder, write_manifest
 from camelid.errors import InputError
 from camelid.formats import hf
 from camelid.formats.adapter import is_adapter
-from camelid.formats.load import generation_of, load, load_tokenizer, located, open_model, resolve
+from camelid.formats.load import generation_of, is_gguf, load, load_tokenizer, located, open_model, resolve
 from camelid.formats.meta import is_meta
 from camelid.model.grow import grow_embeddings
 from camelid.model.llama import Llama
@@ -30,7 +30,7 @@ def extend(
     """
     source = folder = located(source)
     tokenizer = load_tokenizer(source)
-    has_weights = folder.suffix == ".gguf" or (folder.is_dir() and _model(folder))
+    has_weights = is_gguf(folder) or (folder.is_dir() and _model(folder))
     if has_weights and is_adapter(resolve(source)):
         raise InputError(f"{source} is an adapter: camelid merge puts it into its base, which can grow")
     if has_weights and (label := open_model(source).quantized):

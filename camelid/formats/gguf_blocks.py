@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
+AT_ONCE = 1 << 22  # values
 # IQ4's sixteen levels.
 LEVELS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], dtype=np.float32)
 
@@ -136,5 +137,9 @@ BLOCKS: dict[str, tuple[int, int, Callable[[Bytes], Floats]]] = {
 
 def expand(kind: str, raw: Bytes) -> Floats:
     """Any number of bytes of whole blocks -> their values, flat."""
-    _, width, function = BLOCKS[kind]
-    return function(raw.reshape(-1, width)).reshape(-1)
+    size, width, function = BLOCKS[kind]
+    blocks = raw.reshape(-1, width)
+    values, at_once = np.empty((len(blocks), size), np.float32), max(1, AT_ONCE // size)
+    for first in range(0, len(blocks), at_once):  # or what lies between would take several times the result
+        values[first : first + at_once] = function(blocks[first : first + at_once])
+    return values.reshape(-1)

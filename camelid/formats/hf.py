@@ -155,7 +155,8 @@ def write_weights(
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (out / f"{WEIGHTS}.index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
     dtype = next(iter(tensors.values())).dtype
-    described = config.to_dict() | {"dtype": str(dtype).removeprefix("torch.")}
+    named = str(dtype).removeprefix("torch.")
+    described = config.to_dict() | {"dtype": named, "torch_dtype": named}  # the second until 2025
     described |= {} if quantization is None else {"quantization_config": dict(quantization)}
     (out / "config.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
     ids = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}

@@ -3,6 +3,7 @@ hub id."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +26,9 @@ from camelid.tokenizer.load import from_folder, from_model_file
 from camelid.tokenizer.tokenizer import Tokenizer
 
 Model = TypeVar("Model", bound=Llama)
+
+
+STEP = r"step-\d{8,}"  # a checkpoint's folder: a copy by another name is its owner's business
 
 
 def resolve(source: str | Path) -> Path:
@@ -53,8 +57,8 @@ def located(source: str | Path) -> Path:
 
 def finished(run: Path) -> list[Path]:
     """The finished checkpoints of a run folder, newest first."""
-    found = sorted(run.glob("checkpoints/step-*"), key=lambda p: p.name, reverse=True)
-    return [p for p in found if (p / MANIFEST).exists()]
+    found = [p for p in run.glob("checkpoints/step-*") if re.fullmatch(STEP, p.name) and (p / MANIFEST).exists()]
+    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")), reverse=True)
 
 
 def open_model(source: str | Path) -> Checkpoint:
@@ -65,11 +69,19 @@ def open_model(source: str | Path) -> Checkpoint:
         path = resolve(base_of(path))
     if path.is_dir():
         return meta.open_folder(path) if meta.is_meta(path) else hf.open_folder(path)
-    if path.suffix == ".gguf":
+    if is_gguf(path):
         from camelid.formats import gguf
 
         return gguf.open_file(path)
     raise InputError(f"{path}: expected a folder with config.json or params.json, or a .gguf file")
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a file is GGUF, by its name or, as of Ollama's files, which have none, by how it begins."""
+    if path.is_dir() or path.suffix == ".gguf":
+        return not path.is_dir()
+    with path.open("rb") as file:
+        return file.read(4) == b"GGUF"
 
 
 def load(
@@ -167,13 +179,19 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
     path = resolve(source)
     if path.is_dir() and is_adapter(path) and not (path / "tokenizer.json").exists():
         return load_tokenizer(base_of(path))
-    if path.suffix == ".gguf":
+    if is_gguf(path):
         from camelid.formats import gguf
 
         return from_gguf(path, gguf.parse(path).metadata)
     if meta.is_meta(path) and not (path / "tokenizer.model").exists() and (path.parent / "tokenizer.model").exists():
         return from_model_file(path.parent / "tokenizer.model")  # where Meta's downloads of LLaMA 1 and 2 have it
     return from_folder(path)
+
+
+def chat_template(adapter: str | Path) -> str | None:
+    """The chat template that an adapter brings of its own; None without a tokenizer beside it."""
+    path = resolve(adapter)
+    return load_tokenizer(path).chat_template if (path / "tokenizer.json").exists() else None
 
 
 def stop_ids(source: str | Path) -> tuple[int, ...]:

@@ -76,6 +76,7 @@ class Engine:
         self._model = self.runner.model if isinstance(self.runner, TorchRunner) else None
         self.config, self.tokenizer = self.runner.config, tokenizer
         self.adapter_stop_ids: dict[str, frozenset[int]] = {}
+        self.other_templates: frozenset[str] = frozenset()  # adapters that were taught in a chat template of their own
         self.stop_ids = frozenset(self.config.stop_ids if stop_ids is None else stop_ids)
         if cache_tokens is not None and cache_tokens < 1:
             raise InputError(f"cache_tokens must be at least 1, not {cache_tokens}")
@@ -113,7 +114,7 @@ class Engine:
         guesses for it, rounded by `draft_quantization`. `device` "auto" is a GPU where there is one of whose free
         memory the weights take at most four fifths, "cpu" or "cuda" that one. Raises InputError naming what is wrong.
         """
-        from camelid.formats.load import load, load_adapters, load_tokenizer, stop_ids
+        from camelid.formats.load import chat_template, load, load_adapters, load_tokenizer, stop_ids
 
         for name, given in (("quantization", quantization), ("draft_quantization", draft_quantization)):
             if given is not None and given not in BITS:
@@ -142,6 +143,8 @@ class Engine:
         engine = cls(runner, tokenizer, stop_ids(path), cache_tokens, guessing)
         # An adapter may have learned to end its answers by a token of its own.
         engine.adapter_stop_ids = {name: frozenset(stop_ids(folder)) for name, folder in (adapters or {}).items()}
+        own = {name: chat_template(folder) for name, folder in (adapters or {}).items()}
+        engine.other_templates = frozenset(n for n, text in own.items() if text not in (None, tokenizer.chat_template))
         return engine
 
     def __repr__(self) -> str:
@@ -235,7 +238,7 @@ class Engine:
         InputError for a request that cannot be fulfilled."""
         self._check_adapter(params.adapter)
         if isinstance(self.runner, TorchRunner):
-            active = self.runner.model.active_adapter  # now: its owner may choose another before the text ends
+            active = self.runner.active  # now: the model's owner may choose another before the text ends
             params = params if params.adapter or not active else replace(params, adapter=active)
             salt += f"/{self.runner.stamp()}"
         bad = next((i for i in params.logit_bias if not 0 <= i < self.config.vocab_size), None)

@@ -6,6 +6,7 @@ import mmap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from threading import Lock
 from typing import Protocol
 
 import torch
@@ -84,6 +85,14 @@ class TorchRunner:
         self.model, self.config = model, model.config
         self._cache = KVCache(model.config, integers)
         self._graphs: Graphs | None = None
+        self._lock = Lock()
+        self._lent: tuple[str | None] | None = None  # what the model's owner had active, while a pass has another
+
+    @property
+    def active(self) -> str | None:
+        """The adapter that the model's owner has chosen, whatever another thread's pass is made with at this moment."""
+        with self._lock:
+            return self._lent[0] if self._lent else self.model.active_adapter
 
     def stamp(self) -> str:
         """Another one whenever a weight has changed: keys and values of older weights are not this model's."""
@@ -174,11 +183,15 @@ class TorchRunner:
         if adapter in (None, active):
             yield
             return
-        use_adapter(self.model, adapter)
+        with self._lock:
+            self._lent = (active,)
+            use_adapter(self.model, adapter)
         try:
             yield
         finally:
-            use_adapter(self.model, active)
+            with self._lock:
+                use_adapter(self.model, active)
+                self._lent = None
 
     def _hidden(self, chunks: Sequence[Chunk]) -> Sequence[Tensor]:
         """Each chunk's states [tokens, hidden]."""

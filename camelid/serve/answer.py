@@ -248,6 +248,9 @@ async def by_template(call: Call, function: Callable[..., list[int]], *arguments
 def rendered(call: Call, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None) -> list[int]:
     """Ids of a conversation. Raises Fault when the model's template refuses it, or there is none."""
     check_size(call, (json.dumps(one, ensure_ascii=False) for one in [*messages, *(tools or [])]), "messages")
+    if (adapter := call.names.get(call.told.get("model", ""))) in call.engine.other_templates:
+        told = f"the adapter {adapter} was taught in a chat template that is not its base's: serve its run by itself, "
+        raise Fault(400, f"{told}or what camelid merge makes of it", "model", "invalid_value")
     try:
         ids: list[int] = call.tokenizer.apply_chat_template(messages, tools=tools)
     except Ended:

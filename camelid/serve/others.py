@@ -55,6 +55,7 @@ async def embed(call: Call, body: dict[str, Any]) -> dict[str, Any]:
         data.append({"object": "embedding", "index": index, "embedding": value})
     tokens = sum(map(len, texts))
     call.told["prompt_tokens"] = tokens
+    call.metrics.texts(tokens, [])
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return {"object": "list", "data": data, "model": request.model, "usage": usage}
 

@@ -86,7 +86,13 @@ def messages(said: Sequence[ChatMessage], tools: Sequence[Tool], template: str) 
     """The conversation as the template takes it."""
     if tools_known(template):
         return [_native(message) for message in said]
-    told = [_plain(message) for message in said]
+    told: list[dict[str, Any]] = []
+    for message, before in zip(said, [None, *said], strict=False):
+        one = _plain(message)
+        if before is not None and message.role == before.role == "tool":  # one turn: templates want them to alternate
+            told[-1]["content"] += f"\n{one['content']}"
+        else:
+            told.append(one)
     if tools:
         lines = "\n".join(json.dumps(t.function.model_dump(exclude_none=True), ensure_ascii=False) for t in tools)
         text = INSTRUCTION.format(tools=lines)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,8 @@ from camelid.tokenizer import sentencepiece_model as spm
 from camelid.tokenizer.template import LLAMA3 as LLAMA3_TEMPLATE
 from camelid.tokenizer.tokenizer import Tokenizer
 
+LLAMAS = ("LlamaTokenizer", "LlamaTokenizerFast", "CodeLlamaTokenizer", "CodeLlamaTokenizerFast")
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
@@ -23,7 +27,12 @@ def from_folder(folder: Path) -> Tokenizer:
     config = _config(folder)
     template = _template(folder, config)
     if (folder / "tokenizer.json").exists():
-        return _from_json(folder / "tokenizer.json", config, template)
+        found, beside = _from_json(folder / "tokenizer.json", config, template), folder / "tokenizer.model"
+        if beside.is_file() and not tiktoken_ranks.looks_like_ranks(beside):
+            with suppress(FormatError):  # of another kind: nothing to keep
+                spm.read(beside)
+                found.model_file = beside.read_bytes()
+        return found
     if (folder / "tokenizer.model").exists():
         return from_model_file(folder / "tokenizer.model", config, template)
     raise InputError(f"{folder} has no tokenizer: neither tokenizer.json nor tokenizer.model")
@@ -74,7 +83,10 @@ def _from_json(path: Path, config: Mapping[str, Any], template: str | None) -> T
     from tokenizers import Tokenizer as Backend
 
     try:
-        backend = Backend.from_str(path.read_text(encoding="utf-8"))
+        text, rows = path.read_text(encoding="utf-8"), _rows(path.parent)
+        backend = Backend.from_str(text)
+        if any(number >= rows for number in backend.get_added_tokens_decoder()):
+            backend = Backend.from_str(_without_rowless(text, rows))
     # The library raises plain Exception, and its panics are BaseException, for every fault in the file.
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
@@ -84,9 +96,28 @@ def _from_json(path: Path, config: Mapping[str, Any], template: str | None) -> T
     backend.no_truncation()  # a file may ask for it; a text would lose its end without a word
     backend.no_padding()
     ids = {key: backend.token_to_id(_named(config, f"{key}_token")) for key in ("bos", "eos", "pad")}
+    if config.get("tokenizer_class") in LLAMAS and isinstance(config.get("add_bos_token"), bool):
+        # transformers makes these classes' ends anew by that word, whatever the file has
+        first = (
+            (_named(config, "bos_token"), ids["bos"]) if config["add_bos_token"] and ids["bos"] is not None else None
+        )
+        spm.set_ends(backend, first, None)
     return Tokenizer(
         backend, bos_token_id=ids["bos"], eos_token_id=ids["eos"], pad_token_id=ids["pad"], chat_template=template
     )
+
+
+def _rows(folder: Path) -> float:
+    """How many rows the embedding of the model in a folder has, if there is one."""
+    rows = _read(folder / "config.json").get("vocab_size")
+    return rows if isinstance(rows, int) else math.inf
+
+
+def _without_rowless(text: str, rows: float) -> str:
+    """A tokenizer.json without the added tokens that the embedding has no row for, as a pad token that came later."""
+    described = json.loads(text)
+    described["added_tokens"] = [token for token in described["added_tokens"] if token["id"] < rows]
+    return json.dumps(described, ensure_ascii=False)
 
 
 def _check_ids(path: Path, vocab: Mapping[str, int]) -> None:
@@ -121,7 +152,9 @@ def from_sentencepiece(path: Path, config: Mapping[str, Any] | None = None, temp
     backend = spm.build(model.pieces, add_dummy_prefix=model.add_dummy_prefix)
     ids = {piece.text: i for i, piece in enumerate(model.pieces)}
     ids |= _add(path, backend, (config or {}).get("added_tokens_decoder") or {})
-    return _told(backend, ids, {"bos": "<s>", "eos": "</s>"}, config or {}, template)
+    found = _told(backend, ids, {"bos": "<s>", "eos": "</s>"}, config or {}, template)
+    found.model_file = path.read_bytes()
+    return found
 
 
 def _add(path: Path, backend: Backend, wanted: Mapping[str, Any]) -> dict[str, int]:
@@ -130,8 +163,7 @@ def _add(path: Path, backend: Backend, wanted: Mapping[str, Any]) -> dict[str, i
     from tokenizers import AddedToken
 
     size = backend.get_vocab_size(with_added_tokens=True)
-    rows = _read(path.parent / "config.json").get("vocab_size")
-    end = rows if isinstance(rows, int) else math.inf
+    end = _rows(path.parent)
     try:
         behind = sorted((int(i), token) for i, token in wanted.items() if size <= int(i) < end)
         tokens = [

@@ -80,6 +80,11 @@ def read(path: Path) -> Model:
         raise FormatError(f"{path} is not a SentencePiece model, or is damaged ({error})") from None
 
 
+def texts_of(data: bytes) -> list[str]:
+    """The pieces of a model file's bytes, by their ids."""
+    return [piece.text for piece in _read(data).pieces]
+
+
 def _read(data: bytes) -> Model:
     pieces: list[Piece] = []
     prefix, kind = True, 1
@@ -157,14 +162,19 @@ def add_bos(backend: Backend, token: str, token_id: int) -> None:
 
 def add_ends(backend: Backend, bos: tuple[str, int] | None, eos: tuple[str, int] | None) -> None:
     """Put a token (its text and id) before, and one after, every text."""
+    if bos or eos:
+        set_ends(backend, bos, eos)
+
+
+def set_ends(backend: Backend, bos: tuple[str, int] | None, eos: tuple[str, int] | None) -> None:
+    """These and no others, whatever the tokenizer put there."""
     from tokenizers.processors import TemplateProcessing
 
-    if bos or eos:
-        before, after = f"{bos[0]}:0 " if bos else "", f" {eos[0]}" if eos else ""
-        backend.post_processor = TemplateProcessing(
-            single=f"{before}$A:0{after and after + ':0'}", pair=f"{before}$A:0 $B:1{after and after + ':1'}",
-            special_tokens=list(dict.fromkeys(end for end in (bos, eos) if end)),
-        )  # fmt: skip
+    before, after = f"{bos[0]}:0 " if bos else "", f" {eos[0]}" if eos else ""
+    backend.post_processor = TemplateProcessing(
+        single=f"{before}$A:0{after and after + ':0'}", pair=f"{before}$A:0 $B:1{after and after + ':1'}",
+        special_tokens=list(dict.fromkeys(end for end in (bos, eos) if end)),
+    )  # fmt: skip
 
 
 def append(data: bytes, names: Sequence[str], characters: int) -> bytes:

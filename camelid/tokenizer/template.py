@@ -70,6 +70,8 @@ def render(template: str, messages: Sequence[Message], **variables: Any) -> str:
 @lru_cache(maxsize=8)  # a data set is rendered by one template, thousands of times
 def _compiled(template: str) -> Any:
     from jinja2 import TemplateError
+    from jinja2.ext import Extension
+    from jinja2.nodes import Scope
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     def refuse(message: str) -> None:
@@ -86,7 +88,18 @@ def _compiled(template: str) -> Any:
                 raise TemplateError(f"{operator!r} would make it long")
             return super().call_binop(context, operator, left, right)
 
-    environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    class Generation(Extension):
+        """`{% generation %}` around what the model says, by which trainers find it: its body, as in transformers."""
+
+        tags = {"generation"}  # noqa: RUF012 - Jinja's own type
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return Scope(body, lineno=line)
+
+    extensions: list[Any] = ["jinja2.ext.loopcontrols", Generation]
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
     environment.globals["raise_exception"] = refuse
     environment.filters["tojson"] = _json
     return environment.from_string(template)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from camelid.disk import write_file
 from camelid.errors import FormatError, InputError
 from camelid.kernels.bpe import NativeBpe, grouped
+from camelid.tokenizer import sentencepiece_model as spm
 from camelid.tokenizer.native import bytes_of, native_bpe
 from camelid.tokenizer.template import Guard, Message, render
 
@@ -45,6 +46,7 @@ class Tokenizer:
         self.backend = backend
         self.bos_token_id, self.eos_token_id, self.pad_token_id = bos_token_id, eos_token_id, pad_token_id
         self.chat_template = chat_template
+        self.model_file: bytes | None = None  # SentencePiece's, beside which it lay: kept for llama.cpp's converter
         self.renderer: Callable[..., str] = render  # a server has it done in a process that can be killed
         self._lock = Lock()  # whether control tokens are parsed is a state of the backend
         self._special = {i: t.content for i, t in backend.get_added_tokens_decoder().items() if t.special}
@@ -317,12 +319,19 @@ class Tokenizer:
         return hashlib.sha256(self.backend.to_str().encode()).hexdigest()
 
     def save(self, folder: Path) -> None:
-        """tokenizer.json, tokenizer_config.json and chat_template.jinja into an existing folder."""
+        """tokenizer.json, tokenizer_config.json and chat_template.jinja into an existing folder; and the SentencePiece
+        file that it lay beside, whose scores llama.cpp's converter needs, where all of that is still true."""
         self.backend.encode_special_tokens = False
         write_file(folder / "tokenizer.json", [self.backend.to_str(pretty=True).encode()])
         names = {"bos_token": self.bos_token_id, "eos_token": self.eos_token_id, "pad_token": self.pad_token_id}
         config: dict[str, Any] = {key: self._name(i) for key, i in names.items() if i is not None}
         config |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        pieces = spm.texts_of(self.model_file) if self.model_file is not None else []
+        if self.model_file is not None and pieces == [self.token(i) for i in range(len(pieces))]:
+            write_file(folder / "tokenizer.model", [self.model_file])
+            behind = sorted(i for i in self.backend.get_added_tokens_decoder() if i >= len(pieces))
+            told = {str(i): {"content": self.token(i), "special": i in self._special} for i in behind}
+            config |= {"added_tokens_decoder": told} if told else {}
         if self.chat_template is not None:
             (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
         text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Mapping
@@ -28,7 +29,7 @@ from camelid.errors import CamelidError, FormatError, InputError
 from camelid.formats.adapter import ADAPTER, read_adapter, write_adapter
 from camelid.formats.checkpoint import Stored, dense
 from camelid.formats.hf import WEIGHTS, open_folder, write_weights
-from camelid.formats.load import finished
+from camelid.formats.load import STEP, finished
 from camelid.formats.safetensors_file import write_safetensors
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
@@ -198,9 +199,10 @@ def remove(folder: Path) -> None:
 
 
 def sweep(run: Path) -> None:
-    """Remove what interrupted writes and removals left behind."""
+    """Remove what interrupted writes and removals left behind, and nothing that others keep there."""
     for path in (run / "checkpoints").glob("*"):
-        if path.is_dir() and (path.name.startswith(".step-") or not (path / MANIFEST).exists()):
+        halfway = re.fullmatch(r"\.step-\d+\..+", path.name)
+        if path.is_dir() and (halfway or (re.fullmatch(STEP, path.name) and not (path / MANIFEST).exists())):
             shutil.rmtree(path, ignore_errors=True)
 
 

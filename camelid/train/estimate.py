@@ -13,7 +13,7 @@ from camelid.train import plan
 from camelid.train.optimizer import learned
 from camelid.train.parallel import Ranks, ranks
 from camelid.train.schedule import drawn
-from camelid.train.step import Job, rows_per_step
+from camelid.train.step import Job, compiled, rows_per_step
 
 Make = Callable[[Recipe, Ranks, bool], Job]
 """The job of a recipe on these ranks, with or without its weights."""
@@ -42,6 +42,9 @@ def estimate(recipe: Recipe, make: Make, price: float = 0.0, probe: bool = True)
         if job.model.activation_checkpointing:
             said += " with activation checkpointing"
         settings = recipe.train
+        if probe and compiled(who.device, settings):  # as the run has them
+            for layer in job.model.layers:
+                layer.compile()
         with large_blocks(plan.keeps_memory(job.model)):
             seconds = plan.seconds_per_step(job, who) if probe else None
         steps = plan.steps_wanted(settings, len(job.source), rows, seconds)

@@ -237,6 +237,8 @@ class _Run:
             self.saver.save(taken, background, tokenizer=self.job.tokenizer, inputs=self.job.inputs,
                             settings=self.job.recipe.settings(), generation=self.job.generation,
                             facts=self.job.facts)  # fmt: skip
+        if not background:
+            together(self.who)  # else the others would wait in the next step, and not as long
 
     def _summary(self, log: Log) -> dict[str, Any]:
         folder = checkpoint.folder_of(self.out, self.state.step)

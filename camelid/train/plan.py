@@ -61,7 +61,8 @@ def memory(job: Job, who: Ranks | None = None) -> dict[str, int]:
     if every and settings.steps and settings.steps <= every:
         every = None  # nothing is saved before the end
     lasting = checkpoint > WRITTEN_AT_ONCE and who.rank == 0
-    parts["copy"] = checkpoint if background and every and lasting and on_cpu else 0
+    gathered = (background and every) or who.world > 1  # the first rank holds whole tensors of what the ranks share
+    parts["copy"] = checkpoint if gathered and lasting and on_cpu else 0
     made = 0 if job.model.device.type == "meta" else parts["weights"]
     gaps = int(gaps_share(job, -(-own // rows), who) * step) if keeps_memory(job.model) else 0
     parts["process"] = max(0, _resident() - made) + LIBRARIES + gaps + (GROUP if who.world > 1 else 0) if on_cpu else 0
@@ -111,7 +112,7 @@ def fit(job: Job, who: Ranks) -> tuple[dict[str, int], str | None]:
         parts = memory(job, who)
         short = anywhere(who, int(parts["peak"] > limit))
     if not short:
-        return parts, None
+        return parts, _no_room_to_save(parts, who)
     largest = max((n for n in parts if n not in ("peak", "checkpoint")), key=lambda n: parts[n])
     fewer = "train.micro_batch_rows=1" if micro_rows(settings) > 1 else "a shorter train.sequence_length"
     cure = {"step": fewer, "answers": "a smaller model, or fewer answers a step (train.global_batch_tokens)"}.get(
@@ -123,17 +124,33 @@ def fit(job: Job, who: Ranks) -> tuple[dict[str, int], str | None]:
     )
 
 
+def _no_room_to_save(parts: dict[str, int], who: Ranks) -> str | None:
+    """On a GPU: why a checkpoint, which the first rank gathers in the machine's own memory, does not fit there."""
+    room = free_here(1)
+    if who.device.type != "cuda" or not anywhere(who, int(who.rank == 0 and parts["checkpoint"] > room)):
+        return None
+    return (
+        f"a checkpoint is gathered in the machine's memory, and its {parts['checkpoint'] / 2**30:.1f} GiB do not fit "
+        f"into {room / 2**30:.1f}: take a machine with more memory, or train an adapter (finetune.method)"
+    )
+
+
 def available(who: Ranks) -> int:
     """Bytes that this rank may use: a GPU's memory, or its share of what the machine has free and it already holds."""
     if who.device.type == "cuda":
         return int(torch.cuda.mem_get_info(who.device)[0]) + int(torch.cuda.memory_reserved(who.device))
+    return free_here(who.world)
+
+
+def free_here(ranks: int) -> int:
+    """Bytes of the machine's memory that each of so many processes on it may use."""
     held = _resident()  # first: what it gives back is free then
     try:
         with open("/proc/meminfo", encoding="utf-8") as file:
             free = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         return 1 << 62  # not Linux: nothing is known, nothing is refused
-    return min(free + held * who.world, installed()) // who.world
+    return min(free + held * ranks, installed()) // ranks
 
 
 def _resident() -> int:

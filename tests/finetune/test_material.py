@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +135,26 @@ def test_what_would_do_nothing_is_refused(tmp_path: Path, sections: dict[str, An
         read_material(
             parse({"model": {"from": str(tmp_path)}, "data": {"files": [str(tmp_path / "a.jsonl")]}} | sections)
         )
+
+
+def test_the_end_of_an_answer_is_found_behind_any_number_of_texts(base: tuple[Path, Tokenizer], tmp_path: Path) -> None:
+    rows: list[Any] = [{"text": f"a text of number {n}"} for n in range(150)] + [
+        {"prompt": "ping", "completion": "pong"}
+    ]
+    found = material(base[0], rows, tmp_path)
+    ends = {found.tokenizer.token(i) for i in found.stops}
+    assert "<|eot_id|>" in ends
+
+
+def test_what_is_asked_on_both_sides_is_told(
+    base: tuple[Path, Tokenizer], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": f"ping {n % 5}", "completion": f"pong {n}"} for n in range(20)] + [{"text": "only text"}] * 20
+    chosen = recipe(base[0], written(tmp_path / "a.jsonl", rows), tmp_path / "run", data={"held_out": 0.5})
+    read_material(chosen, quiet=False)
+    assert re.search(r"\d+ of the 20 records held out ask what others", capsys.readouterr().err)
+    alone = [{"prompt": f"ping {n}", "completion": "pong"} for n in range(20)]
+    read_material(
+        recipe(base[0], written(tmp_path / "b.jsonl", alone), tmp_path / "run", data={"held_out": 0.5}), False
+    )
+    assert "held out ask" not in capsys.readouterr().err

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from camelid.errors import FormatError
+from camelid.errors import FormatError, InputError
 from camelid.formats import load
-from camelid.formats.gguf import TYPE_NAMES, _config, parse
+from camelid.formats.gguf import TYPE_NAMES, _config, _stops, parse
 from camelid.formats.gguf_blocks import BLOCKS, expand
 from camelid.formats.load import load_tokenizer
 from camelid.model.config import LlamaConfig, RopeScaling
@@ -311,3 +311,36 @@ def test_smollm2_against_transformers_reading_the_same_file(smollm2: Path) -> No
     with torch.inference_mode():
         difference = ours(torch.tensor([ids])).logits - theirs(torch.tensor([ids])).logits
     assert difference.abs().max() < 1e-3
+
+
+def test_every_token_that_ends_something_stops(tmp_path: Path, wide: Llama) -> None:
+    """A file may name one end and mean several: those that llama.cpp knows by their text, where they are control
+    tokens."""
+    write_model(tmp_path / "m.gguf", wide, "F32")
+    file = parse(tmp_path / "m.gguf")
+    words = ["a", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|im_end|>"]
+    told = {"tokenizer.ggml.tokens": words, "tokenizer.ggml.token_type": [1, 3, 3, 3, 1],
+            "tokenizer.ggml.eos_token_id": 2}  # fmt: skip
+    assert _stops(dataclasses.replace(file, metadata=told)) == [2, 1, 3]
+    several = {"tokenizer.ggml.eos_token_id": 2, "tokenizer.ggml.eos_token_ids": [2, 0]}
+    assert _stops(dataclasses.replace(file, metadata=several)) == [2, 0]
+    assert _stops(dataclasses.replace(file, metadata={})) is None
+
+
+def test_a_file_without_a_name_is_known_by_its_beginning(tmp_path: Path, wide: Llama) -> None:
+    """As Ollama keeps them."""
+    write_model(tmp_path / "m.gguf", wide, "F32")
+    blob = (tmp_path / "m.gguf").rename(tmp_path / "sha256-0123")
+    assert load(blob).num_parameters() == wide.num_parameters()
+    (tmp_path / "other").write_bytes(b"GG")
+    with pytest.raises(InputError, match=r"or a \.gguf file"):
+        load(tmp_path / "other")
+
+
+@pytest.mark.parametrize("kind", sorted(BLOCKS))
+def test_blocks_are_expanded_a_stretch_at_a_time(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    size, width, _ = BLOCKS[kind]
+    raw = np.random.default_rng(0).integers(0, 60, 7 * width, dtype=np.uint8)
+    whole = expand(kind, raw)
+    monkeypatch.setattr("camelid.formats.gguf_blocks.AT_ONCE", 3 * size)
+    assert np.array_equal(expand(kind, raw), whole, equal_nan=True)

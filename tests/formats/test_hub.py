@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ from camelid.artifact import read_manifest
 from camelid.cli import run
 from camelid.corpus import build
 from camelid.errors import InputError
+from camelid.formats.adapter import base_of, write_adapter
 from camelid.formats.hf import save
 from camelid.formats.hub import is_hub_id
 from camelid.formats.load import load, load_tokenizer, resolve
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
+from camelid.model.lora import LoraConfig, adapt
 from camelid.tokenizer.tokenizer import Tokenizer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -100,3 +103,19 @@ def test_what_is_not_there(cache: Path, monkeypatch: pytest.MonkeyPatch, capsys:
 )  # fmt: skip
 def test_what_looks_like_an_id(source: str, expected: bool) -> None:
     assert is_hub_id(source) is expected
+
+
+def test_an_adapters_base_may_be_an_id(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    patched(monkeypatch, cache)
+    base: Llama = load("org/small")
+    config = LoraConfig(r=2, target_modules=("q_proj",))
+    adapt(base, config, "default")
+    weights = {name: p for name, p in base.named_parameters() if p.requires_grad}
+    (cache / "adapter").mkdir()
+    write_adapter(config, weights, cache / "adapter", resolve("org/small"), {})
+    described = json.loads((cache / "adapter" / "adapter_config.json").read_text())
+    for revision in (None, COMMIT):
+        named = {"base_model_name_or_path": "org/small", "revision": revision}
+        (cache / "adapter" / "adapter_config.json").write_text(json.dumps(described | named))
+        assert base_of(cache / "adapter") == resolve("org/small")
+        assert load(cache / "adapter").active_adapter == "default"

@@ -102,6 +102,11 @@ def test_the_adapter_that_is_active_now_is_the_one(mine: Llama) -> None:
     use_adapter(mine, None)
     assert said(engine, [LONG]) == base
     assert said(engine, [LONG], adapter="b") == second
+    runner = engine.runner
+    assert isinstance(runner, TorchRunner)
+    with runner._using("b"):  # another thread's pass
+        assert mine.active_adapter == "b"
+        assert engine.prepare([1, 2], SamplingParams()).params.adapter is None
 
 
 def test_what_a_broken_text_left_spoils_nobody(mine: Llama) -> None:

@@ -148,7 +148,7 @@ def test_several_adapters_on_one_base(tiny: LlamaConfig, tmp_path: Path) -> None
         ({"something_new": 1}, "something_new"),
         ({"base_model_name_or_path": "../a"}, "is an adapter, not a model"),
         ({"base_model_name_or_path": None}, "does not say what it belongs to"),
-        ({"base_model_name_or_path": "gone/away"}, "'gone/away' is not here"),
+        ({"base_model_name_or_path": "./gone/away"}, "'./gone/away' is not here"),
     ],
 )
 def test_adapters_that_cannot_be_opened(

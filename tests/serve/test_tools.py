@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from camelid.generate.constrain import Matcher
 from camelid.serve.chat import _Writer
 from camelid.serve.requests import ChatRequest, read
-from camelid.serve.tools import begun_call, form, offered, read_calls
+from camelid.serve.tools import begun_call, form, messages, offered, read_calls
 from camelid.serve.worker import Progress
 from camelid.tokenizer.tokenizer import Tokenizer
 
@@ -24,7 +24,8 @@ NAMES = ("weather", "clock")
 
 def request(**more: Any) -> ChatRequest:
     tools = [{"type": "function", "function": {"name": name}} for name in NAMES]
-    return read(ChatRequest, {"model": "m", "messages": [{"role": "user", "content": "?"}], "tools": tools, **more})
+    body = {"model": "m", "messages": [{"role": "user", "content": "?"}], "tools": tools}
+    return read(ChatRequest, body | more)
 
 
 TOOLS = offered(request())
@@ -186,3 +187,18 @@ def test_a_footnote_is_streamed() -> None:
     writer = _Writer(request(), TOOLS)
     assert writer.deltas(Progress("[", 1)) == ([], None)
     assert writer.deltas(Progress("[1] The", 3)) == ([{"content": "[1] The"}], None)
+
+
+def test_several_results_are_one_turn_of_a_template_that_knows_no_tools() -> None:
+    """Llama 2's wants a person and the model to take turns, and several calls are answered by several results."""
+    calls = [{"id": f"c{n}", "type": "function", "function": {"name": "clock", "arguments": "{}"}} for n in (1, 2)]
+    said = [
+        {"role": "user", "content": "?"}, {"role": "assistant", "tool_calls": calls},
+        {"role": "tool", "tool_call_id": "c1", "content": "noon"},
+        {"role": "tool", "tool_call_id": "c2", "content": "one"},
+        {"role": "assistant", "content": "so"}, {"role": "user", "content": "and?"},
+    ]  # fmt: skip
+    told = messages(request(messages=said).messages, [], "{{ messages }}")
+    assert [one["role"] for one in told] == ["user", "assistant", "user", "assistant", "user"]
+    assert told[2]["content"] == "Result of the function: noon\nResult of the function: one"
+    assert len(messages(request(messages=said).messages, [], "{{ tools }}")) == 6

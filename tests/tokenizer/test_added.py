@@ -84,3 +84,52 @@ def test_the_ends_of_an_older_folder(tokenizers: dict[str, Path], tmp_path: Path
     beside(folder, {"special_tokens_map.json": ends})
     found = from_folder(folder)
     assert (found.bos_token_id, found.eos_token_id) == (named.bos_token_id, named.eos_token_id)
+
+
+def test_a_token_that_a_json_has_and_the_embedding_no_row_for_is_none(
+    tokenizers: dict[str, Path], tmp_path: Path
+) -> None:
+    """As Llama 2's own folder came out, and many a fine-tuning's."""
+    folder = shutil.copytree(tokenizers["sentencepiece"], tmp_path / "padded")
+    size = len(from_folder(folder))
+    described = json.loads((folder / "tokenizer.json").read_text())
+    pad = {**described["added_tokens"][0], "content": "[PAD]", "id": size}
+    described["added_tokens"].append(pad)
+    beside(folder, {"tokenizer.json": described, "tokenizer_config.json": {"pad_token": "[PAD]", "bos_token": "<s>"}})
+    assert (len(from_folder(folder)), from_folder(folder).pad_token_id) == (size + 1, size)
+    beside(folder, {"config.json": {"vocab_size": size}})
+    found = from_folder(folder)
+    assert (len(found), found.pad_token_id, found.bos_token_id) == (size, None, 1)
+
+
+def test_what_the_config_says_of_bos_counts_for_llamas_own_classes(tokenizers: dict[str, Path], tmp_path: Path) -> None:
+    """transformers makes these tokenizers' ends anew, whatever tokenizer.json has; a plain one's it leaves."""
+    folder = shutil.copytree(tokenizers["byte-level"], tmp_path / "t")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    bos = from_folder(folder).bos_token_id
+    for kind, adds, wanted in (("PreTrainedTokenizerFast", False, 1), ("LlamaTokenizerFast", False, 0),
+                               ("LlamaTokenizerFast", True, 1), ("LlamaTokenizer", None, 1)):  # fmt: skip
+        beside(folder, {"tokenizer_config.json": {**config, "tokenizer_class": kind, "add_bos_token": adds}})
+        assert from_folder(folder).encode("words").count(bos) == wanted, kind
+
+
+def test_the_sentencepiece_file_goes_along_while_it_is_true(pieces: tuple[Path, int], tmp_path: Path) -> None:
+    """llama.cpp's converter takes scores from it; without them it would cut words otherwise."""
+    folder, size = pieces
+    given = (folder / "tokenizer.model").read_bytes()
+    beside(folder, {"added_tokens.json": {"<|im_end|>": size}})
+    for place in ("one", "two"):  # from the file alone, then from the folder that was saved
+        (tmp_path / place).mkdir()
+        from_folder(folder).save(tmp_path / place)
+        folder = tmp_path / place
+        assert (folder / "tokenizer.model").read_bytes() == given
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        assert config["added_tokens_decoder"] == {str(size): {"content": "<|im_end|>", "special": False}}
+    described = json.loads((folder / "tokenizer.json").read_text())
+    vocab = described["model"]["vocab"]
+    one, other = (next(text for text, i in vocab.items() if i == size - n) for n in (1, 2))
+    vocab[one], vocab[other] = vocab[other], vocab[one]
+    beside(folder, {"tokenizer.json": described})
+    (tmp_path / "three").mkdir()
+    from_folder(folder).save(tmp_path / "three")
+    assert not (tmp_path / "three" / "tokenizer.model").exists()

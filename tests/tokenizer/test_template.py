@@ -48,3 +48,10 @@ def test_no_operation_makes_a_text_long() -> None:
             render(template, [])
     usual = "{{ 7 % 2 }} {{ '=' * 5 }} {{ 2**9 }} {{ '%.2f and %s' % (1.5, 'x') }} {{ '%-4s|' % 'y' }} {{ 2.5 * 2 }}"
     assert render(usual, []) == "1 ===== 512 1.50 and x y   | 5.0"
+
+
+def test_what_trainers_mark_is_its_body() -> None:
+    marked = "{% for m in messages %}<{% generation %}{{ m['content'] }}{% set x = 1 %}{% endgeneration %}>{% endfor %}"
+    assert render(marked, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]) == "<a><b>"
+    with pytest.raises(FormatError):
+        render("{% generation %}never ends", [])

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from camelid.errors import CamelidError, FormatError, InputError
+from camelid.formats.load import finished
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
 from camelid.recipe import TrainSection
@@ -133,3 +134,22 @@ def test_the_state_of_another_model_is_refused(trained: Trained, small: LlamaCon
     wider = Llama(replace(small, intermediate_size=16))
     with pytest.raises(FormatError, match=r"mlp.*does not fit the recipe's model"):
         checkpoint.restore(checkpoint.folder_of(trained.run, 1), wider, optimizer_for(wider, TrainSection()))
+
+
+def test_what_others_keep_beside_checkpoints_stays(trained: Trained) -> None:
+    """A download, a converted file, a copy of the best one: none is swept, counted, gone on from or pruned."""
+    for step in (1, 2):
+        trained.save(step)
+    place = trained.run / "checkpoints"
+    shutil.copytree(place / "step-00000002", place / "step-00000002-best")
+    for name in ("EleutherAI/pythia", "epoch-3", "gguf"):
+        (place / name).mkdir(parents=True)
+        (place / name / "weights").write_text("dear")
+    for name in ("step-00000007", ".step-00000008.1-0123abcd.making"):
+        (place / name).mkdir()
+    checkpoint.sweep(trained.run)
+    assert {p.name for p in place.iterdir()} == {
+        "step-00000001", "step-00000002", "step-00000002-best", "EleutherAI", "epoch-3", "gguf"
+    }  # fmt: skip
+    assert [p.name for p in finished(trained.run)] == ["step-00000002", "step-00000001"]
+    assert checkpoint.newest_good(trained.run) == place / "step-00000002"
