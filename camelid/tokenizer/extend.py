@@ -68,6 +68,7 @@ def extend(tokenizer: Tokenizer, texts: Texts, pieces: int, out: Path, source: P
         extended.save(out)
     else:
         tokenizer.save(out)
+        (out / "tokenizer.model").unlink(missing_ok=True)  # it lacks what was added
         (out / "tokenizer.json").write_text(json.dumps(description, ensure_ascii=False), encoding="utf-8")
     _check(from_folder(out), tokenizer, added)
     return added

@@ -117,8 +117,9 @@ def test_a_small_life(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert damage(tmp_path / "qs") is None
 
 
-@pytest.mark.parametrize(("by", "raised"), [("SIGINT", KeyboardInterrupt), ("SIGTERM", CamelidError)])
-@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+@pytest.mark.parametrize(
+    ("by", "raised", "stage"), [("SIGINT", KeyboardInterrupt, "pretrain"), ("SIGTERM", CamelidError, "finetune")]
+)
 def test_a_run_that_was_stopped_is_told_and_not_measured(
     library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str, raised: type[BaseException], stage: str
 ) -> None:

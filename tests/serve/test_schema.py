@@ -16,7 +16,7 @@ from camelid.serve.auth import Keys
 
 from .conftest import Running, serving
 
-EXAMPLES = os.environ.get("CAMELID_EXAMPLES", "60")  # of each operation; by hand 1,000
+EXAMPLES = os.environ.get("CAMELID_EXAMPLES", "25")  # of each operation; by hand 1,000
 KEY = "correct-horse-battery"
 
 
@@ -40,7 +40,7 @@ def test_made_up_requests(engine: Engine, tmp_path: Path) -> None:
     with serving(engine, Keys(tmp_path / "keys", "CAMELID_NO_KEY")) as server:
         done = schemathesis(server, tmp_path)
     assert done.returncode == 0, done.stdout[:6000] + done.stderr[-2000:]
-    assert int(re.findall(r"(\d+) generated", done.stdout)[-1]) > 300
+    assert int(re.findall(r"(\d+) generated", done.stdout)[-1]) > 150
     assert "Tested: 9" in done.stdout
     assert "Stateful" in done.stdout
     assert engine.scheduler.pages.taken == 0
