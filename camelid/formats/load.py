@@ -78,8 +78,10 @@ def open_model(source: str | Path) -> Checkpoint:
 
 def is_gguf(path: Path) -> bool:
     """Whether a file is GGUF, by its name or, as of Ollama's files, which have none, by how it begins."""
-    if path.is_dir() or path.suffix == ".gguf":
-        return not path.is_dir()
+    if path.is_dir():
+        return False
+    if path.suffix == ".gguf":
+        return True
     with path.open("rb") as file:
         return file.read(4) == b"GGUF"
 

@@ -96,12 +96,10 @@ def _from_json(path: Path, config: Mapping[str, Any], template: str | None) -> T
     backend.no_truncation()  # a file may ask for it; a text would lose its end without a word
     backend.no_padding()
     ids = {key: backend.token_to_id(_named(config, f"{key}_token")) for key in ("bos", "eos", "pad")}
-    if config.get("tokenizer_class") in LLAMAS and isinstance(config.get("add_bos_token"), bool):
+    adds, bos = config.get("add_bos_token"), ids["bos"]
+    if config.get("tokenizer_class") in LLAMAS and (adds is False or (adds is True and bos is not None)):
         # transformers makes these classes' ends anew by that word, whatever the file has
-        first = (
-            (_named(config, "bos_token"), ids["bos"]) if config["add_bos_token"] and ids["bos"] is not None else None
-        )
-        spm.set_ends(backend, first, None)
+        spm.set_ends(backend, (_named(config, "bos_token"), bos) if adds and bos is not None else None, None)
     return Tokenizer(
         backend, bos_token_id=ids["bos"], eos_token_id=ids["eos"], pad_token_id=ids["pad"], chat_template=template
     )

@@ -126,8 +126,10 @@ def fit(job: Job, who: Ranks) -> tuple[dict[str, int], str | None]:
 
 def _no_room_to_save(parts: dict[str, int], who: Ranks) -> str | None:
     """On a GPU: why a checkpoint, which the first rank gathers in the machine's own memory, does not fit there."""
+    if who.device.type != "cuda":
+        return None
     room = free_here(1)
-    if who.device.type != "cuda" or not anywhere(who, int(who.rank == 0 and parts["checkpoint"] > room)):
+    if not anywhere(who, int(who.rank == 0 and parts["checkpoint"] > room)):
         return None
     return (
         f"a checkpoint is gathered in the machine's memory, and its {parts['checkpoint'] / 2**30:.1f} GiB do not fit "

@@ -23,6 +23,8 @@ from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
 from camelid.tokenizer.tokenizer import Tokenizer
 
+from .conftest import telling
+
 needs_library = pytest.mark.skipif(library() is None, reason="the native library is not built")
 CONFIG = LlamaConfig(
     vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
@@ -32,13 +34,7 @@ CONFIG = LlamaConfig(
 
 @pytest.fixture
 def large() -> Llama:
-    """A model whose attention tells its tokens apart."""
-    torch.manual_seed(0)
-    model = Llama(CONFIG).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.mul_(3) if weight.dim() > 1 else None
-    return model
+    return telling(CONFIG)
 
 
 IDS: list[int] = torch.randint(0, 300, (90,), generator=torch.Generator().manual_seed(1)).tolist()

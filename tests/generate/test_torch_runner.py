@@ -18,6 +18,8 @@ from camelid.model.llama import Llama
 from camelid.model.lora import LoraConfig, adapt, merge, use_adapter
 from camelid.model.quantized import quantize_head, quantize_layers
 
+from .conftest import telling
+
 CONFIG = LlamaConfig(
     vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
     num_key_value_heads=2, head_dim=32, max_position_embeddings=1024,
@@ -27,13 +29,7 @@ LONG = [(7 * n) % 290 for n in range(70)]
 
 @pytest.fixture
 def mine() -> Llama:
-    """A model whose attention tells its tokens apart."""
-    torch.manual_seed(0)
-    model = Llama(CONFIG).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.mul_(3) if weight.dim() > 1 else None
-    return model
+    return telling(CONFIG)
 
 
 def learned(model: Llama, name: str, by: float) -> None:
