@@ -237,10 +237,9 @@ class Engine:
         """A text for `scheduler.add`; pages are shared only among texts of one `salt`. Raises
         InputError for a request that cannot be fulfilled."""
         self._check_adapter(params.adapter)
-        if isinstance(self.runner, TorchRunner):
-            active = self.runner.active  # now: the model's owner may choose another before the text ends
-            params = params if params.adapter or not active else replace(params, adapter=active)
-            salt += f"/{self.runner.stamp()}"
+        if params.adapter is None and (active := self.runner.active) is not None:
+            params = replace(params, adapter=active)  # now: the model's owner may choose another before the text ends
+        salt += f"/{self.runner.stamp()}"
         bad = next((i for i in params.logit_bias if not 0 <= i < self.config.vocab_size), None)
         if bad is not None:
             raise InputError(f"logit_bias names token {bad}; the model's vocabulary is {self.config.vocab_size}")

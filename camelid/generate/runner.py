@@ -54,6 +54,15 @@ class Runner(Protocol):
         """Names that a chunk may ask for."""
         ...
 
+    @property
+    def active(self) -> str | None:
+        """The one of a chunk that names none."""
+        ...
+
+    def stamp(self) -> str:
+        """Another one whenever a weight has changed: keys and values of older weights are not this model's."""
+        ...
+
     def page_bytes(self) -> int:
         """Of one page, over all layers."""
         ...
@@ -95,7 +104,6 @@ class TorchRunner:
             return self._lent[0] if self._lent else self.model.active_adapter
 
     def stamp(self) -> str:
-        """Another one whenever a weight has changed: keys and values of older weights are not this model's."""
         tensors = (*self.model.parameters(), *self.model.buffers())
         return str(hash(tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)))
 
@@ -213,6 +221,7 @@ class NativeRunner:
 
     at_once = 512
     adapters: Sequence[str] = ()
+    active: str | None = None
 
     def __init__(
         self, model: Llama, bits: int | None = None, threads: int | None = None, group: int = 32,
@@ -233,6 +242,9 @@ class NativeRunner:
             raise InputError(f"the cache can be float32, bfloat16 or int8, not {self._kind}")
         self._cache = torch.empty(0, 0, 0, dtype=torch.uint8, device="cpu")
         self._turns = torch.empty(2, 0, model.config.head_size // 2, device="cpu")
+
+    def stamp(self) -> str:
+        return ""  # its weights are its own
 
     @property
     def weight_bytes(self) -> int:

@@ -22,6 +22,8 @@ from camelid.kernels.library import library
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
 
+from .conftest import telling
+
 CONFIG = LlamaConfig(
     vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
     num_key_value_heads=2, head_dim=32, max_position_embeddings=512,
@@ -35,7 +37,7 @@ class Counted:
     def __init__(self, runner: Runner, wreck: Sequence[int] = ()) -> None:
         self.runner, self.fed, self.steps, self.wreck = runner, 0, 0, set(wreck)
         self.config = runner.config
-        self.at_once, self.adapters = 96, runner.adapters
+        self.at_once, self.adapters, self.active, self.stamp = 96, runner.adapters, runner.active, runner.stamp
 
     def page_bytes(self) -> int:
         return self.runner.page_bytes()
@@ -58,6 +60,10 @@ class Noise:
     config = CONFIG
     at_once = 64
     adapters: Sequence[str] = ()
+    active: str | None = None
+
+    def stamp(self) -> str:
+        return ""
 
     def page_bytes(self) -> int:
         return 1
@@ -76,11 +82,7 @@ class Noise:
 
 @pytest.fixture(params=["torch", *(pytest.param(kind, marks=native) for kind in ("native", "native int8"))])
 def runner(request: pytest.FixtureRequest) -> Runner:
-    torch.manual_seed(0)
-    model = Llama(CONFIG).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.mul_(3) if weight.dim() > 1 else None
+    model = telling(CONFIG)
     if request.param == "torch":
         return TorchRunner(model.double())
     return NativeRunner(model, cache=torch.int8 if request.param.endswith("int8") else None)
