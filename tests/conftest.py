@@ -14,7 +14,11 @@ from camelid.model.llama import Llama
 from camelid.tokenizer.tokenizer import Tokenizer
 from camelid.tokenizer.train import train
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is first imported: tests use no network
+from .offline import sitecustomize
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is first imported
+places = [str(Path(sitecustomize.__file__).parent), os.environ.get("PYTHONPATH", "")]
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, places))
 
 TEXT = [
     "The meaning of life is to learn, and to teach what one has learned.",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,12 +149,26 @@ def from_tiktoken(path: Path, config: Mapping[str, Any] | None = None, template:
 def from_sentencepiece(path: Path, config: Mapping[str, Any] | None = None, template: str | None = None) -> Tokenizer:
     """A `tokenizer.model` file, BOS in front unless the config's `add_bos_token` is false."""
     model = spm.read(path)
+    _tell_equals(path, model.pieces)
     backend = spm.build(model.pieces, add_dummy_prefix=model.add_dummy_prefix)
     ids = {piece.text: i for i, piece in enumerate(model.pieces)}
     ids |= _add(path, backend, (config or {}).get("added_tokens_decoder") or {})
     found = _told(backend, ids, {"bos": "<s>", "eos": "</s>"}, config or {}, template)
     found.model_file = path.read_bytes()
     return found
+
+
+def _tell_equals(path: Path, pieces: Sequence[spm.Piece]) -> None:
+    """Say where a list of merges, which has a rank for each, cannot say what the file does: a vocabulary that was
+    merged from two (Chinese-LLaMA's) gives all its new pieces one score. Runs of blanks come out alike."""
+    merged = (p.score for p in pieces if p.kind == spm.NORMAL and len(p.text) > 1 and p.text.strip(spm.SPACE))
+    equal = sum(n for n in Counter(merged).values() if n > 1)
+    if equal:
+        print(
+            f"camelid: {path}: {equal:,} pieces share a score with another: sentencepiece merges the leftmost of them "
+            "first, and here, as in transformers, the one of the lower id: some texts are cut differently",
+            file=sys.stderr,
+        )
 
 
 def _add(path: Path, backend: Backend, wanted: Mapping[str, Any]) -> dict[str, int]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
+import socket
+import subprocess
 import time
 from pathlib import Path
 
@@ -88,6 +91,19 @@ def test_what_counts_as_right() -> None:
 def test_programs_run_apart(monkeypatch: pytest.MonkeyPatch, program: str, good: bool) -> None:
     monkeypatch.setattr("camelid.evaluate.programs.SECONDS", 2)
     assert passes(program, "assert f(1) == 2") is good
+
+
+def test_a_program_has_no_network_where_that_can_be() -> None:
+    """Nor this machine's own: what listens here is not there for it."""
+    apart = ["unshare", "--map-root-user", "--net", "true"]
+    if shutil.which("unshare") is None or subprocess.run(apart, capture_output=True, check=False).returncode:
+        pytest.skip("this kernel gives an ordinary user no network of their own")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        program = "import socket\ntry:\n    socket.create_connection(('127.0.0.1', {}), timeout=1)\n    met = True\n"
+        program = program.format(port) + "except OSError:\n    met = False\n"
+        assert passes(program, "assert not met")
 
 
 def test_what_a_program_started_ends_with_it(tmp_path: Path) -> None:

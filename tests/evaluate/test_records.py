@@ -20,7 +20,7 @@ from camelid.artifact import damage
 from camelid.cli import run as cli
 from camelid.errors import InputError
 from camelid.evaluate.card import card as make_card
-from camelid.evaluate.compare import compare, mcnemar
+from camelid.evaluate.compare import _means, compare, mcnemar
 from camelid.evaluate.perplexity import BosRule, measured
 from camelid.evaluate.record import coloured, read
 from camelid.formats import load, save
@@ -99,6 +99,33 @@ def test_what_cannot_be_compared(folders: Path, capsys: pytest.CaptureFixture[st
     for other, why in (("b", "different data"), ("c", "measures perplexity"), ("m0", "is a model folder")):
         with pytest.raises(InputError, match=why):
             compare(folders / "a", folders / other)
+
+
+def test_chance_finds_what_chance_makes() -> None:
+    """Of 200 pairs of systems that are equally good, a twentieth differ with p < 0.05, and 95 % of intervals hold the
+    true difference."""
+    rng = np.random.default_rng(1)
+    tried, significant, held = 200, 0, 0
+    for _ in range(tried):
+        one = rng.normal(0.0, 1.0, 60)
+        two = one + rng.normal(0.0, 0.5, 60)  # paired, the mean of the difference is 0
+        found = _means(one.tolist(), two.tolist())
+        significant += found["p"] < 0.05
+        held += found["interval"][0] <= 0 <= found["interval"][1]
+    assert 0.02 <= significant / tried <= 0.08
+    assert 0.92 <= held / tried <= 0.98
+
+
+def test_a_long_document_is_drawn_from_by_stretches(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folders / "long.txt").write_text("\n".join(TEXT * 3))
+    for n in (0, 1):
+        words = [str(folders / f"m{n}"), "--data", str(folders / "long.txt"), "--out", str(folders / f"l{n}")]
+        call(capsys, "perplexity", *words)
+    found = compare(folders / "l0", folders / "l1")["figures"]["bits_per_byte"]
+    assert re.fullmatch(r"[2-9]\d stretches of 256 tokens", found["over"])
+    assert found["interval"][0] < found["difference"] < found["interval"][1]
+    assert found["p"] < 0.01
+    assert compare(folders / "l0", folders / "l0")["figures"]["bits_per_byte"]["p"] == 1
 
 
 def test_too_few_to_tell(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -71,6 +72,17 @@ def test_real_summaries(data: Path) -> None:
             assert found[kind]["fmeasure"] == pytest.approx(expected["mean_f"][name][kind], abs=1e-12)
         for a, b in zip(said, wanted, strict=True):
             equal(a, b, stem)
+
+
+def test_the_interval_is_of_the_mean() -> None:
+    """Half of what 95 % of means of so many pairs fall into: 1.96 standard errors."""
+    rng = np.random.default_rng(3)
+    words = [[str(rng.integers(6)) for _ in range(12)] for _ in range(400)]
+    said, wanted = [" ".join(w) for w in words[:200]], [" ".join(w) for w in words[200:]]
+    found = rouge(said, [wanted], bootstrap=2000, items=True)
+    for kind in KINDS:
+        scores = np.array([item[kind] for item in found["items"]])
+        assert found[kind]["interval"] == pytest.approx(1.96 * scores.std() / np.sqrt(len(scores)), rel=0.06)
 
 
 def test_chinese() -> None:

@@ -39,6 +39,38 @@ def test_greedy_is_the_argmax_of_the_whole_text(model: Llama) -> None:
         text.append(token)
 
 
+def test_a_repetition_penalty_looks_at_the_prompt_too(model: Llama) -> None:
+    from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
+
+    penalty = RepetitionPenaltyLogitsProcessor(penalty=1.5)
+    prompt = [*range(0, 300, 2)]  # half of all tokens: without the penalty some of them would be the likeliest
+    params = SamplingParams(max_new_tokens=20, repetition_penalty=1.5)
+    [result] = Engine(model, stop_ids=()).generate([prompt], params)
+    text = torch.tensor([prompt])
+    for token in result.ids:
+        with torch.inference_mode():
+            assert int(penalty(text, model(text).logits[:, -1]).argmax()) == token
+        text = torch.cat((text, torch.tensor([[token]])), dim=1)
+    assert not set(result.ids) <= set(prompt)
+
+
+@pytest.mark.parametrize("lookup", [0, 4])
+def test_logprobs_are_the_models_before_anything_is_done_to_them(model: Llama, lookup: int) -> None:
+    params = SamplingParams(
+        max_new_tokens=24, temperature=0.6, seed=1, top_k=20, repetition_penalty=1.3, frequency_penalty=0.4,
+        logit_bias={9: 3.0}, logprobs=2, lookup=lookup,
+    )  # fmt: skip
+    prompt = [5, 6, 7, 9, 5, 6, 7, 9, 5, 6]
+    [result] = Engine(model, stop_ids=()).generate([prompt], params)
+    with torch.inference_mode():
+        logs = model(torch.tensor([prompt + result.ids])).logits[0].float().log_softmax(-1)
+    assert result.logprobs is not None
+    assert [one.token for one in result.logprobs] == result.ids
+    for one, row in zip(result.logprobs, logs[len(prompt) - 1 :], strict=False):
+        assert one.logprob == pytest.approx(float(row[one.token]), abs=1e-5)
+        assert [token for token, _ in one.top] == row.topk(2).indices.tolist()
+
+
 def test_eos_ends_and_can_be_ignored(model: Llama) -> None:
     plain = Engine(model, stop_ids=()).generate([[5, 6]], SamplingParams(max_new_tokens=12))[0].ids
     stop = plain[4]

@@ -12,7 +12,7 @@ import torch
 from camelid.errors import CamelidError, InputError
 from camelid.generate.sampling import SamplingParams, adjusted, choose, generator_for, logprob, probabilities, sample
 
-LOGITS = torch.randn(50, generator=torch.Generator().manual_seed(0)) * 3
+LOGITS = torch.randn(50, generator=torch.Generator().manual_seed(3)) * 2
 
 
 def processed(name: str, **options: float) -> torch.Tensor:
@@ -47,6 +47,28 @@ def test_typical_p_is_transformers(mass: float) -> None:
 ])  # fmt: skip
 def test_filters_are_transformers(name: str, options: dict[str, float], params: SamplingParams) -> None:
     torch.testing.assert_close(probabilities(LOGITS, params), processed(name, **options).softmax(-1))
+
+
+WARPERS = {"temperature": "TemperatureLogitsWarper", "min_p": "MinPLogitsWarper", "top_k": "TopKLogitsWarper",
+           "typical_p": "TypicalLogitsWarper", "top_p": "TopPLogitsWarper"}  # fmt: skip
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+@pytest.mark.parametrize("wishes", [
+    {"min_p": 0.1}, {"top_k": 6, "typical_p": 0.7}, {"typical_p": 0.8, "top_p": 0.8}, {"top_k": 7, "top_p": 0.8},
+    {"min_p": 0.1, "top_k": 9, "typical_p": 0.9, "top_p": 0.7},
+])  # fmt: skip
+def test_filters_follow_each_other_in_the_order_that_is_told(temperature: float, wishes: dict[str, Any]) -> None:
+    """docs/generation.md: the temperature, then min-p, top-k, typical-p and top-p, each on what the last one left."""
+    from transformers.generation import logits_process
+
+    wishes = {"temperature": temperature} | wishes
+    scores, ids = LOGITS[None].clone(), torch.tensor([[1]])
+    for name, warper in WARPERS.items():
+        if name in wishes:
+            option = "mass" if name == "typical_p" else name
+            scores = getattr(logits_process, warper)(**{option: wishes[name]})(ids, scores)
+    torch.testing.assert_close(probabilities(LOGITS, SamplingParams(**wishes)), scores[0].softmax(-1))
 
 
 def test_presence_frequency_and_bias() -> None:

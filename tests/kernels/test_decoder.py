@@ -13,7 +13,7 @@ from torch import Tensor
 
 from camelid.errors import InputError
 from camelid.generate.runner import Chunk, NativeRunner, native_refusal
-from camelid.kernels.decoder import LEVELS, Decoder, level
+from camelid.kernels.decoder import LEVELS, PAGE, Decoder, level
 from camelid.kernels.library import library
 from camelid.kernels.packed import KINDS, Packed, pack, pack_integers, rounded
 from camelid.model.config import LlamaConfig, RopeScaling
@@ -115,6 +115,20 @@ def test_logits_are_the_torch_models(shape: str, name: str) -> None:
         expected = model(torch.tensor([ids])).logits[0]
     [found] = runner(model, threads=2, level=name).run([Chunk(ids, 0, [5, 2, 7], 70)])
     assert (found - expected).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_a_long_text_in_pieces_is_the_torch_models(name: str) -> None:
+    """Past the 512 positions that rotations are first made for, and past one page of the cache many times."""
+    model, ids = llama(max_position_embeddings=2048), tokens(1100)
+    native = NativeRunner(model, threads=2, level=name)
+    native.reserve(-(-1100 // PAGE))
+    pages = list(reversed(range(-(-1100 // PAGE))))
+    with torch.inference_mode():
+        expected = model(torch.tensor([ids])).logits[0, -64:]
+    cuts = [0, 400, 900, 1036, 1100]
+    parts = [native.run([Chunk(ids[a:b], a, pages, b - a)])[0] for a, b in itertools.pairwise(cuts)]
+    assert (parts[-1] - expected).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize(("bits", "symmetric"), [(8, True), (4, True), (4, False)])

@@ -71,6 +71,29 @@ def test_it_ends_well(folder: Path, number: signal.Signals) -> None:
         assert "meaning" not in err  # the log holds nothing that was said
 
 
+def test_the_log_holds_nothing_that_was_said(folder: Path) -> None:
+    """Neither prompt nor answer nor key, of requests that go well and of one that does not; only what is known."""
+    said: list[str] = [KEY, "wrong-horse-battery"]
+    with process(folder, key=KEY) as (run, base):
+        for key, stream in ((KEY, False), (KEY, True), ("wrong-horse-battery", False)):
+            body = {**HELLO, "stream": stream, "max_tokens": 40, "user": "somebody@example.org"}
+            answer = httpx.post(base + CHAT, json=body, timeout=30, headers={"authorization": f"Bearer {key}"})
+            if key == KEY and not stream:
+                text = answer.json()["choices"][0]["message"]["content"]
+                said += [text, text[:12], json.dumps(text)[1:13]]
+        run.send_signal(signal.SIGTERM)
+        _, _, err = ended(run)
+    said += ["meaning", "somebody"]
+    assert not [words for words in said if words in err]
+    lines = [json.loads(line) for line in err.splitlines() if line.startswith("{")]
+    asked = [line for line in lines if line["route"] == CHAT]
+    assert [line["status"] for line in asked] == [200, 200, 401]
+    known = {"time", "request_id", "method", "route", "status", "ms"}
+    assert set(asked[2]) - known <= {"fault"}
+    for line in asked[:2]:
+        assert set(line) - known == {"model", "prompt_tokens", "completion_tokens"}
+
+
 def test_a_request_that_was_on_its_way_is_answered(folder: Path) -> None:
     body = json.dumps(HELLO).encode()
     with process(folder, "--quiet") as (run, base):

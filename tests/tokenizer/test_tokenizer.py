@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
@@ -66,6 +67,26 @@ def test_a_trained_model_equals_sentencepiece(tokenizers: dict[str, Path]) -> No
             assert ours.encode(text, add_special_tokens=False, parse_special=False) == theirs.encode(text)
 
     same()
+
+
+def test_pieces_of_one_score_are_told(
+    tokenizers: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Merges have no equals: what sentencepiece would cut otherwise is said, as here where it goes from the left."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    whole = (tokenizers["sentencepiece"] / "tokenizer.model").read_bytes()
+    from_sentencepiece(tokenizers["sentencepiece"] / "tokenizer.model")
+    assert not capsys.readouterr().err
+    for text in ("ζ", "η", "θ", "ηθ", "ζη"):
+        piece = b"\x0a" + bytes([len(text.encode())]) + text.encode() + b"\x15" + struct.pack("<f", 0.0)
+        whole += b"\x0a" + bytes([len(piece)]) + piece
+    merged = tmp_path / "tokenizer.model"
+    merged.write_bytes(whole)
+    ours = from_sentencepiece(merged)
+    assert "2 pieces share a score with another" in capsys.readouterr().err
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(merged)).encode("ζηθ", out_type=str)
+    assert theirs[-2:] == ["ζη", "θ"]
+    assert [ours.token(i) for i in ours.encode("ζηθ", add_special_tokens=False)][-2:] == ["ζ", "ηθ"]
 
 
 def test_every_text_comes_back(each: Tokenizer) -> None:

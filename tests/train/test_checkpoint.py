@@ -87,6 +87,28 @@ def test_only_a_full_disk_is_swept_and_written_to_again(
         assert tried == [True]
 
 
+def test_what_does_not_read_back_removes_nothing(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that keeps other bytes than it was given, without a word."""
+    trained.save(1)
+    trained.save(2)
+    write = checkpoint.write_safetensors
+
+    def flipped(path: Path, tensors: Any) -> Any:
+        digest = write(path, tensors)
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+        return digest
+
+    monkeypatch.setattr(checkpoint, "write_safetensors", flipped)
+    with pytest.raises(CamelidError, match=r"does not read back: .*Is the disk failing"):
+        trained.save(3)
+    monkeypatch.undo()
+    kept = [checkpoint.folder_of(trained.run, step) for step in (2, 1)]
+    assert [folder for folder in finished(trained.run) if folder in kept] == kept
+    assert checkpoint.newest_good(trained.run) == kept[0]
+
+
 def test_an_error_without_a_checkpoint_says_so(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(*given: Any, **parts: Any) -> None:
         raise OSError(errno.EIO, "no")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,18 @@ def test_objections() -> None:
     assert objection(2.03, 1.0, steady, settings) is None
     assert "spike" in str(objection(3.0, 1.0, steady, settings))
     assert objection(3.0, 1.0, steady, TrainSection(skip_sigma=0)) is None
+    mean, deviation = statistics.fmean(steady), statistics.stdev(steady)
+    limit = mean + 6 * deviation
+    assert objection(limit - 1e-6, 1.0, steady, TrainSection(skip_sigma=6)) is None
+    assert "spike" in str(objection(limit + 1e-6, 1.0, steady, TrainSection(skip_sigma=6)))
+    old = [9.0] * 64 + steady * 2  # only the last 128 count
+    assert "spike" in str(objection(limit + 0.01, 1.0, old, TrainSection(skip_sigma=6)))
     for loss, norm in ((math.nan, 1.0), (1.0, math.inf), (math.inf, math.nan)):
         assert objection(loss, norm, [], TrainSection(skip_sigma=0)) is not None
 
 
 class Poisoned:
-    """A source whose rows at some positions have a label that makes the loss what it should not be."""
+    """A source that knows whether the rows it gave last are those whose loss is to be spoiled."""
 
     def __init__(self, source: PackedTokens, bad: range) -> None:
         self.source, self.bad = source, bad
@@ -53,8 +60,8 @@ class Poisoned:
         return found
 
 
-def poisoned(folder: Path, out: Path, bad: range, **train: Any) -> Job:
-    chosen = recipe(folder, out, steps=24, **train)
+def poisoned(folder: Path, out: Path, bad: range, by: float = math.nan, **train: Any) -> Job:
+    chosen = recipe(folder, out, **{"steps": 24} | train)
     job = pretraining(chosen, [folder], Ranks(), quiet=True)
     assert isinstance(job.source, PackedTokens)
     source = job.source = Poisoned(job.source, bad)  # type: ignore[assignment]
@@ -62,7 +69,7 @@ def poisoned(folder: Path, out: Path, bad: range, **train: Any) -> Job:
     class Spoiled(NextToken):
         def __call__(self, model: Any, batch: Batch, z_loss: float) -> torch.Tensor:
             found = super().__call__(model, batch, z_loss)
-            return found * math.nan if source.now else found
+            return found * by if source.now else found
 
     job.objective = Spoiled()
     return job
@@ -80,6 +87,19 @@ def test_a_bad_step_is_skipped_and_its_text_kept(tokens: Path, tmp_path: Path) -
     assert "learn" in text or "骆驼" in text or "Numbers" in text or "def" in text
     assert all(torch.isfinite(p).all() for p in job.model.parameters())
     assert "were not applied" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_spike_is_skipped_and_nothing_else(tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loss twice as large as those before it, once there are enough of them to tell."""
+    job = poisoned(tokens, tmp_path / "run", range(39 * 4, 39 * 4 + 1), by=2.0, steps=44, learning_rate=1e-5)
+    step, weights = Log.step, [torch.empty(0)]
+    moved = job.model.embed_tokens.weight
+    monkeypatch.setattr(Log, "step", lambda log, *rest: (weights.append(moved.detach().clone()), step(log, *rest))[1])
+    assert run(job)["skipped_steps"] == 1
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records if "skipped" in r] == [40]
+    assert "is a spike" in (tmp_path / "run" / "skipped" / "step-00000040.txt").read_text()
+    assert [n for n in range(1, 45) if torch.equal(weights[n], weights[n - 1])] == [40]
 
 
 def test_a_bad_stretch_is_rolled_back_and_passed(tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,6 +129,10 @@ def test_it_gives_up_when_nothing_helps(tokens: Path, tmp_path: Path) -> None:
 
 def test_schedules() -> None:
     settings = {"learning_rate": 1.0, "warmup_steps": 10, "min_learning_rate_share": 0.1}
+    cosine = TrainSection(schedule="cosine", **settings)  # type: ignore[arg-type]
+    for quarter in range(5):  # of the way from the end of the warm-up
+        wave = 0.5 * (1 + math.cos(math.pi * quarter / 4))
+        assert learning_rate(10 + 40 * quarter, 170, cosine) == pytest.approx(0.1 + 0.9 * wave)
     linear = TrainSection(schedule="linear", **settings)  # type: ignore[arg-type]
     assert abs(learning_rate(105, 200, linear) - (0.1 + 0.9 * 0.5)) < 1e-9
     wsd = TrainSection(schedule="wsd", decay_share=0.25, **settings)  # type: ignore[arg-type]

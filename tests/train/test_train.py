@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,16 @@ from camelid.formats import load
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
 from camelid.recipe import Recipe, TrainSection, parse
+from camelid.tokenizer.load import from_folder
 from camelid.tokens.batch import IGNORE, Batch, PackedTokens
+from camelid.tokens.write import build
 from camelid.train import pretrain
 from camelid.train.optimizer import Muon, optimizer_for, orthogonalized
+from camelid.train.pretrain import token_source
 from camelid.train.schedule import learning_rate
 from camelid.train.step import train_step
+
+from ..conftest import TEXT
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 
@@ -232,6 +238,54 @@ def test_muon_moves_the_blocks_matrices_and_adamw_the_rest(tiny: LlamaConfig) ->
         results[name] = {n: p.detach().clone() for n, p in model.named_parameters()}
     differ = {n for n, p in results["adamw"].items() if not torch.equal(p, results["muon"][n])}
     assert differ == {n for n, p in results["adamw"].items() if n.startswith("layers.") and p.dim() == 2}
+
+
+@pytest.mark.parametrize("shape", [(24, 64), (64, 24)])
+def test_muon_is_torchs(shape: tuple[int, int], tiny: LlamaConfig) -> None:
+    """Beside torch's own, whose iteration rounds to bfloat16: momentum, decay, sign and the factor of tall matrices."""
+    changed = replace(tiny, hidden_size=shape[1], intermediate_size=shape[0], num_attention_heads=4)
+    ours = Llama(changed)
+    settings = TrainSection(optimizer="muon", learning_rate=0.02, muon_learning_rate=0.02, weight_decay=0.1)
+    optimizer = optimizer_for(ours, settings)
+    weight = ours.layers[0].mlp.gate_proj.weight
+    assert weight.shape == shape
+    theirs = weight.detach().clone().requires_grad_()
+    oracle = torch.optim.Muon(
+        [theirs], lr=0.02, weight_decay=0.1, momentum=0.95, nesterov=True, adjust_lr_fn="original"
+    )
+    start = theirs.detach().clone()
+    for seed in range(4):
+        gradient = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        weight.grad, theirs.grad = gradient.clone(), gradient.clone()
+        optimizer.step()
+        oracle.step()
+    assert (weight - theirs).norm() < 0.02 * (theirs - start).norm()
+
+
+def test_z_loss_reaches_the_loss(model: Llama) -> None:
+    batch = Ragged().batch(0, 4)
+    train = {"sequence_length": 16, "global_batch_tokens": 64, "dtype": "float32", "steps": 1}
+    found = []
+    for z_loss in (0.0, 0.1):
+        settings = parse({"train": train | {"z_loss": z_loss}}).train
+        found.append(train_step(model, optimizer_for(model, settings), batch, settings, 0.0).loss)
+    with torch.no_grad():
+        sums = model(batch.input_ids).logits[batch.labels != IGNORE].logsumexp(-1)
+    assert found[1] - found[0] == pytest.approx(0.1 * float(sums.square().mean()), rel=1e-5)
+
+
+def test_data_by_weight(tokens: Path, tokenizers: dict[str, Path], tmp_path: Path) -> None:
+    """Rows of two folders come in the shares that the recipe says; two tokenizers are refused."""
+    own = from_folder(tokenizers["byte-level"])
+    build(["1234567890 " * 40] * 60, own, tmp_path / "numbers", [])
+    source = token_source([tokens, tmp_path / "numbers"], [1.0, 3.0], 32, 0)
+    digits = set(own.encode("1234567890", add_special_tokens=False))
+    rows = source.batch(0, 200).input_ids
+    shares = [float(torch.isin(row, torch.tensor(sorted(digits))).float().mean()) for row in rows]
+    assert 0.7 <= sum(share > 0.5 for share in shares) / 200 <= 0.8
+    build(TEXT, from_folder(tokenizers["sentencepiece"]), tmp_path / "other", [])
+    with pytest.raises(InputError, match="made with different tokenizers"):
+        token_source([tokens, tmp_path / "other"], [], 32, 0)
 
 
 def cpu() -> str:
