@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from camelid.artifact import MANIFEST, read_manifest
 from camelid.disk import read_json
 from camelid.errors import FormatError, InputError
 from camelid.formats.hub import is_hub_id, snapshot
+from camelid.formats.pickle_reader import Archive
 from camelid.formats.safetensors_file import OpenFile, write_safetensors
 from camelid.model.llama import Llama
 from camelid.model.lora import LoraConfig, adapt, targets
@@ -38,8 +40,12 @@ BEGINNINGS = (True, False, None, "gaussian", "orthogonal", "eva")
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter, not a whole model."""
-    return (folder / CONFIG).exists() and not (folder / "config.json").exists()
+    """Whether a folder holds an adapter, not a whole model. Some trainers put the base's config.json beside one."""
+    return (
+        (folder / CONFIG).exists()
+        and not any(folder.glob("model*.safetensors*"))
+        and not any(folder.glob("pytorch_model*.bin*"))
+    )
 
 
 def read_config(folder: Path) -> tuple[LoraConfig, str]:
@@ -52,10 +58,12 @@ def read_config(folder: Path) -> tuple[LoraConfig, str]:
         if (name not in READ and value not in UNUSED) or (name == "init_lora_weights" and value not in BEGINNINGS):
             raise FormatError(f"{path}: {name} is {value!r}, which camelid does not implement")
     named = raw.get("target_modules")
-    if not isinstance(named, list) or not all(isinstance(n, str) for n in named):
-        if named != "all-linear":
-            raise FormatError(f"{path}: target_modules is {named!r}, not a list of layer names")
+    if named == "all-linear":
         named = list(LoraConfig().target_modules)
+    elif isinstance(named, str):  # a pattern: which layers it meant, the file says
+        named = sorted({_place(folder, name)[0].rpartition(".")[2] for name in _names(folder)})
+    if not isinstance(named, list) or not all(isinstance(n, str) for n in named):
+        raise FormatError(f"{path}: target_modules is {named!r}, not a list of layer names")
     rank, alpha, base = raw.get("r"), raw.get("lora_alpha"), raw.get("base_model_name_or_path")
     if not isinstance(rank, int) or isinstance(rank, bool) or not isinstance(alpha, int | float):
         raise FormatError(f"{path}: r {rank!r} and lora_alpha {alpha!r} must be numbers")
@@ -88,15 +96,29 @@ def read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
     """An adapter's config, and its tensors under the names they have in a model whose adapter is "default"."""
     config, _ = read_config(folder)
     tensors: dict[str, Tensor] = {}
-    path = folder / ADAPTER
-    if not path.is_file():
-        raise FormatError(f"{path} is missing: the download is incomplete, or it is an old .bin adapter")
-    for name, tensor in OpenFile().tensors(path):
-        kind = next((k for k, suffix in SUFFIXES.items() if name.endswith(suffix)), None)
-        if kind is None or not name.startswith(PREFIX):
-            raise FormatError(f"{path}: tensor {name!r} is no part of a LoRA on a LLaMA's blocks")
-        tensors[f"{name[len(PREFIX) : -len(SUFFIXES[kind])]}.adapters.default.{kind}"] = tensor.dense()
+    for name, read in _names(folder).items():
+        layer, kind = _place(folder, name)
+        tensors[f"{layer}.adapters.default.{kind}"] = read()
     return config, tensors
+
+
+def _names(folder: Path) -> dict[str, Callable[[], Tensor]]:
+    """An adapter's tensors, each read when it is called for; of a folder of 2023, from its .bin file."""
+    path, older = folder / ADAPTER, folder / "adapter_model.bin"
+    if path.is_file():
+        return {name: stored.dense for name, stored in OpenFile().tensors(path)}
+    if not older.is_file():
+        raise FormatError(f"{path} is missing: the download is incomplete")
+    archive = Archive(older)
+    return {name: partial(archive.read, name) for name in archive.tensors}
+
+
+def _place(folder: Path, name: str) -> tuple[str, str]:
+    """The layer that a tensor is of, and what it is of its adapter."""
+    kind = next((k for k, suffix in SUFFIXES.items() if name.endswith(suffix)), None)
+    if kind is None or not name.startswith(PREFIX):
+        raise FormatError(f"{folder}: tensor {name!r} is no part of a LoRA on a LLaMA's blocks")
+    return name[len(PREFIX) : -len(SUFFIXES[kind])], kind
 
 
 def attach(model: Llama, folder: Path, name: str = "default", fingerprint: str | None = None) -> None:

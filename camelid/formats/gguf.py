@@ -24,6 +24,7 @@ from camelid.formats.checkpoint import Checkpoint, Stored
 from camelid.formats.gguf_blocks import BLOCKS, expand
 from camelid.model.config import LlamaConfig, RopeScaling
 from camelid.model.rope import interleaved_to_half_split, inverse_frequencies
+from camelid.tokenizer.gguf_fields import ENDS
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -214,21 +215,14 @@ def _rounded(file: GGUF) -> str | None:
     return ", ".join(kind for kind, _ in sizes.most_common()) or None
 
 
-# Control tokens that end a text, a turn or a message to a tool, whatever a file names (llama.cpp, llama-vocab.cpp).
-ENDS = frozenset((
-    "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>", "<|end_of_text|>", "<EOT>",
-    "_<EOT>",
-))  # fmt: skip
-
-
 def _stops(file: GGUF) -> list[int] | None:
     """Every id that ends a text: of the text, of a turn, of a message to a tool."""
     found = [file.metadata[key] for key in STOPS if key in file.metadata]
     several = file.metadata.get("tokenizer.ggml.eos_token_ids")
     found += several if isinstance(several, list) else []
-    tokens, kinds = (file.metadata.get(f"tokenizer.ggml.{name}") for name in ("tokens", "token_type"))
-    if isinstance(tokens, list) and isinstance(kinds, list):  # as llama.cpp: who names one end only means these too
-        found += [i for i, (text, kind) in enumerate(zip(tokens, kinds, strict=False)) if kind == 3 and text in ENDS]
+    tokens = file.metadata.get("tokenizer.ggml.tokens")
+    if isinstance(tokens, list):  # as llama.cpp: who names one end only means these too
+        found += [i for i, text in enumerate(tokens) if isinstance(text, str) and text in ENDS]
     bad = next((i for i in found if isinstance(i, bool) or not isinstance(i, int) or i < 0), None)
     if bad is not None:
         raise FormatError(f"{file.path}: an end token's id is {bad!r}, which is no id")
@@ -240,6 +234,8 @@ def _config(file: GGUF) -> LlamaConfig:
     architecture = meta.get("general.architecture")
     if architecture != "llama":
         raise FormatError(f"general.architecture is {architecture!r}; camelid opens 'llama' only")
+    if (parts := meta.get("split.count", 1)) != 1:
+        raise FormatError(f"it is one of {parts} files of a model: join them first (llama-gguf-split --merge)")
 
     def number(key: str, default: float) -> float:
         value = meta.get(f"llama.{key}", default)

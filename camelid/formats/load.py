@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -175,7 +176,7 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
     """The tokenizer of MODEL, of a tokenizer folder, or a `tokenizer.model` file."""
     path = Path(source).expanduser()
     if path.is_dir() and ((path / "tokenizer.json").exists() or (path / "tokenizer.model").exists()):
-        return from_folder(path)
+        return from_folder(path, _rows_of_base(path) if is_adapter(path) else None)
     if path.is_file() and path.suffix == ".model":
         return from_model_file(path)
     path = resolve(source)
@@ -187,7 +188,14 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
         return from_gguf(path, gguf.parse(path).metadata)
     if meta.is_meta(path) and not (path / "tokenizer.model").exists() and (path.parent / "tokenizer.model").exists():
         return from_model_file(path.parent / "tokenizer.model")  # where Meta's downloads of LLaMA 1 and 2 have it
-    return from_folder(path)
+    return from_folder(path, _rows_of_base(path) if path.is_dir() and is_adapter(path) else None)
+
+
+def _rows_of_base(adapter: Path) -> int | None:
+    """How many rows the embedding that an adapter stands on has; None where its base is not here."""
+    with suppress(InputError):
+        return open_model(adapter).config.vocab_size
+    return None
 
 
 def chat_template(adapter: str | Path) -> str | None:

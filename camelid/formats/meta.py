@@ -143,9 +143,10 @@ def _names(config: LlamaConfig, archives: list[Archive]) -> Iterator[tuple[str, 
         found.append(("output.weight", "lm_head.weight", 0))
     for n in range(config.num_hidden_layers):
         found += [(f"layers.{n}.{a}.weight", f"layers.{n}.{b}.weight", cut) for a, b, cut in _LAYER]
-    known = {name for name, _, _ in found} | {"rope.freqs", "output.weight"}
+    known = {name for name, _, _ in found} | {"output.weight"}
     for archive in archives:
-        if strange := sorted(archive.tensors.keys() - known):
+        # Llama 2 keeps the rotations of all layers beside them, LLaMA 1 each layer's own: the config gives them again.
+        if strange := sorted(n for n in archive.tensors.keys() - known if not n.endswith("rope.freqs")):
             raise FormatError(f"{archive.path}: tensor {strange[0]!r} is none of a LLaMA's")
     yield from found
 

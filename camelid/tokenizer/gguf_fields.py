@@ -13,6 +13,11 @@ from camelid.tokenizer.patterns import LLAMA3, QWEN2
 from camelid.tokenizer.tokenizer import Tokenizer
 
 LLAMA3_NAMES = ("llama-bpe", "llama3", "llama-v3")
+# What ends a text, a turn or a message to a tool, whatever a file names or takes it for (llama.cpp, llama-vocab.cpp).
+ENDS = frozenset((
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>", "<|end_of_text|>", "<EOT>",
+    "_<EOT>",
+))  # fmt: skip
 
 
 def from_gguf(path: Path, metadata: Mapping[str, Any]) -> Tokenizer:
@@ -20,6 +25,7 @@ def from_gguf(path: Path, metadata: Mapping[str, Any]) -> Tokenizer:
     kind = metadata.get("tokenizer.ggml.model")
     words = _list(path, metadata, "tokens", str)
     kinds = _list(path, metadata, "token_type", int, len(words))
+    kinds = [spm.CONTROL if word in ENDS else kind for word, kind in zip(words, kinds, strict=True)]
     ids = {key: _id(path, metadata, key, len(words)) for key in ("bos", "eos", "padding")}
     usual = kind == "llama" or metadata.get("tokenizer.ggml.pre") in LLAMA3_NAMES  # as llama.cpp, when nothing is said
     if kind == "llama":

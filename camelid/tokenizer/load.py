@@ -24,12 +24,14 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
 
-def from_folder(folder: Path) -> Tokenizer:
-    """The tokenizer of a model folder. Raises InputError when it has none, FormatError when it is damaged."""
+def from_folder(folder: Path, rows: float | None = None) -> Tokenizer:
+    """The tokenizer of a model folder, whose embedding has `rows` (by default as many as its config.json says). Raises
+    InputError when it has none, FormatError when it is damaged."""
     config = _config(folder)
     template = _template(folder, config)
     if (folder / "tokenizer.json").exists():
-        found, beside = _from_json(folder / "tokenizer.json", config, template), folder / "tokenizer.model"
+        found = _from_json(folder / "tokenizer.json", config, template, rows or _rows(folder))
+        beside = folder / "tokenizer.model"
         if beside.is_file() and not tiktoken_ranks.looks_like_ranks(beside):
             with suppress(FormatError):  # of another kind: nothing to keep
                 spm.read(beside)
@@ -81,11 +83,11 @@ def _named(config: Mapping[str, Any], key: str) -> str:
     return str(value.get("content", "")) if isinstance(value, dict) else str(value)
 
 
-def _from_json(path: Path, config: Mapping[str, Any], template: str | None) -> Tokenizer:
+def _from_json(path: Path, config: Mapping[str, Any], template: str | None, rows: float) -> Tokenizer:
     from tokenizers import Tokenizer as Backend
 
     try:
-        text, rows = path.read_text(encoding="utf-8"), _rows(path.parent)
+        text = path.read_text(encoding="utf-8")
         backend = Backend.from_str(text)
         if any(number >= rows for number in backend.get_added_tokens_decoder()):
             backend = Backend.from_str(_without_rowless(text, rows))
@@ -98,13 +100,32 @@ def _from_json(path: Path, config: Mapping[str, Any], template: str | None) -> T
     backend.no_truncation()  # a file may ask for it; a text would lose its end without a word
     backend.no_padding()
     ids = {key: backend.token_to_id(_named(config, f"{key}_token")) for key in ("bos", "eos", "pad")}
-    adds, bos = config.get("add_bos_token"), ids["bos"]
-    if config.get("tokenizer_class") in LLAMAS and (adds is False or (adds is True and bos is not None)):
-        # transformers makes these classes' ends anew by that word, whatever the file has
-        spm.set_ends(backend, (_named(config, "bos_token"), bos) if adds and bos is not None else None, None)
+    if config.get("tokenizer_class") in LLAMAS:
+        _heed_ends(path, backend, config, ids)
     return Tokenizer(
         backend, bos_token_id=ids["bos"], eos_token_id=ids["eos"], pad_token_id=ids["pad"], chat_template=template
     )
+
+
+def _heed_ends(path: Path, backend: Backend, config: Mapping[str, Any], ids: Mapping[str, int | None]) -> None:
+    """What the config says of the ends around a text counts before what the file does, as in transformers 4; 5 looks at
+    the file only. Where the two differ it is said."""
+    around = backend.encode("").ids
+    ends: dict[str, tuple[str, int] | None] = {}
+    changed = []
+    for key in ("bos", "eos"):
+        number, word = ids[key], config.get(f"add_{key}_token")
+        there = number is not None and number in around
+        wanted = word if isinstance(word, bool) and number is not None else there
+        ends[key] = (_named(config, f"{key}_token"), number) if wanted and number is not None else None
+        changed += [f"add_{key}_token {str(wanted).lower()}"] if wanted != there else []
+    if changed:
+        spm.set_ends(backend, ends["bos"], ends["eos"])
+        print(
+            f"camelid: {path.parent}: tokenizer_config.json says {' and '.join(changed)}, tokenizer.json does "
+            "otherwise: the first counts, as in transformers 4; transformers 5 goes by the second",
+            file=sys.stderr,
+        )
 
 
 def _rows(folder: Path) -> float:
@@ -148,13 +169,28 @@ def from_tiktoken(path: Path, config: Mapping[str, Any] | None = None, template:
 
 def from_sentencepiece(path: Path, config: Mapping[str, Any] | None = None, template: str | None = None) -> Tokenizer:
     """A `tokenizer.model` file, BOS in front unless the config's `add_bos_token` is false."""
-    model = spm.read(path)
-    _tell_equals(path, model.pieces)
-    backend = spm.build(model.pieces, add_dummy_prefix=model.add_dummy_prefix)
-    ids = {piece.text: i for i, piece in enumerate(model.pieces)}
-    ids |= _add(path, backend, (config or {}).get("added_tokens_decoder") or {})
-    found = _told(backend, ids, {"bos": "<s>", "eos": "</s>"}, config or {}, template)
+    model, config = spm.read(path), config or {}
+    named: Mapping[str, Any] = config.get("added_tokens_decoder") or {}
+    pieces = _renamed(model.pieces, named)
+    _tell_equals(path, pieces)
+    backend = spm.build(pieces, add_dummy_prefix=model.add_dummy_prefix and config.get("add_prefix_space") is not False)
+    ids = {piece.text: i for i, piece in enumerate(pieces)}
+    ids |= _add(path, backend, named)
+    found = _told(backend, ids, {"bos": "<s>", "eos": "</s>"}, config, template)
     found.model_file = path.read_bytes()
+    return found
+
+
+def _renamed(pieces: Sequence[spm.Piece], named: Mapping[str, Any]) -> list[spm.Piece]:
+    """The pieces, where those that a vocabulary keeps free have the names that the config gives them. A name that
+    another piece has stays that one's."""
+    found = list(pieces)
+    texts = {piece.text for piece in pieces}
+    for key, token in named.items():
+        text = token.get("content") if isinstance(token, dict) else None
+        if key.isdecimal() and int(key) < len(found) and isinstance(text, str) and text not in texts:
+            kind = spm.CONTROL if token.get("special") else spm.USER_DEFINED
+            found[int(key)] = spm.Piece(text, found[int(key)].score, kind)
     return found
 
 
@@ -202,6 +238,6 @@ def _told(
     """A tokenizer of a `tokenizer.model`: its control tokens are those that the config names, else the usual ones."""
     names = {key: _named(config, f"{key}_token") or usual.get(key, "") for key in ("bos", "eos", "pad")}
     bos, eos, pad = (ids.get(name) for name in names.values())
-    if bos is not None and config.get("add_bos_token", True):
-        spm.add_bos(backend, names["bos"], bos)
+    first = (names["bos"], bos) if bos is not None and config.get("add_bos_token", True) else None
+    spm.add_ends(backend, first, (names["eos"], eos) if eos is not None and config.get("add_eos_token") else None)
     return Tokenizer(backend, bos_token_id=bos, eos_token_id=eos, pad_token_id=pad, chat_template=template)

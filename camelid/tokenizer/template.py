@@ -118,9 +118,11 @@ def _is_cheap(operator: str, left: Any, right: Any) -> bool:
     return all(x < 2**64 for x in times)
 
 
-def _json(value: Any, ensure_ascii: bool = False, indent: int | None = None, sort_keys: bool = False) -> str:
+def _json(
+    value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
+) -> str:
     """As transformers writes it, which models were trained on: Jinja's own sorts keys and escapes for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, sort_keys=sort_keys)
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 ASKED_FOR = frozenset((

@@ -246,8 +246,13 @@ class Tokenizer:
         if self.chat_template is None:
             raise InputError("the model has no chat template: it completes text (use generate), it does not chat")
         hide = self._guard.hide_in
-        variables: dict[str, Any] = {"tools": hide(tools)} if tools else {}
+        # All that transformers' templates find: without tools and documents these are there, and none.
+        variables: dict[str, Any] = {"tools": hide(tools) if tools else None, "documents": None}
         names = {"bos_token": self._name(self.bos_token_id), "eos_token": self._name(self.eos_token_id)}
+        if self.pad_token_id is not None:
+            names["pad_token"] = self._name(self.pad_token_id)
+        if unknown := getattr(self.backend.model, "unk_token", None):
+            names["unk_token"] = unknown
         return self.renderer(
             self.chat_template, hide(messages), add_generation_prompt=add_generation_prompt, **names, **variables
         )
@@ -326,11 +331,13 @@ class Tokenizer:
         names = {"bos_token": self.bos_token_id, "eos_token": self.eos_token_id, "pad_token": self.pad_token_id}
         config: dict[str, Any] = {key: self._name(i) for key, i in names.items() if i is not None}
         config |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        config["model_input_names"] = ["input_ids", "attention_mask"]  # transformers 4 would make token types, too
         pieces = spm.texts_of(self.model_file) if self.model_file is not None else []
         if self.model_file is not None and pieces == [self.token(i) for i in range(len(pieces))]:
             write_file(folder / "tokenizer.model", [self.model_file])
-            behind = sorted(i for i in self.backend.get_added_tokens_decoder() if i >= len(pieces))
-            told = {str(i): {"content": self.token(i), "special": i in self._special} for i in behind}
+            flags = ("content", "special", "normalized", "lstrip", "rstrip", "single_word")  # one left out is another
+            behind = sorted((i, t) for i, t in self.backend.get_added_tokens_decoder().items() if i >= len(pieces))
+            told = {str(i): {flag: getattr(t, flag) for flag in flags} for i, t in behind}
             config |= {"added_tokens_decoder": told} if told else {}
         if self.chat_template is not None:
             (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")

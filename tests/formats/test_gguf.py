@@ -314,17 +314,34 @@ def test_smollm2_against_transformers_reading_the_same_file(smollm2: Path) -> No
 
 
 def test_every_token_that_ends_something_stops(tmp_path: Path, wide: Llama) -> None:
-    """A file may name one end and mean several: those that llama.cpp knows by their text, where they are control
-    tokens."""
+    """A file may name one end and mean several: those that llama.cpp knows by their text, whatever kind they are."""
     write_model(tmp_path / "m.gguf", wide, "F32")
     file = parse(tmp_path / "m.gguf")
     words = ["a", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|im_end|>"]
     told = {"tokenizer.ggml.tokens": words, "tokenizer.ggml.token_type": [1, 3, 3, 3, 1],
             "tokenizer.ggml.eos_token_id": 2}  # fmt: skip
-    assert _stops(dataclasses.replace(file, metadata=told)) == [2, 1, 3]
+    assert _stops(dataclasses.replace(file, metadata=told)) == [2, 1, 3, 4]
     several = {"tokenizer.ggml.eos_token_id": 2, "tokenizer.ggml.eos_token_ids": [2, 0]}
     assert _stops(dataclasses.replace(file, metadata=several)) == [2, 0]
     assert _stops(dataclasses.replace(file, metadata={})) is None
+
+
+def test_an_end_of_another_kind_is_a_control_token_too() -> None:
+    """Converters of folders with an added_tokens.json call it a word of the user's."""
+    words = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), "▁", "a", "<|im_end|>"]
+    kinds = [2, 3, 3, *[6] * 256, 1, 1, 4]
+    told = {"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": words, "tokenizer.ggml.token_type": kinds,
+            "tokenizer.ggml.scores": [0.0] * len(words), "tokenizer.ggml.bos_token_id": 1}  # fmt: skip
+    found = from_gguf(Path("m.gguf"), told)
+    assert found.special_tokens[len(words) - 1] == "<|im_end|>"
+    assert len(words) - 1 not in found.encode("a<|im_end|>", parse_special=False)
+
+
+def test_one_of_several_files_of_a_model_is_told(tmp_path: Path, wide: Llama) -> None:
+    write_model(tmp_path / "m.gguf", wide, "F32")
+    file = parse(tmp_path / "m.gguf")
+    with pytest.raises(FormatError, match="is one of 3 files of a model: join them first"):
+        _config(dataclasses.replace(file, metadata={**file.metadata, "split.count": 3}))
 
 
 def test_a_file_without_a_name_is_known_by_its_beginning(tmp_path: Path, wide: Llama) -> None:

@@ -252,6 +252,8 @@ def test_folders_at_fault(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     refused("'layers.0.attention.bias' is none of a LLaMA's")
     torch.save(torch.load(first, weights_only=True) | {"layers.0.attention.wo.weight": torch.zeros(3, 5)}, first)
     refused("do not fit together")
+    rotations = {"rope.freqs": torch.zeros(8), "layers.1.attention.inner_attention.rope.freqs": torch.zeros(8)}
+    torch.save(torch.load(first, weights_only=True) | rotations, first)  # of Llama 2, and of LLaMA 1
     load(folder / "meta")
     for path in (first, second):
         path.unlink()

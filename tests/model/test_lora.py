@@ -5,17 +5,19 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
 from camelid.errors import FormatError, InputError
 from camelid.formats import load, save
 from camelid.formats.adapter import attach, write_adapter
-from camelid.formats.load import load_adapters
+from camelid.formats.load import load_adapters, load_tokenizer
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
 from camelid.model.lora import AdaptedLinear, LoraConfig, adapt, merge, use_adapter
@@ -102,6 +104,43 @@ def test_peft_computes_the_same(tiny: LlamaConfig, tmp_path: Path, kind: dict[st
     torch.testing.assert_close(back(x).logits.double(), theirs(input_ids=x).logits, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("pattern", ["all-linear", r".*\.(gate|up|down|[qkvo])_proj"])
+def test_folders_as_trainers_leave_them(tiny: LlamaConfig, tmp_path: Path, pattern: str) -> None:
+    """A .bin of 2023, layers by a pattern, the base's config.json beside them, a pad token that the base has no row
+    for."""
+    save(Llama(tiny), tmp_path / "base")
+    tuned = moved(load(tmp_path / "base"), LoraConfig())
+    folder = tmp_path / "a"
+    folder.mkdir()
+    tensors = {n: p for n, p in tuned.named_parameters() if p.requires_grad}
+    write_adapter(LoraConfig(), tensors, folder, tmp_path / "base", {})
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"target_modules": pattern}))
+    torch.save(load_file(folder / "adapter_model.safetensors"), folder / "adapter_model.bin")
+    (folder / "adapter_model.safetensors").unlink()
+    (folder / "config.json").write_bytes((tmp_path / "base" / "config.json").read_bytes())
+    x = ids(tiny)
+    assert torch.equal(load(folder)(x).logits, tuned(x).logits)
+
+
+def test_an_adapters_tokenizer_has_no_more_tokens_than_its_base_rows(
+    tiny: LlamaConfig, tokenizers: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tokenizers["sentencepiece"], tmp_path / "a")
+    size = len(load_tokenizer(folder))
+    described = json.loads((folder / "tokenizer.json").read_text())
+    described["added_tokens"].append({**described["added_tokens"][0], "content": "<pad>", "id": size})
+    (folder / "tokenizer.json").write_text(json.dumps(described))
+    base = Llama(dataclasses.replace(tiny, vocab_size=size))
+    save(base, tmp_path / "base")
+    adapt(base, LoraConfig())
+    write_adapter(LoraConfig(), {n: p for n, p in base.named_parameters() if p.requires_grad}, folder,
+                  tmp_path / "base", {})  # fmt: skip
+    assert len(load_tokenizer(folder)) == size
+    shutil.rmtree(tmp_path / "base")
+    assert len(load_tokenizer(folder)) == size + 1  # nothing is known of rows
+
+
 def test_several_adapters_on_one_base(tiny: LlamaConfig, tmp_path: Path) -> None:
     """Each prompt by its own adapter in one call, equal to each alone."""
     from camelid import Engine, SamplingParams
@@ -140,7 +179,7 @@ def test_several_adapters_on_one_base(tiny: LlamaConfig, tmp_path: Path) -> None
         ({"peft_type": "IA3"}, "peft_type"),
         ({"bias": "all"}, "bias is 'all'"),
         ({"rank_pattern": {"q_proj": 4}}, "rank_pattern"),
-        ({"target_modules": "q.*"}, "target_modules"),
+        ({"target_modules": 7}, "target_modules"),
         ({"target_modules": ["lm_head"]}, "lm_head"),
         ({"r": "8"}, "r '8'"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),

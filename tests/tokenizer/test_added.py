@@ -103,7 +103,7 @@ def test_a_token_that_a_json_has_and_the_embedding_no_row_for_is_none(
 
 
 def test_what_the_config_says_of_bos_counts_for_llamas_own_classes(tokenizers: dict[str, Path], tmp_path: Path) -> None:
-    """transformers makes these tokenizers' ends anew, whatever tokenizer.json has; a plain one's it leaves."""
+    """transformers 4 makes these tokenizers' ends anew, whatever tokenizer.json has; a plain one's it leaves."""
     folder = shutil.copytree(tokenizers["byte-level"], tmp_path / "t")
     config = json.loads((folder / "tokenizer_config.json").read_text())
     bos = from_folder(folder).bos_token_id
@@ -111,6 +111,76 @@ def test_what_the_config_says_of_bos_counts_for_llamas_own_classes(tokenizers: d
                                ("LlamaTokenizerFast", True, 1), ("LlamaTokenizer", None, 1)):  # fmt: skip
         beside(folder, {"tokenizer_config.json": {**config, "tokenizer_class": kind, "add_bos_token": adds}})
         assert from_folder(folder).encode("words").count(bos) == wanted, kind
+
+
+def test_where_config_and_file_differ_on_an_end_it_is_told(
+    tokenizers: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(tokenizers["sentencepiece"], tmp_path / "t")
+    config = json.loads((folder / "tokenizer_config.json").read_text()) | {"tokenizer_class": "LlamaTokenizer"}
+    for words, ids, told in (
+        ({}, [1], ""), ({"add_bos_token": True, "add_eos_token": False}, [1], ""),
+        ({"add_eos_token": True}, [1, 2], "add_eos_token true, tokenizer.json does"),
+        ({"add_bos_token": False, "add_eos_token": True}, [2], "add_bos_token false and add_eos_token true"),
+    ):  # fmt: skip
+        beside(folder, {"tokenizer_config.json": config | words})
+        assert from_folder(folder).encode("") == ids, words
+        err = capsys.readouterr().err
+        assert told in err if told else not err
+    described = json.loads((folder / "tokenizer.json").read_text())
+    described["post_processor"]["single"].append({"SpecialToken": {"id": "</s>", "type_id": 0}})
+    described["post_processor"]["special_tokens"]["</s>"] = {"id": "</s>", "ids": [2], "tokens": ["</s>"]}
+    for words, ids in (({"add_bos_token": True}, [1, 2]), ({"add_eos_token": True}, [1, 2]), ({}, [1, 2])):
+        beside(folder, {"tokenizer.json": described, "tokenizer_config.json": config | words})
+        assert from_folder(folder).encode("") == ids  # as it lies in the file
+        assert not capsys.readouterr().err
+    (folder / "tokenizer.json").unlink()
+    beside(folder, {"tokenizer_config.json": config | {"add_eos_token": True}})
+    assert from_folder(folder).encode("") == [1, 2]
+
+
+def test_free_places_of_a_tokenizer_model_have_the_names_of_the_config(pieces: tuple[Path, int]) -> None:
+    folder, size = pieces
+    plain = from_folder(folder)
+    one, two = size - 1, size - 2  # as a vocabulary's [UNUSED_TOKEN_146]
+    decoder = {
+        str(one): {"content": "<|im_start|>", "special": True}, str(two): {"content": "<|im_end|>", "special": True},
+        "1": {"content": "<s>", "special": True}, str(size - 3): {"content": plain.token(size - 4), "special": False},
+    }  # fmt: skip
+    found = from_folder(
+        beside(folder, {"tokenizer_config.json": {"added_tokens_decoder": decoder, "eos_token": "<|im_end|>"}})
+    )
+    assert (len(found), found.eos_token_id, found.token(size - 3)) == (size, two, plain.token(size - 3))
+    ids = found.encode(TURN, add_special_tokens=False)
+    assert (ids[0], ids[-1]) == (one, two)
+    assert found.special_tokens[one] == "<|im_start|>"
+
+
+def test_a_prefix_that_the_config_takes_away(pieces: tuple[Path, int]) -> None:
+    folder, _ = pieces
+    for prefix in (True, False):
+        found = from_folder(beside(folder, {"tokenizer_config.json": {"add_prefix_space": prefix}}))
+        for text in ("words", " words", "骆驼"):
+            ids = found.encode(text, add_special_tokens=False)
+            assert "".join(map(found.token, ids)) == "▁" * prefix + text.replace(" ", "▁")
+            assert found.decode(ids) == text
+
+
+def test_transformers_cuts_added_tokens_of_a_saved_folder_alike(pieces: tuple[Path, int], tmp_path: Path) -> None:
+    """Each flag counts: one that is left out stands for another there."""
+    transformers = pytest.importorskip("transformers")
+    folder, size = pieces
+    decoder = {
+        str(size): {"content": "<|im_start|>", "special": False},
+        str(size + 1): {"content": "<|im_end|>", "special": True},
+        str(size + 2): {"content": "<|end|>", "special": True, "rstrip": True},
+    }  # fmt: skip
+    ours = from_folder(beside(folder, {"tokenizer_config.json": {"added_tokens_decoder": decoder, "bos_token": "<s>"}}))
+    (tmp_path / "saved").mkdir()
+    ours.save(tmp_path / "saved")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
+    for text in (TURN, f"a\n{TURN}<|end|>  b", "words<|im_start|>words"):
+        assert theirs.encode(text) == ours.encode(text)
 
 
 def test_the_sentencepiece_file_goes_along_while_it_is_true(pieces: tuple[Path, int], tmp_path: Path) -> None:
@@ -124,7 +194,8 @@ def test_the_sentencepiece_file_goes_along_while_it_is_true(pieces: tuple[Path, 
         folder = tmp_path / place
         assert (folder / "tokenizer.model").read_bytes() == given
         config = json.loads((folder / "tokenizer_config.json").read_text())
-        assert config["added_tokens_decoder"] == {str(size): {"content": "<|im_end|>", "special": False}}
+        flags = {"normalized": False, "lstrip": False, "rstrip": False, "single_word": False}
+        assert config["added_tokens_decoder"] == {str(size): {"content": "<|im_end|>", "special": False} | flags}
     described = json.loads((folder / "tokenizer.json").read_text())
     vocab = described["model"]["vocab"]
     one, other = (next(text for text, i in vocab.items() if i == size - n) for n in (1, 2))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from camelid.errors import FormatError
+from camelid.tokenizer.load import from_folder
 from camelid.tokenizer.template import Guard, render
 
 
@@ -14,6 +16,24 @@ def test_json_in_a_template_is_as_transformers_writes_it() -> None:
     text = render("{{ tools | tojson }}", [], tools=[{"z": "a<b & c's", "a": "é"}])
     assert text == '[{"z": "a<b & c\'s", "a": "é"}]'
     assert render("{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", []) == "01"
+
+
+@pytest.mark.parametrize("template", [
+    "{% if tools is not none %}tools{% endif %}{% if documents is none %}none{% endif %}",
+    "{% if tools is defined %}defined{% endif %}",
+    "{{ pad_token }}|{{ bos_token }}|{{ eos_token }}|{{ messages[0] | tojson(separators=(',', ':')) }}",
+])  # fmt: skip
+def test_a_template_finds_what_transformers_gives_it(
+    tokenizers: dict[str, Path], template: str, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    ours = from_folder(tokenizers["sentencepiece"])
+    ours.chat_template, ours.pad_token_id = template, 0
+    ours.save(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    messages = [{"role": "user", "content": "words"}]
+    told = {"add_generation_prompt": True, "tokenize": False}
+    assert ours.apply_chat_template(messages, **told) == theirs.apply_chat_template(messages, **told)
 
 
 def test_one_control_token_may_begin_another() -> None:
