@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo  # else each run of a test plans itself in a copy of the process, which loads it anew
 
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama

@@ -27,6 +27,7 @@ from camelid.generate.place import runner_for
 from camelid.generate.runner import Runner, TorchRunner
 from camelid.generate.sampling import SamplingParams
 from camelid.kernels.decoder import PAGE
+from camelid.kernels.device import uncompiled
 from camelid.model.llama import Llama
 from camelid.model.lora import merge
 from camelid.model.quantized import is_quantized
@@ -139,7 +140,7 @@ class Grpo:
         """What the model says as it is now."""
         room = min(len(prompts), TOGETHER) * -(-self.recipe.train.sequence_length // PAGE) * PAGE
         # Lengths that change with every token are not worth compiling for.
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        with torch.no_grad(), uncompiled():
             runner = speaking(model, compute_dtype(model.device, self.recipe.train.dtype))
             return Engine(runner, self.tokenizer, self.stops, room).generate(prompts, params)
 

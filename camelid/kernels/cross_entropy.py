@@ -19,6 +19,7 @@ from camelid.kernels.precision import product_dtype
 # Of a chunk's logits. On a CPU they are read three times and should stay near; on a GPU each costs a pass over the
 # whole weight's gradient. One product must be worth its start.
 CHUNK_BYTES = {"cpu": 1 << 26, "cuda": 1 << 30}
+FROZEN = 4  # times less where the projection learns nothing: then no chunk costs a pass over its gradient
 ALIKE = 32  # rows of a chunk are a multiple of it
 SCALED_AT_ONCE = 4096  # rows that are widened for it
 
@@ -81,7 +82,7 @@ def _forward(
     total = torch.zeros((), dtype=wide, device=states.device)
     with torch.autocast(states.device.type, enabled=False):
         cast = weight.to(product)
-        for at, chunk, filled in _chunks(states, cast):
+        for at, chunk, filled in _chunks(states, cast, d_weight is None):
             wanted = labels[at]
             logits = filled[: len(wanted)]
             chosen = logits.gather(1, wanted[:, None]).squeeze(1).to(wide)
@@ -118,7 +119,7 @@ class _LinearLogProbs(torch.autograd.Function):
         found = torch.empty(len(states), dtype=wide, device=states.device)
         with torch.autocast(states.device.type, enabled=False):
             cast = weight.to(product)
-            for at, _, filled in _chunks(states, cast):
+            for at, _, filled in _chunks(states, cast, frozen=True):
                 wanted = labels[at]
                 logits = filled[: len(wanted)]
                 chosen = logits.gather(1, wanted[:, None]).squeeze(1).to(wide)
@@ -132,7 +133,7 @@ class _LinearLogProbs(torch.autograd.Function):
         d_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         with torch.autocast(states.device.type, enabled=False):
             cast = weight.to(ctx.product)
-            for at, chunk, filled in _chunks(states, cast):
+            for at, chunk, filled in _chunks(states, cast, d_weight is None):
                 wanted = labels[at]
                 logits = filled[: len(wanted)]
                 elementwise.softmax_gradient_(logits, wanted)
@@ -144,7 +145,7 @@ class _LinearLogProbs(torch.autograd.Function):
         return d_states, d_weight, None, None
 
 
-def _chunks(states: Tensor, weight: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+def _chunks(states: Tensor, weight: Tensor, frozen: bool) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """The places of each chunk's tokens, their states in the weight's dtype, and their logits, all chunks' in the same
     memory.
 
@@ -153,7 +154,8 @@ def _chunks(states: Tensor, weight: Tensor) -> Iterator[tuple[slice, Tensor, Ten
     of a step, which then fit nowhere.
     """
     device = states.device
-    most = max(1, CHUNK_BYTES.get(device.type, 1 << 26) // (len(weight) * weight.itemsize))
+    size = CHUNK_BYTES.get(device.type, 1 << 26) // (FROZEN if frozen else 1)
+    most = max(1, size // (len(weight) * weight.itemsize))
     alike = 1 if device.type == "cuda" else min(ALIKE, most)  # there torch keeps blocks apart by itself
     most = most // alike * alike
     count = max(1, -(-len(states) // most))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import sysconfig
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -24,6 +25,15 @@ def compiles() -> bool:
     headers."""
     headers = Path(sysconfig.get_path("include")) / "Python.h"
     return find_spec("triton") is not None and any(map(shutil.which, ("cc", "gcc", "clang"))) and headers.exists()
+
+
+def uncompiled() -> AbstractContextManager[object]:
+    """While the block runs, compiled layers compute as they were written. Where nothing was compiled, the compiler,
+    which is large, is not loaded for it."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 def infers() -> bool:

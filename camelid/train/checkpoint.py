@@ -35,7 +35,7 @@ from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
 from camelid.model.lora import LoraConfig
 from camelid.tokenizer.tokenizer import Tokenizer
-from camelid.train.optimizer import learned
+from camelid.train.optimizer import AdamW, learned
 from camelid.train.parallel import full, spread
 
 MOMENTS, RANDOM, LOOP = "state/optimizer.safetensors", "state/random.safetensors", "state/loop.json"
@@ -72,7 +72,7 @@ class Snapshot:
     adapter: LoraConfig | None = None
 
 
-def snapshot(model: Llama, optimizer: torch.optim.Optimizer, state: LoopState, keep: bool, copy: bool) -> Snapshot:
+def snapshot(model: Llama, optimizer: AdamW, state: LoopState, keep: bool, copy: bool) -> Snapshot:
     """All ranks gather each tensor; only with `keep` is it kept. `copy` makes it independent of what training does
     next."""
 
@@ -94,7 +94,7 @@ def snapshot(model: Llama, optimizer: torch.optim.Optimizer, state: LoopState, k
     return Snapshot(model.config, *kept, torch.get_rng_state(), state, next(iter(model.adapters.values()), None))
 
 
-def _in_order(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> list[tuple[Tensor, dict[str, Tensor]]]:
+def _in_order(optimizer: AdamW, names: Mapping[Tensor, str]) -> list[tuple[Tensor, dict[str, Tensor]]]:
     """The optimizer's state by parameter name: the same order on every rank, as collectives need."""
     return sorted(optimizer.state.items(), key=lambda item: names[item[0]])
 
@@ -220,7 +220,7 @@ def preflight(run: Path, needed: int, keep: int) -> None:
         )
 
 
-def restore(folder: Path, model: Llama, optimizer: torch.optim.Optimizer) -> LoopState:
+def restore(folder: Path, model: Llama, optimizer: AdamW) -> LoopState:
     """Put weights, moments and the generator back. Raises FormatError when the state belongs to another model."""
     from safetensors.torch import load_file
 

@@ -24,6 +24,7 @@ from camelid.artifact import MANIFEST, identity
 from camelid.disk import write_atomic
 from camelid.errors import CamelidError, InputError, RecipeError
 from camelid.formats.load import finished
+from camelid.kernels.device import uncompiled
 from camelid.kernels.memory import large_blocks
 from camelid.report.progress import Advance, progress
 from camelid.tokens.batch import IGNORE, PADDING, Batch
@@ -161,8 +162,7 @@ class _Run:
         if self.job.check:
             started = time.monotonic()
             # A check generates: lengths that change with every token are not worth compiling for.
-            eager = torch.compiler.set_stance("force_eager")
-            with torch.no_grad(), autocast(self.job.model.device, self.job.recipe.train.dtype), eager:
+            with torch.no_grad(), autocast(self.job.model.device, self.job.recipe.train.dtype), uncompiled():
                 found = self.job.check(self.job.model)
             release(self.job.model)
             log.checked(self.state, found, time.monotonic() - started)

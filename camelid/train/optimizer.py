@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,9 +16,50 @@ from camelid.recipe import TrainSection
 from camelid.train.parallel import full, spread
 
 
-def optimizer_for(model: Llama, settings: TrainSection) -> torch.optim.AdamW:
-    """The optimizer that the recipe names, of the weights that are learned; what Muon does not move is AdamW's, in
-    torch's fused step. Raises RecipeError for Muon on adapters."""
+class AdamW:
+    """torch.optim.AdamW(fused=True): its step, its `param_groups` and the names in its `state`, to the bit. The base
+    class of torch's loads a compiler, for 75 MiB and a second of every run."""
+
+    def __init__(self, groups: Sequence[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float) -> None:
+        self.param_groups = [{"lr": lr, **group} for group in groups]
+        self.state: defaultdict[Tensor, dict[str, Tensor]] = defaultdict(dict)
+        self.betas, self.eps = betas, eps
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One update of every parameter with a gradient."""
+        for group in self.param_groups:
+            self._step(group)
+
+    def _step(self, group: dict[str, Any]) -> None:
+        moved = [parameter for parameter in group["params"] if parameter.grad is not None]
+        if not moved:
+            return
+        for parameter in moved:
+            if not self.state[parameter]:
+                self.state[parameter] = {
+                    "step": torch.zeros((), device=parameter.device),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+        steps, first, second = ([self.state[p][name] for p in moved] for name in ("step", "exp_avg", "exp_avg_sq"))
+        torch._foreach_add_(steps, 1)
+        torch._fused_adamw_(
+            moved, [parameter.grad for parameter in moved], first, second, [], steps, lr=group["lr"],
+            beta1=self.betas[0], beta2=self.betas[1], weight_decay=group["weight_decay"], eps=self.eps, amsgrad=False,
+            maximize=False,
+        )  # fmt: skip
+
+    def zero_grad(self) -> None:
+        """Let go of the gradients."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
+
+def optimizer_for(model: Llama, settings: TrainSection) -> AdamW:
+    """The optimizer that the recipe names, of the weights that are learned; what Muon does not move is AdamW's. Raises
+    RecipeError for Muon on adapters."""
     muon = settings.optimizer == "muon"
     if muon and model.adapters:
         raise RecipeError("train.optimizer muon moves whole matrices, not an adapter's factors: set it to adamw")
@@ -31,8 +74,7 @@ def optimizer_for(model: Llama, settings: TrainSection) -> torch.optim.AdamW:
         ratio = settings.muon_learning_rate / settings.learning_rate
         groups.append({"params": matrices, "weight_decay": settings.weight_decay, "muon_ratio": ratio})
     betas = (settings.beta1, settings.beta2)
-    kind = Muon if muon else torch.optim.AdamW
-    return kind(groups, lr=settings.learning_rate, betas=betas, eps=settings.eps, fused=True)
+    return (Muon if muon else AdamW)(groups, settings.learning_rate, betas, settings.eps)
 
 
 def moment_bytes(model: Llama, settings: TrainSection) -> int:
@@ -50,7 +92,7 @@ def _blocks_matrices(model: Llama) -> list[Tensor]:
     return [p for name, p in learned(model).items() if p.dim() == 2 and name.startswith("layers.")]
 
 
-class Muon(torch.optim.AdamW):
+class Muon(AdamW):
     """Muon (Jordan et al. 2024) on the groups that have a `muon_ratio`, AdamW on the others.
 
     A matrix moves along the orthogonalised Nesterov momentum of its gradient, at muon_ratio times the group's rate.
@@ -60,19 +102,12 @@ class Muon(torch.optim.AdamW):
 
     MOMENTUM = 0.95
 
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update of every parameter with a gradient."""
-        groups = self.param_groups
-        for group in groups:
-            if "muon_ratio" in group:
-                for parameter in group["params"]:
-                    self._move(parameter, group["lr"] * group["muon_ratio"], group["lr"] * group["weight_decay"])
-        try:
-            self.param_groups = [g for g in groups if "muon_ratio" not in g]
-            super().step()
-        finally:
-            self.param_groups = groups
+    def _step(self, group: dict[str, Any]) -> None:
+        if "muon_ratio" not in group:
+            super()._step(group)
+            return
+        for parameter in group["params"]:
+            self._move(parameter, group["lr"] * group["muon_ratio"], group["lr"] * group["weight_decay"])
 
     def _move(self, parameter: Tensor, rate: float, decay: float) -> None:
         if parameter.grad is None:

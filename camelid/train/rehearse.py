@@ -3,8 +3,10 @@ and no bytes, while every allocation is counted."""
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from camelid.child import apart
 from camelid.kernels.cross_entropy import linear_cross_entropy
 from camelid.model.llama import Llama
 from camelid.model.lora import AdaptedLinear, adapt
@@ -57,6 +60,15 @@ def step_memory(
 ) -> int:
     """The most bytes that forward and backward of `rows` hold at one time, gradients included, weights not, on one of
     the `context` ranks that share each row."""
+    rehearsed = partial(_rehearsed, real, rows, micro_batches, settings, device, context)
+    # Tensors without bytes need torch's compiler, 80 MiB, which else only checkpointed layers and a GPU's do.
+    loaded = device.type != "cpu" or real.activation_checkpointing or "torch._dynamo" in sys.modules
+    return rehearsed() if loaded else apart(rehearsed)
+
+
+def _rehearsed(
+    real: Llama, rows: int, micro_batches: int, settings: TrainSection, device: torch.device, context: int
+) -> int:
     length = settings.sequence_length // context
     with FakeTensorMode(), device:
         model = twin(real)

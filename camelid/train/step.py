@@ -19,6 +19,7 @@ from camelid.tokenizer.tokenizer import Tokenizer
 from camelid.tokens.batch import Batch, Source
 from camelid.train.guard import objection
 from camelid.train.loss import NextToken, Objective
+from camelid.train.optimizer import AdamW
 from camelid.train.parallel import Ranks, gradient_norm, local_gradients, sync_gradients, total
 
 MICRO_BATCH_TOKENS = 16384
@@ -101,7 +102,7 @@ def micro_rows(settings: TrainSection) -> int:
 
 
 def train_step(
-    model: Llama, optimizer: torch.optim.Optimizer, batch: Batch, settings: TrainSection, rate: float,
+    model: Llama, optimizer: AdamW, batch: Batch, settings: TrainSection, rate: float,
     who: Ranks | None = None, recent: Sequence[float] = (), objective: Objective | None = None,
 ) -> Taken:  # fmt: skip
     """One update on this rank's rows of the global batch; skipped when `guard.objection` has one."""
@@ -130,5 +131,5 @@ def train_step(
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad()
     return Taken(float(loss), norm, supervised, positions, skipped, batch)

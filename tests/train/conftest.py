@@ -14,6 +14,7 @@ from camelid.tokenizer.tokenizer import Tokenizer
 from camelid.tokens.write import build
 from camelid.train import checkpoint
 from camelid.train.checkpoint import LoopState, Saver
+from camelid.train.optimizer import AdamW
 
 from ..conftest import TEXT
 
@@ -29,7 +30,7 @@ class Trained:
     """A tiny model with moments, and a run folder that it is saved into."""
 
     model: Llama
-    optimizer: torch.optim.Optimizer
+    optimizer: AdamW
     tokenizer: Tokenizer
     run: Path
 

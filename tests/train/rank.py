@@ -78,10 +78,10 @@ def main() -> None:
         gradients: dict[str, torch.Tensor] = {}
         plain = optimizer.zero_grad
 
-        def keep_first(set_to_none: bool = True) -> None:
+        def keep_first() -> None:
             if not gradients:
                 gradients.update({n: full(p.grad).clone() for n, p in model.named_parameters() if p.grad is not None})
-            plain(set_to_none)
+            plain()
 
         optimizer.zero_grad = keep_first  # type: ignore[method-assign]
         for _ in range(steps):

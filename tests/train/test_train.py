@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -238,6 +241,47 @@ def test_muon_moves_the_blocks_matrices_and_adamw_the_rest(tiny: LlamaConfig) ->
         results[name] = {n: p.detach().clone() for n, p in model.named_parameters()}
     differ = {n for n, p in results["adamw"].items() if not torch.equal(p, results["muon"][n])}
     assert differ == {n for n, p in results["adamw"].items() if n.startswith("layers.") and p.dim() == 2}
+
+
+def test_adamw_is_torchs_to_the_bit(tiny: LlamaConfig) -> None:
+    """Its update and its state, also of a weight that a step leaves out."""
+    torch.manual_seed(0)
+    ours = Llama(tiny)
+    theirs = copy.deepcopy(ours)
+    settings = TrainSection(learning_rate=0.01, weight_decay=0.2, beta1=0.8, beta2=0.97, eps=1e-6)
+    optimizer = optimizer_for(ours, settings)
+    pairs = dict(zip(ours.parameters(), theirs.parameters(), strict=True))
+    groups = [{"params": [pairs[p] for p in group["params"]], "weight_decay": group["weight_decay"]}
+              for group in optimizer.param_groups]  # fmt: skip
+    oracle = torch.optim.AdamW(groups, lr=0.01, betas=(0.8, 0.97), eps=1e-6, fused=True)
+    for number in range(3):
+        for n, (mine, its) in enumerate(pairs.items()):
+            if (n + number) % 3:
+                mine.grad = torch.randn(mine.shape, generator=torch.Generator().manual_seed(9 * number + n))
+                its.grad = mine.grad.clone()
+        optimizer.step()
+        optimizer.zero_grad()
+        oracle.step()
+        oracle.zero_grad()
+    for mine, its in pairs.items():
+        assert torch.equal(mine, its)
+        assert mine.grad is None
+        assert optimizer.state[mine].keys() == oracle.state[its].keys()
+        assert all(torch.equal(optimizer.state[mine][key], value) for key, value in oracle.state[its].items())
+
+
+def test_a_run_on_a_cpu_loads_no_compiler(tokens: Path, tmp_path: Path) -> None:
+    """80 MiB and a second that nothing needs; the plan's rehearsal, which does, is a copy's."""
+    settings = json.dumps(recipe(tokens, tmp_path / "run", steps=2).settings())
+    script = (
+        "import json, sys; from camelid.recipe import parse; from camelid.train import pretrain\n"
+        "print(json.dumps(pretrain(parse(json.loads(sys.argv[1])), quiet=True)['planned']))\n"
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, settings], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    planned = pretrain(recipe(tokens, tmp_path / "here", steps=2), quiet=True)["planned"]["memory_bytes"]
+    assert 100 << 20 < json.loads(done.stdout)["memory_bytes"] < planned  # this process is larger
 
 
 @pytest.mark.parametrize("shape", [(24, 64), (64, 24)])
