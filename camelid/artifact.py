@@ -58,6 +58,9 @@ def new_folder(out: Path, kind: str) -> Iterator[Path]:
     """
     out = out.resolve()  # where a link leads, that is the place; and "." has a name
     check_free(out, kind)
+    for path in _of_others(out):
+        if not os.access(path, os.R_OK, follow_symlinks=False):
+            raise InputError(f"{path} is not camelid's and cannot be read: it would be lost with {out}. Move it away")
     with scratch_beside(out, folder=True) as scratch:
         yield scratch
         for inner in (scratch, *(p for p in scratch.rglob("*") if p.is_dir())):
@@ -67,27 +70,33 @@ def new_folder(out: Path, kind: str) -> Iterator[Path]:
         settle(out.parent)
 
 
-def _take_along(old: Path, new: Path) -> None:
-    """Give `new` what lies in `old` and is not in its manifest, and has no name that is taken: it is somebody's."""
+def _of_others(folder: Path) -> Iterator[Path]:
+    """The files and links in a folder of ours that its manifest does not have: they are somebody's."""
     try:
-        own = {MANIFEST, *read_manifest(old)["files"]}
+        own = {MANIFEST, *read_manifest(folder)["files"]}
     except InputError:
         return
-    for place, folders, names in os.walk(old):
+    for place, folders, names in os.walk(folder):
         links = [name for name in folders if (Path(place) / name).is_symlink()]
         for path in (Path(place) / name for name in (*names, *links)):
-            inside = path.relative_to(old)
-            there = new / inside
-            if str(inside) in own or os.path.lexists(there):
-                continue
-            make_folder(there.parent)
-            try:
-                os.link(path, there, follow_symlinks=False)
-            except FileNotFoundError:  # another process has just taken the old one's place
-                continue
-            except OSError:  # a file system without links
-                shutil.copy2(path, there, follow_symlinks=False)
-            settle(there.parent)
+            if str(path.relative_to(folder)) not in own:
+                yield path
+
+
+def _take_along(old: Path, new: Path) -> None:
+    """Give `new` what others have in `old`, where no file has taken its name."""
+    for path in _of_others(old):
+        there = new / path.relative_to(old)
+        if os.path.lexists(there):
+            continue
+        make_folder(there.parent)
+        try:
+            os.link(path, there, follow_symlinks=False)
+        except FileNotFoundError:  # another process has just taken the old one's place
+            continue
+        except OSError:  # a file system without links
+            shutil.copy2(path, there, follow_symlinks=False)
+        settle(there.parent)
 
 
 _COMMAND: ContextVar[tuple[str, ...]] = ContextVar("command", default=())

@@ -17,6 +17,7 @@ import pytest
 from camelid import disk
 from camelid.artifact import MANIFEST, damage, new_folder, write_manifest
 from camelid.disk import make_folder, new_file, write_array
+from camelid.errors import InputError
 
 MAKE = """
 import sys
@@ -104,6 +105,16 @@ def test_through_a_link_and_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     make(Path("."), "here")
     assert (tmp_path / "here" / "content").read_text() == "here"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["big", "here", "x", "y"]
+
+
+def test_what_cannot_be_taken_along_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path / "x", "old")
+    (tmp_path / "x" / "theirs").write_text("closed")
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, *more, **how: Path(path).name != "theirs" and access(path, *more))
+    with pytest.raises(InputError, match=r"x/theirs is not camelid's and cannot be read"):
+        make(tmp_path / "x", "new")
+    assert (tmp_path / "x" / "content").read_text() == "old"
 
 
 def test_without_an_exchange_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

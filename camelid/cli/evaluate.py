@@ -238,7 +238,9 @@ MEASURES: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
 
 def _lines(path: str) -> list[str]:
     # Not splitlines(): a segment may hold U+2028 and the like, or a carriage return.
-    return [line.removesuffix("\r") for line in settings.text_of(path).removesuffix("\n").split("\n")]
+    return [
+        line.removesuffix("\r") for line in settings.text_of(path).removeprefix("\ufeff").removesuffix("\n").split("\n")
+    ]
 
 
 def _shown(value: Any) -> str:

@@ -17,13 +17,13 @@ def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def text_of(path: str) -> str:
-    """A file's text, or with - that of stdin, its line ends as they are. Raises InputError for what cannot be read as
-    UTF-8."""
+    """A file's text, without a byte order mark, or with - that of stdin, each character of it; line ends are as they
+    are. Raises InputError for what cannot be read as UTF-8."""
     try:
         if path != "-":
             return Path(path).read_bytes().decode("utf-8-sig")
         raw = getattr(sys.stdin, "buffer", None)
-        return raw.read().decode("utf-8-sig") if raw else sys.stdin.read()
+        return raw.read().decode("utf-8") if raw else sys.stdin.read()
     except UnicodeDecodeError as error:
         raise InputError(f"{'standard input' if path == '-' else path} is not UTF-8: {error}") from None
     except OSError as error:

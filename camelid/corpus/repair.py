@@ -136,10 +136,11 @@ def without_boilerplate(text: str) -> str:
 
 
 def polish(text: str, kind: Kind, source: str = "") -> str:
-    """What of `repair` and the cuts above applies to a kind of document. `source` is its file, or part#2 of it."""
+    """What of `repair` and the cuts above applies to a kind of document. `source` is its file, or a part of it, as
+    read.py names them: name@byte, name (part 2), name#2."""
     text = repair(text)
     if kind == "code":
-        return without_licence(text, source.rpartition(".")[2].partition("#")[0].lower())
+        return without_licence(text, re.split(r"[#@ ]", source.rpartition(".")[2])[0].lower())
     if kind in ("html", "web"):
         return without_boilerplate(text)
     return without_gutenberg(text)

@@ -49,10 +49,19 @@ def build(
     sources = _sources(inputs, settings)
     started = time.monotonic()
     units = plan(sources)
-    planned = _fingerprint(units, settings)
+    stats = _stats(units, settings)
+    planned = _fingerprint(units, stats, settings)
+
+    def unchanged() -> None:
+        if changed := sorted({path for path, *_ in set(stats) ^ set(_stats(units, settings))}):
+            raise InputError(
+                f"an input changed while it was read: {', '.join(changed[:3])}{' …' * (len(changed) > 3)}. Build again "
+                "when nothing writes to it any more, or leave it out"
+            )
+
     with new_folder(target, "corpus") as folder, _work_folder(target, planned) as work:
         engine = engine_named(settings.engine, settings.workers)
-        stages = Stages(work, units, settings, engine, quiet)
+        stages = Stages(work, units, settings, engine, quiet, unchanged)
         account, digest, groups = stages.run(folder)
         summary = account.to_dict()
         if not account.documents.kept:
@@ -70,8 +79,7 @@ def build(
         write_report(folder, target.name, account, facts, settings, groups)
         files = sorted({span.path for unit in units for span in unit.spans})
         files += _beside(settings)
-        if _fingerprint(units, settings) != planned:
-            raise InputError("an input changed while it was read: build again when nothing writes to it any more")
+        unchanged()  # the manifest has their hashes
         write_manifest(folder, "corpus", files, settings.model_dump(exclude=NOT_OUTPUT), **facts)
     shutil.rmtree(_work_path(target), ignore_errors=True)
     return {**result, "text_bytes": account.text_bytes, "out": str(out)}
@@ -109,11 +117,15 @@ def _work_folder(target: Path, fingerprint: str) -> Iterator[Path]:
         yield work
 
 
-def _fingerprint(units: Sequence[Unit], settings: CorpusSection) -> str:
+def _stats(units: Sequence[Unit], settings: CorpusSection) -> list[tuple[str, int, int]]:
+    """The files that are read: path, size and time."""
+    used = [*{s.path for u in units for s in u.spans}, *_beside(settings)]
+    return sorted((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in used if p.exists())
+
+
+def _fingerprint(units: Sequence[Unit], stats: Sequence[tuple[str, int, int]], settings: CorpusSection) -> str:
     """What decides the output: files by path, size and time, settings, and the version of this code's files."""
     spans = [(u.source, str(s.path.resolve()), s.start, s.end) for u in units for s in u.spans]
-    used = [*{s.path for u in units for s in u.spans}, *_beside(settings)]
-    stats = sorted((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in used if p.exists())
     plain = json.dumps([VERSION, spans, stats, settings.model_dump(exclude=NOT_OUTPUT)], default=str)
     return hashlib.sha256(plain.encode()).hexdigest()
 
@@ -125,16 +137,21 @@ def _beside(settings: CorpusSection) -> list[Path]:
 
 
 class Stages:
-    """The stages in order, over one work folder."""
+    """The stages in order, over one work folder. `unchanged` raises when the inputs are no longer what they were."""
 
-    def __init__(self, work: Path, units: Sequence[Unit], settings: CorpusSection, engine: Engine, quiet: bool) -> None:
+    def __init__(
+        self, work: Path, units: Sequence[Unit], settings: CorpusSection, engine: Engine, quiet: bool,
+        unchanged: Callable[[], None],
+    ) -> None:  # fmt: skip
         self.work, self.units, self.settings, self.engine, self.quiet = work, units, settings, engine, quiet
+        self.unchanged = unchanged
         self.kept_by_origin: dict[str, dict[str, int]] = {}
 
     def run(self, folder: Path) -> tuple[Account, str, NDArray[np.int64]]:
         """Write the shards into `folder`; returns the closed account, the digest and the near-duplicate pairs."""
         model = self._perplexity_model()
         self._each("cleaning", process, [(u, self.work, self.settings, model) for u in self.units])
+        self.unchanged()  # they have been read for the last time
         done = [json.loads((self.work / u.folder / DONE).read_text(encoding="utf-8")) for u in self.units]
         store = Store(self.work, tuple(u.folder for u in self.units), tuple(d["rows"] for d in done))
         copies, near = self._duplicates(store)

@@ -103,7 +103,7 @@ def answers(
     prompts = [
         tokenizer.apply_chat_template([{"role": "user", "content": before + q.prompt}])
         if task.chat
-        else tokenizer.encode(before + q.prompt, parse_special=False)
+        else tokenizer.encode_prompt(before + q.prompt, parse_special=False)
         for q in asked
     ]
     _fits(engine, task, prompts)

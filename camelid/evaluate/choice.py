@@ -80,8 +80,8 @@ def _question(row: Mapping[str, Any], task: Mapping[str, str]) -> Question:
 def encode(question: Question, tokenizer: Tokenizer, before: str = "") -> Encoded:
     """Prompt and answer are cut into tokens as one text, as they would be read; where a token spans the two, it belongs
     to the answer and is scored with it."""
-    prompt = tokenizer.encode(before + question.prompt, parse_special=False)
-    whole = [tokenizer.encode(before + question.prompt + a, parse_special=False) for a in question.answers]
+    prompt = tokenizer.encode_prompt(before + question.prompt, parse_special=False)
+    whole = [tokenizer.encode_prompt(before + question.prompt + a, parse_special=False) for a in question.answers]
     same = min([len(prompt), *(_common(prompt, ids) for ids in whole)])
     if not same:
         raise InputError(

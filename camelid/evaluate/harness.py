@@ -120,8 +120,8 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[
         first = _first(tokenizer)
         ids = tokenizer.encode(continuation, add_special_tokens=False, parse_special=False)
         return [first if first is not None else 0], list(ids)
-    whole = list(tokenizer.encode(context + continuation, parse_special=False))
-    size = len(tokenizer.encode(context, parse_special=False))
+    whole = tokenizer.encode_prompt(context + continuation, parse_special=False)
+    size = len(tokenizer.encode_prompt(context, parse_special=False))
     return whole[:size], whole[size:]
 
 
@@ -170,6 +170,6 @@ def generate_until(
                 "room for a question"
             )
         room = engine.context_length - new
-        prompts.append(list(tokenizer.encode(context, parse_special=False))[-room:])
+        prompts.append(tokenizer.encode_prompt(context, parse_special=False)[-room:])
         params.append(SamplingParams(new, stop=how.get("until") or (), **drawn))
     return [r.text for r in engine.generate(prompts, params)]

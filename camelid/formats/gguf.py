@@ -234,7 +234,7 @@ def _config(file: GGUF) -> LlamaConfig:
     architecture = meta.get("general.architecture")
     if architecture != "llama":
         raise FormatError(f"general.architecture is {architecture!r}; camelid opens 'llama' only")
-    if (parts := meta.get("split.count", 1)) != 1:
+    if isinstance(parts := meta.get("split.count"), int) and parts > 1:  # joined ones say 0
         raise FormatError(f"it is one of {parts} files of a model: join them first (llama-gguf-split --merge)")
 
     def number(key: str, default: float) -> float:

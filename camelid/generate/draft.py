@@ -62,9 +62,9 @@ class Draft:
         return found
 
     def _own(self, chunk: Chunk, wanted: int) -> Chunk:
-        """The chunk as the draft reads it: without the adapter, with some token for one that it does not have."""
+        """The chunk as the draft reads it: with its own adapter, and some token for one that it does not have."""
         ids = [i if i < self.runner.config.vocab_size else 0 for i in chunk.ids]
-        return replace(chunk, ids=ids, wanted=wanted, adapter=None)
+        return replace(chunk, ids=ids, wanted=wanted, adapter=self.runner.active)
 
 
 def check_same(tokenizer: Tokenizer, draft: Tokenizer, name: str) -> None:

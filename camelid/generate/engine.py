@@ -276,6 +276,7 @@ class Engine:
         params = params or BeamParams()
         budget = SamplingParams(params.max_new_tokens, params.max_length, adapter=params.adapter)
         text = self.prepare(prompt, budget)  # its checks and limits
+        params = replace(params, adapter=text.params.adapter)
         found = beam_search(self.scheduler, text.prompt, text.stop_ids, text.budget, params)
         return [self._result(text, one) for one in found[: params.n]]
 
@@ -298,14 +299,14 @@ class Engine:
         ids = self._ids(text)
         if len(ids) > self.context_length:
             raise InputError(f"the text has {len(ids)} tokens; the model takes at most {self.context_length}")
-        mean = yield from self.scheduler.mean_state(ids, adapter)
+        mean = yield from self.scheduler.mean_state(ids, adapter or self.runner.active)
         return torch.nn.functional.normalize(mean.cpu(), dim=0)
 
     def _ids(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
             if self.tokenizer is None:
                 raise InputError("this engine has no tokenizer: give the prompt as token ids")
-            ids = self.tokenizer.encode(prompt)
+            ids = self.tokenizer.encode_prompt(prompt)
         else:
             ids = [int(i) for i in prompt]
         if not ids:

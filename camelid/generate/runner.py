@@ -186,9 +186,10 @@ class TorchRunner:
 
     @contextmanager
     def _using(self, adapter: str | None) -> Iterator[None]:
-        """The model is its owner's too: what it has active is so again behind a pass."""
+        """The model is its owner's too: what it has active is so again behind a pass. None is no adapter, not whatever
+        happens to be active: the pages of a text hold what it began with."""
         active = self.model.active_adapter
-        if adapter in (None, active):
+        if adapter == active:
             yield
             return
         with self._lock:

@@ -53,8 +53,7 @@ class Call:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text that is no conversation."""
-        ids: list[int] = self.tokenizer.encode(text, parse_special=self.control_tokens)
-        return ids
+        return self.tokenizer.encode_prompt(text, parse_special=self.control_tokens)
 
     @property
     def tokenizer(self) -> Tokenizer:

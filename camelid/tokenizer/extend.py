@@ -22,6 +22,7 @@ from camelid.tokenizer.tokenizer import Tokenizer
 
 MIN_FREQUENCY = 2
 CHARACTER_SHARE = 0.5  # of the new tokens may be single characters
+SAMPLE = "A line of text,\n  and 1 more"
 
 Texts = Callable[[], Iterable[str]]
 
@@ -75,9 +76,13 @@ def extend(tokenizer: Tokenizer, texts: Texts, pieces: int, out: Path, source: P
 
 
 def _says_the_same(model: Path, tokenizer: Tokenizer) -> bool:
-    """Is the file this tokenizer's, or has the folder's tokenizer.json gone its own way (a pad token, say)?"""
+    """Is the file this tokenizer's, or has the folder's tokenizer.json gone its own way (a pad token, another end, no
+    blank in front)?"""
     pieces = [piece.text for piece in spm.read(model).pieces]
-    return pieces == [tokenizer.token(i) for i in range(len(tokenizer))]
+    if pieces != [tokenizer.token(i) for i in range(len(tokenizer))]:
+        return False
+    again = from_sentencepiece(model, _config(tokenizer))
+    return bool(again.encode(SAMPLE) == tokenizer.encode(SAMPLE))
 
 
 def _check(extended: Tokenizer, tokenizer: Tokenizer, added: Extension) -> None:

@@ -90,7 +90,7 @@ def _from_json(path: Path, config: Mapping[str, Any], template: str | None, rows
         text = path.read_text(encoding="utf-8")
         backend = Backend.from_str(text)
         if any(number >= rows for number in backend.get_added_tokens_decoder()):
-            backend = Backend.from_str(_without_rowless(text, rows))
+            backend = Backend.from_str(_without_rowless(text, rows, config, template))
     # The library raises plain Exception, and its panics are BaseException, for every fault in the file.
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
@@ -134,9 +134,15 @@ def _rows(folder: Path) -> float:
     return rows if isinstance(rows, int) else math.inf
 
 
-def _without_rowless(text: str, rows: float) -> str:
-    """A tokenizer.json without the added tokens that the embedding has no row for, as a pad token that came later."""
+def _without_rowless(text: str, rows: float, config: Mapping[str, Any], template: str | None) -> str:
+    """A tokenizer.json without the added tokens that the embedding has no row for, as a pad token that came later. All
+    of it where one of them begins or ends texts, or is the chat template's: it does not belong to the model, which is
+    found out."""
     described = json.loads(text)
+    late = [token["content"] for token in described["added_tokens"] if token["id"] >= rows]
+    needed = f"{_named(config, 'bos_token')} {_named(config, 'eos_token')} {template or ''}"
+    if any(name in needed for name in late):
+        return text
     described["added_tokens"] = [token for token in described["added_tokens"] if token["id"] < rows]
     return json.dumps(described, ensure_ascii=False)
 
@@ -177,7 +183,8 @@ def from_sentencepiece(path: Path, config: Mapping[str, Any] | None = None, temp
     ids = {piece.text: i for i, piece in enumerate(pieces)}
     ids |= _add(path, backend, named)
     found = _told(backend, ids, {"bos": "<s>", "eos": "</s>"}, config, template)
-    found.model_file = path.read_bytes()
+    if config.get("add_prefix_space") is not False:  # else it no longer says how text is cut
+        found.model_file = path.read_bytes()
     return found
 
 

@@ -112,6 +112,16 @@ class Tokenizer:
             raise InputError(f"max_length {max_length} leaves no room for the tokens around a text")
         return ids if return_tensors is None else _as([ids], return_tensors)
 
+    def encode_prompt(self, text: str, parse_special: bool = True) -> list[int]:
+        """Ids of a text that goes on: as `encode`, but for what some tokenizers put behind a text that has ended."""
+        ids: list[int] = self.encode(text, parse_special=parse_special)
+        return ids[: len(ids) - self._behind]
+
+    @cached_property
+    def _behind(self) -> int:
+        mask = self.backend.encode("a").special_tokens_mask
+        return next((n for n, put in enumerate(reversed(mask)) if not put), 0)
+
     def encode_batch(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         """Many texts at once, on all cores, without special tokens and with none parsed.
 

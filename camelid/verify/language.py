@@ -120,13 +120,15 @@ def stops(subject: Subject) -> str:
     return f"an answer ends with {words.token(after[0])}, and generation stops there"
 
 
-def _is_pretrained(folder: Path) -> bool:
+def _is_pretrained(folder: Path, seen: tuple[Path, ...] = ()) -> bool:
     """Whether the manifests tell of a checkpoint of pre-training, or of one that was converted or rounded since."""
+    seen = (*seen, folder.resolve())
     try:
         manifest = read_manifest(folder)
         settings, inputs = manifest["settings"], manifest["inputs"]
         if manifest["kind"] == "model" and inputs:
-            return _is_pretrained(Path(inputs[0]["path"]))
+            before = Path(inputs[0]["path"])
+            return before.resolve() not in seen and _is_pretrained(before, seen)  # one may have replaced its source
     except (InputError, KeyError, OSError):
         return False
     return "train" in settings and not settings.get("finetune")

@@ -16,6 +16,7 @@ from camelid.artifact import damage
 from camelid.cli import run
 from camelid.evaluate.templates import read_rows
 from camelid.recipe import load
+from camelid.tokenizer.load import from_folder
 
 from ..conftest import TEXT
 
@@ -115,6 +116,14 @@ def test_line_ends_and_marks_of_other_systems(tmp_path: Path) -> None:
     rows = b'\xef\xbb\xbf{"question": "q", "answer": "a"}\n'
     (tmp_path / "q.jsonl").write_bytes(rows)
     assert read_rows(tmp_path / "q.jsonl", lambda row: row["answer"], "a row") == ["a"]
+
+
+def test_every_character_of_the_input_counts(tokenizers: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a text that is piped in, a mark at its beginning too."""
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\ufeffab".encode())))
+    code, found = call(["tokenizer", "encode", str(tokenizers["byte-level"])])
+    assert code == 0
+    assert found["ids"] == from_folder(tokenizers["byte-level"]).encode("\ufeffab")
 
 
 def test_json_in_the_letters_of_the_terminal(life: tuple[Path, dict[str, Any]]) -> None:

@@ -131,7 +131,7 @@ def test_an_input_that_is_written_to_meanwhile(folder: Path, tmp_path: Path, mon
 
     process = run.process
     monkeypatch.setattr(run, "process", growing)
-    with pytest.raises(InputError, match="changed while it was read"):
+    with pytest.raises(InputError, match=r"changed while it was read: \S+a\.txt\. Build again"):
         made(folder, tmp_path / "out")
     monkeypatch.setattr(run, "process", process)
     made(folder, tmp_path / "out")

@@ -86,7 +86,8 @@ def test_what_is_not_the_authors_goes() -> None:
 )
 def test_licences_go_and_code_stays(suffix: str, code: str, kept: str | None) -> None:
     assert polish(code, "code", f"src/a.{suffix}") == (code if kept is None else kept)
-    assert polish(code, "code", f"src/a.{suffix}#2") == (code if kept is None else kept)
+    for part in ("#2", "@33554432", "@33554432#2", " (part 2)", " (part 2)#3"):
+        assert polish(code, "code", f"src/a.{suffix}{part}") == (code if kept is None else kept)
 
 
 def test_words_are_close_to_spacys() -> None:

@@ -16,6 +16,7 @@ from camelid.evaluate.harness import _plain, _shots, encode_pair, generate_until
 from camelid.generate.engine import Engine
 from camelid.generate.sampling import SamplingParams
 from camelid.model.llama import Llama
+from camelid.tokenizer.sentencepiece_model import set_ends
 from camelid.tokenizer.tokenizer import Tokenizer
 
 
@@ -75,6 +76,16 @@ def test_how_a_pair_is_cut(tokenizer: Tokenizer) -> None:
     assert (prompt, answer) == encode_pair(tokenizer, "to learn", " and")
     assert prompt == tokenizer.encode("to learn")
     assert [*prompt, *answer] == tokenizer.encode("to learn and")
+    # As folders of training scripts have it: no text that goes on has its end behind it.
+    plain = tokenizer.encode("to learn")
+    assert tokenizer.bos_token_id is not None
+    assert tokenizer.eos_token_id is not None
+    ends = [(tokenizer.token(i), i) for i in (tokenizer.bos_token_id, tokenizer.eos_token_id)]
+    set_ends(tokenizer.backend, ends[0], ends[1])
+    ended = Tokenizer(tokenizer.backend, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
+    assert ended.encode("to learn") == [*plain, tokenizer.eos_token_id]
+    assert ended.encode_prompt("to learn") == plain
+    assert encode_pair(ended, "to learn", " and") == (prompt, answer)
     empty, whole = encode_pair(tokenizer, "", "to learn")
     assert empty == [tokenizer.bos_token_id]
     assert whole == tokenizer.encode("to learn", add_special_tokens=False)

@@ -342,6 +342,8 @@ def test_one_of_several_files_of_a_model_is_told(tmp_path: Path, wide: Llama) ->
     file = parse(tmp_path / "m.gguf")
     with pytest.raises(FormatError, match="is one of 3 files of a model: join them first"):
         _config(dataclasses.replace(file, metadata={**file.metadata, "split.count": 3}))
+    for whole in (0, 1):
+        _config(dataclasses.replace(file, metadata={**file.metadata, "split.count": whole}))
 
 
 def test_a_file_without_a_name_is_known_by_its_beginning(tmp_path: Path, wide: Llama) -> None:

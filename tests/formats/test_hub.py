@@ -119,3 +119,11 @@ def test_an_adapters_base_may_be_an_id(cache: Path, monkeypatch: pytest.MonkeyPa
         (cache / "adapter" / "adapter_config.json").write_text(json.dumps(described | named))
         assert base_of(cache / "adapter") == resolve("org/small")
         assert load(cache / "adapter").active_adapter == "default"
+    load_tokenizer("org/small").save(cache / "adapter")
+    with monkeypatch.context() as alone:  # a tokenizer that lies here needs no base
+        alone.setattr("camelid.formats.adapter.snapshot", lambda name: pytest.fail("the base was asked for"))
+        load_tokenizer(cache / "adapter")
+    monkeypatch.chdir(cache)
+    (cache / "org").mkdir()  # where a folder was renamed, nobody else's model is taken
+    with pytest.raises(InputError, match="the base model 'org/small' is not here"):
+        base_of(cache / "adapter")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from camelid.errors import InputError
+from camelid.generate.beam import BeamParams
 from camelid.generate.cache import KVCache
 from camelid.generate.engine import Engine
 from camelid.generate.runner import Chunk, TorchRunner
@@ -103,6 +105,39 @@ def test_the_adapter_that_is_active_now_is_the_one(mine: Llama) -> None:
     with runner._using("b"):  # another thread's pass
         assert mine.active_adapter == "b"
         assert engine.prepare([1, 2], SamplingParams()).params.adapter is None
+
+
+def test_a_text_keeps_to_what_it_began_with(mine: Llama) -> None:
+    """Without an adapter, too, though its owner switches one on amid it: the pages it leaves are those of none."""
+    learned(mine, "x", 1.0)
+    use_adapter(mine, None)
+    engine = Engine(mine)
+    params = SamplingParams(max_new_tokens=40, ignore_eos=True)
+    [alone] = Engine(mine).generate([LONG], params)
+    [after] = said(Engine(mine), [LONG + alone.ids])
+    text = engine.prepare(LONG, params)
+    engine.scheduler.add(text)
+    for number in range(60):
+        if number == 3:
+            use_adapter(mine, "x")
+        engine.scheduler.step()
+    assert text.ids == alone.ids
+    use_adapter(mine, None)
+    assert said(engine, [LONG + alone.ids]) == [after]
+
+
+def test_a_search_and_a_place_have_the_adapter_that_was_active(mine: Llama) -> None:
+    learned(mine, "x", 1.0)
+    engine = Engine(mine)
+    found = {}
+    for name in ("x", None):
+        use_adapter(mine, name)
+        beams = BeamParams(num_beams=2, max_new_tokens=6)
+        found[name] = engine.beam_search(LONG, beams)[0].ids, engine.embed([LONG]).tolist()
+    assert found["x"][0] != found[None][0]
+    assert found["x"][1] != found[None][1]
+    assert engine.beam_search(LONG, replace(beams, adapter="x"))[0].ids == found["x"][0]
+    assert engine.embed([LONG], "x").tolist() == found["x"][1]
 
 
 def test_what_a_broken_text_left_spoils_nobody(mine: Llama) -> None:

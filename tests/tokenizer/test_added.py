@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from camelid.errors import FormatError
+from camelid.errors import FormatError, InputError
 from camelid.tokenizer.load import from_folder
 
 TURN = "<|im_start|>user\nwords<|im_end|>"
@@ -100,6 +100,10 @@ def test_a_token_that_a_json_has_and_the_embedding_no_row_for_is_none(
     beside(folder, {"config.json": {"vocab_size": size}})
     found = from_folder(folder)
     assert (len(found), found.pad_token_id, found.bos_token_id) == (size, None, 1)
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}[PAD]")  # one that is needed stays: it is
+    assert len(from_folder(folder)) == size + 1  # another model's tokenizer, as is found out
+    with pytest.raises(InputError, match="do not belong together"):
+        from_folder(folder).check_rows(size, folder)
 
 
 def test_what_the_config_says_of_bos_counts_for_llamas_own_classes(tokenizers: dict[str, Path], tmp_path: Path) -> None:

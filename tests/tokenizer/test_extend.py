@@ -95,6 +95,21 @@ def test_a_folder_whose_json_has_gone_its_own_way(tokenizers: dict[str, Path], t
     assert after.decode(encode(after, CHINESE[0])) == CHINESE[0]
 
 
+def test_a_file_that_cuts_otherwise_is_not_extended(tokenizers: dict[str, Path], tmp_path: Path) -> None:
+    """Without the blank in front that the model file asks for, as its config says."""
+    folder = tmp_path / "from"
+    folder.mkdir()
+    shutil.copy(tokenizers["sentencepiece"] / "tokenizer.model", folder)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"add_prefix_space": False, "add_eos_token": True}))
+    before = from_folder(folder)
+    (tmp_path / "to").mkdir()
+    extend(before, lambda: CHINESE, 60, tmp_path / "to", folder)
+    after = from_folder(tmp_path / "to")
+    for text in ASCII:
+        assert after.encode(text) == before.encode(text)
+    assert not (tmp_path / "to" / "tokenizer.model").exists()
+
+
 def test_a_tiktoken_vocabulary(tmp_path: Path) -> None:
     """Its control tokens stand behind the vocabulary, and stay where they are."""
     table = character_to_byte()

@@ -54,5 +54,8 @@ def test_a_base_that_was_converted_since_is_not_blamed(sound: Path, tmp_path: Pa
     for model in (base, tmp_path / "second"):
         [stops] = [one for one in run(Subject(model), language.CHECKS) if one.name == "stops"]
         assert stops.status == "not_applicable", stops
+    convert(tmp_path / "second", tmp_path / "second")  # in the place of its own source
+    [stops] = [one for one in run(Subject(tmp_path / "second"), language.CHECKS) if one.name == "stops"]
+    assert "stops only at" in stops.detail
     (tmp_path / "second" / "camelid.json").unlink()
     assert "stops only at" in failures(tmp_path / "second", language.CHECKS)["stops"]
