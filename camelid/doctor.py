@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Literal
 
 
@@ -64,26 +63,19 @@ def _processor() -> Iterator[Finding]:
 def _threads() -> Iterator[Finding]:
     import torch
 
-    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    from camelid.kernels.threads import processors, quota
+
+    mine, limited = processors(), quota()
     used = torch.get_num_threads()
     limit = next((name for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if os.environ.get(name)), None)
     if used * 2 <= mine and limit:
         told = f"{used} of {mine} processors: {limit} is {os.environ[limit]}"
         yield Finding("threads", "slow", told, f"unset {limit}")
-    elif (quota := _quota()) is not None and quota < used:
-        told = f"{used} threads share {quota:g} processors, which this container may use: they wait for each other"
-        yield Finding("threads", "slow", told, f"export OMP_NUM_THREADS={max(1, int(quota))}")
+    elif limited is not None and limited < used:
+        told = f"{used} threads share {limited:g} processors, which this container may use: they wait for each other"
+        yield Finding("threads", "slow", told, f"export OMP_NUM_THREADS={max(1, int(limited))}")
     else:
         yield Finding("threads", "good", f"{used} on {mine} processors")
-
-
-def _quota(path: Path = Path("/sys/fs/cgroup/cpu.max")) -> float | None:
-    """Processors' worth of time that a container may use; None without a limit."""
-    try:
-        most, period = path.read_text(encoding="utf-8").split()
-        return None if most == "max" else int(most) / int(period)
-    except (OSError, ValueError):
-        return None
 
 
 def _gpu() -> Iterator[Finding]:

@@ -5,7 +5,8 @@
 #include <algorithm>
 #include <cstring>
 #include <queue>
-#include <thread>
+
+#include "share.hpp"
 
 namespace camelid {
 
@@ -307,10 +308,7 @@ void camelid_bpe_encode(void* handle, const uint8_t* texts, const int64_t* offse
             out_offsets[i + 1] = int64_t(w.used);
         }
     };
-    std::vector<std::thread> running;
-    for (int32_t t = 1; t < threads; t++) running.emplace_back(work, t);
-    work(0);
-    for (auto& thread : running) thread.join();
+    on_own_threads(threads, work);
     int64_t at = out_offsets[0] = 0;
     for (int32_t t = 0; t < threads; t++) {
         camelid::Worker& w = *workers[size_t(t)];

@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <cstring>
 #include <queue>
-#include <thread>
 
 #include "bpe.hpp"
+#include "share.hpp"
 
 namespace camelid {
 namespace {
@@ -270,10 +270,7 @@ int64_t camelid_pieces_count(void* handle, const uint8_t* texts, const int64_t* 
             }
         }
     };
-    std::vector<std::thread> running;
-    for (int64_t t = 1; t < threads; t++) running.emplace_back(work, t);
-    work(0);
-    for (auto& thread : running) thread.join();
+    on_own_threads(threads, work);
     int64_t skipped = 0;
     for (const auto& part : parts) skipped += part.skipped;
     return skipped;

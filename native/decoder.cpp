@@ -13,10 +13,11 @@ namespace {
 
 const Level* level_named(int wanted) {  // -1: the best of this CPU
 #ifdef CAMELID_X86
-    const bool vnni = has_avx512() && __builtin_cpu_supports("avx512vnni");
+    const bool f16c = __builtin_cpu_supports("f16c");
+    const bool vnni = has_avx512() && f16c && __builtin_cpu_supports("avx512vnni");
     const Level* const levels[] = {
         level_plain(),
-        has_avx2() ? level_avx2() : nullptr,
+        has_avx2() && f16c ? level_avx2() : nullptr,
         vnni ? level_avx512() : nullptr,
         vnni && __builtin_cpu_supports("avx512bf16") ? level_avx512_bf16() : nullptr,
     };

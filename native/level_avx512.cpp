@@ -3,6 +3,8 @@
 #include <cstring>
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #include <immintrin.h>
+
+#include "decoder.hpp"  // before the instructions: what is inline there is other files', too
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 of its own header
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c")
 #define HAS_VNNI

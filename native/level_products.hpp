@@ -173,9 +173,10 @@ INLINE void float_block(const Matrix& m, const std::uint8_t* data, std::int64_t 
             }
 }
 
-// So many bytes are fetched before their turn, into the second cache: the CPU's own fetching stops at a page's end, and the
-// first cache has too few places for what is under way (Zen 4: a sixth to a half faster than into the first).
-constexpr std::int64_t AHEAD = 8192;
+// So many bytes are fetched before their turn, into the second cache: the first has too few places for what is under way
+// (Zen 4: a sixth to a half faster than into the first).
+template <Number K>
+constexpr std::int64_t AHEAD = K == INT8 ? 6144 : 8192;
 
 template <Number K, bool ZEROS, int T>
 void tile(const Matrix& m, const std::uint8_t* panel, const Activations& by, std::int64_t token, float* out,
@@ -188,10 +189,16 @@ void tile(const Matrix& m, const std::uint8_t* panel, const Activations& by, std
     if constexpr (K >= INT8) {
         const std::uint8_t *scales = panel, *zeros = panel + m.columns / m.group * PANEL * 2;
         const std::int64_t together = m.group / BLOCK, blocks = m.columns / BLOCK;
-        const std::int64_t ahead = token == 0 ? AHEAD : 0;  // later tokens find it near
+        const bool first = token == 0;  // later tokens find it near
+        // Fetched in order, the next panel's scales before its data: each group of columns also fetches a line of them.
+        std::int64_t ahead = first ? AHEAD<K> - m.scale_bytes() : 0;
         Block block = {static_cast<const std::int8_t*>(by.values) + token * m.columns, by.scales + token * blocks,
                        by.sums + 2 * token * blocks, m.columns, blocks};
-        for (std::int64_t b = 0; b < blocks; scales += PANEL * 2, zeros += PANEL)
+        for (std::int64_t b = 0; b < blocks; scales += PANEL * 2, zeros += PANEL) {
+            if (first) {
+                __builtin_prefetch(data + ahead, 0, 2);
+                ahead += PANEL * 2;
+            }
             for (const std::int64_t end = b + together; b < end; ++b, data += step) {
                 for (int part = 0; part < PARTS; part += ABREAST)
                     integer_rows<K, ZEROS, T>(scales, zeros, data, block, part, ahead, sum);
@@ -199,6 +206,7 @@ void tile(const Matrix& m, const std::uint8_t* panel, const Activations& by, std
                 block.scales += 1;
                 block.starts += 2;
             }
+        }
     } else {
         for (std::int64_t b = 0; b < m.columns / BLOCK; ++b, data += step)
             K == BFLOAT16 ? bfloat_block<T>(known, data, b, by, token, sum) : float_block<T>(known, data, b, by, token, sum);

@@ -3,6 +3,7 @@
 #pragma once
 #include <atomic>
 #include <cstdint>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -31,6 +32,20 @@ inline Parallel* torchs_team() {
 #endif
 }
 
+// work(0) … work(count - 1) at once, each on a thread that is started for it, one after the other where none can be.
+template <typename Work>
+void on_own_threads(std::int64_t count, const Work& work) {
+    std::vector<std::thread> others;
+    std::int64_t started = 1;
+    try {
+        for (; started < count; ++started) others.emplace_back([&work, started] { work(started); });
+    } catch (const std::system_error&) {  // a container may allow no more
+    }
+    work(0);
+    for (std::int64_t i = started; i < count; ++i) work(i);
+    for (auto& thread : others) thread.join();
+}
+
 // `run()` on up to `threads` threads at once, the calling one among them; each takes from `tasks` things to be done until
 // there is nothing left. Torch's team is always called whole: GNU's OpenMP ends those of its threads that a smaller one
 // leaves out, and torch would start them again (pytorch/pytorch#32008).
@@ -41,7 +56,10 @@ void on_threads(std::int64_t tasks, int threads, const Run& run) {
     if (tasks <= 1 || threads <= 1) return work(data);
     if (Parallel* const team = torchs_team()) return team(work, data, static_cast<unsigned>(threads), 0);
     std::vector<std::thread> others;
-    for (std::int64_t i = 1; i < tasks && i < threads; ++i) others.emplace_back(work, data);
+    try {
+        for (std::int64_t i = 1; i < tasks && i < threads; ++i) others.emplace_back(work, data);
+    } catch (const std::system_error&) {  // there may be no more of them: those that there are do it all
+    }
     work(data);
     for (auto& thread : others) thread.join();
 }

@@ -24,7 +24,7 @@ namespace {
 inline bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 inline bool has_avx512() {
     return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512dq");
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma");
 }
 #endif
 
@@ -96,9 +96,12 @@ INLINE float half_to_float(std::uint16_t half) {
         std::memcpy(&value, &bits, 4);
         return value;
     }
-    const std::uint32_t bits = magnitude << 13;  // 2^-112 of it, also of what is below float16's normal numbers
-    std::memcpy(&value, &bits, 4);
-    value *= 5.192296858534828e33f;
+    if (magnitude < 0x400u) {  // below float16's normal numbers, by one of float32's: a thread may take those below for 0
+        value = static_cast<float>(magnitude) * 5.9604644775390625e-8f;
+    } else {
+        const std::uint32_t bits = (magnitude << 13) + 0x38000000u;
+        std::memcpy(&value, &bits, 4);
+    }
     return sign ? -value : value;
 }
 

@@ -139,11 +139,13 @@ def limits(rows: Sequence[dict[str, Any]], threads: Sequence[int]) -> dict[str, 
     """How fast this machine reads memory and multiplies, and how much of the reading our decoding uses."""
     import torch
 
+    from camelid.kernels.memory import large_pages
+
     found: dict[str, Any] = {}
     usual = torch.get_num_threads()
     for count in threads:
         torch.set_num_threads(count)
-        block = torch.zeros(1 << 28)
+        block = large_pages(1 << 30).view(torch.float32).zero_()
         speed = block.nbytes / min(_seconds(block.sum) for _ in range(7)) / 1e9
         found[f"{count} threads, reading memory"] = f"{speed:.1f} GB/s"
         del block

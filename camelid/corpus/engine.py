@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from camelid.errors import CamelidError, MissingExtra
+from camelid.kernels.threads import cores
 
 Task = tuple[Any, ...]
 Engine = Callable[[Callable[..., None], Sequence[Task]], Iterator[int]]
@@ -16,7 +17,7 @@ Engine = Callable[[Callable[..., None], Sequence[Task]], Iterator[int]]
 
 def local(workers: int | None = None) -> Engine:
     """Processes of this machine; with one worker, this process itself."""
-    count = workers or os.cpu_count() or 1
+    count = workers or cores()
 
     def run(function: Callable[..., None], tasks: Sequence[Task]) -> Iterator[int]:
         if count == 1 or len(tasks) <= 1:

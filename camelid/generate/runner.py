@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,7 +17,8 @@ from camelid.generate.flat import Flat
 from camelid.generate.graphs import Graphs
 from camelid.kernels.decoder import MATRICES, PAGE, Decoder, LayerWeights, Shape, Text
 from camelid.kernels.device import free_on_gpu, on_its_gpu, runs_triton
-from camelid.kernels.packed import BLOCK, Packed, pack, pack_integers
+from camelid.kernels.memory import large_pages
+from camelid.kernels.packed import BLOCK, Packed, Room, pack, pack_integers
 from camelid.model.block import Block
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
@@ -232,8 +232,9 @@ class NativeRunner:
         threads = threads or torch.get_num_threads()
         integers = bits is not None or is_quantized(model)
         kind = str(model.dtype).removeprefix("torch.")
-        layers = [_layer(layer, bits, group, kind) for layer in model.layers]
-        head = _packed(model.lm_head, 8 if integers else None, 32, kind)
+        room = Room()
+        layers = [_layer(layer, bits, group, kind, room) for layer in model.layers]
+        head = _packed(model.lm_head, 8 if integers else None, 32, kind, room)
         # Copies: what is only looked at would keep the whole file in memory.
         self._embeddings = model.embed_tokens.weight.detach().clone()
         self._decoder = Decoder(shape_of(model.config), layers, _norm(model.norm.weight), head, threads, level)
@@ -257,10 +258,8 @@ class NativeRunner:
 
     def reserve(self, pages: int) -> None:
         each = self._decoder.page_bytes(self._kind)
-        # Zeros from the system, which cost nothing until they are written. They begin at a page, so at a cache line.
         size = self.config.num_hidden_layers * pages * each
-        memory = mmap.mmap(-1, size)
-        self._cache = torch.frombuffer(memory, dtype=torch.uint8).view(self.config.num_hidden_layers, pages, each)
+        self._cache = large_pages(size).view(self.config.num_hidden_layers, pages, each)
 
     def copy(self, pages: Sequence[tuple[int, int]]) -> None:
         source, target = map(list, zip(*pages, strict=True))
@@ -324,27 +323,27 @@ def native_refusal(model: Llama) -> str | None:
     return shape_of(model.config).refusal()
 
 
-def _layer(layer: torch.nn.Module, bits: int | None, group: int, kind: str) -> LayerWeights:
+def _layer(layer: torch.nn.Module, bits: int | None, group: int, kind: str, room: Room) -> LayerWeights:
     assert isinstance(layer, Block)
     linears = {name: getattr(layer.self_attn, name, None) or getattr(layer.mlp, name) for name in MATRICES}
     return LayerWeights(
-        {name: _packed(linear, bits, group, kind) for name, linear in linears.items()},
+        {name: _packed(linear, bits, group, kind, room) for name, linear in linears.items()},
         {name: _norm(linear.bias) for name, linear in linears.items() if linear.bias is not None},
         _norm(layer.input_layernorm.weight),
         _norm(layer.post_attention_layernorm.weight),
     )
 
 
-def _packed(linear: torch.nn.Module, bits: int | None, group: int, kind: str) -> Packed:
+def _packed(linear: torch.nn.Module, bits: int | None, group: int, kind: str, room: Room) -> Packed:
     if isinstance(linear, QuantizedLinear):
         weight = linear.integers()
     elif bits is None:
         assert isinstance(linear, torch.nn.Linear)
-        return pack(linear.weight, kind)
+        return pack(linear.weight, kind, room)
     else:
         assert isinstance(linear, torch.nn.Linear)
         weight = round_to_nearest(linear.weight, bits, group)
-    return pack_integers(weight.packed, weight.scale, weight.zero, weight.bits)
+    return pack_integers(weight.packed, weight.scale, weight.zero, weight.bits, room)
 
 
 def _norm(weight: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from camelid.kernels.library import library
 from camelid.kernels.text import Packed, address, pack
+from camelid.kernels.threads import cores
 
 WHOLE, GPT2, DIGITS_GPT2, LLAMA3, LLAMA3_DIGITS = range(5)
 """How text is cut before merging: not at all, or by these regular expressions (native/split.hpp)."""
@@ -97,7 +97,7 @@ class NativeBpe:
         offsets = np.empty(len(texts) + 1, dtype=np.int64)
         _library().camelid_bpe_encode(
             self.handle, address(packed.data), address(packed.offsets), ctypes.c_int64(len(texts)),
-            threads or os.cpu_count() or 1, address(out), address(offsets),
+            threads or cores(), address(out), address(offsets),
         )  # fmt: skip
         return out[: offsets[-1]].copy(), offsets
 
@@ -108,7 +108,7 @@ class PieceCounter:
     def __init__(self, kind: int, threads: int | None = None) -> None:
         self.kind, self.skipped = kind, 0
         self._free = _library().camelid_pieces_free
-        self._handle = ctypes.c_void_p(_library().camelid_pieces_new(threads or os.cpu_count() or 1))
+        self._handle = ctypes.c_void_p(_library().camelid_pieces_new(threads or cores()))
 
     def __del__(self) -> None:
         if hasattr(self, "_handle"):

@@ -15,7 +15,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from camelid.kernels.library import library
+from camelid.kernels.memory import large_pages
 
+LINE = 64  # bytes of the cache's
 BLOCK = 32  # activations that share a scale; columns of a packed matrix are a multiple of it
 LEAST = 1e-30  # of a block's greatest value: below, its 127th part could not be divided by
 KINDS = ("float32", "float16", "bfloat16", "int8", "int4")
@@ -42,7 +44,24 @@ class Packed:
         )
 
 
-def pack(weight: Tensor, kind: str) -> Packed:
+class Room:
+    """Memory for matrices, one after the other in the order in which they are asked for and will be read."""
+
+    CHUNK = 64 << 20  # bytes that are taken from the system at a time; what is not used costs nothing
+
+    def __init__(self) -> None:
+        self._rest = torch.empty(0, dtype=torch.uint8, device="cpu")
+
+    def take(self, size: int) -> Tensor:
+        """uint8 [size] that begins at a cache line."""
+        lines = -(-size // LINE) * LINE
+        if len(self._rest) < lines:
+            self._rest = large_pages(max(lines, self.CHUNK))
+        found, self._rest = self._rest[:size], self._rest[lines:]
+        return found
+
+
+def pack(weight: Tensor, kind: str, room: Room | None = None) -> Packed:
     """A weight [rows, columns] in float32, float16 or bfloat16. A bfloat16 weight becomes a float32 one without
     change."""
     weight, wanted = weight.detach().cpu(), getattr(torch, kind)
@@ -50,7 +69,7 @@ def pack(weight: Tensor, kind: str) -> Packed:
         weight = weight.to(wanted)
     weight = weight.contiguous()
     rows, columns = weight.shape
-    packed = _room(kind, rows, columns, columns, zeros=False)
+    packed = _empty(kind, rows, columns, columns, False, room or Room())
     _native().camelid_pack_floats(
         ctypes.c_int(KINDS.index(kind)), ctypes.c_void_p(weight.data_ptr()),
         ctypes.c_int(weight.itemsize == 2), ctypes.c_int64(rows), ctypes.c_int64(columns),
@@ -59,7 +78,7 @@ def pack(weight: Tensor, kind: str) -> Packed:
     return packed
 
 
-def pack_integers(q: Tensor, scale: Tensor, zero: Tensor | None, bits: int) -> Packed:
+def pack_integers(q: Tensor, scale: Tensor, zero: Tensor | None, bits: int, room: Room | None = None) -> Packed:
     """scale * (q - zero): q uint8 [rows, columns * bits / 8], of 4 bits two a byte, the even column low; scale float16
     [rows, columns / group], or a dtype into which a model was cast; zero uint8 like it, None for 2^(bits - 1). Raises
     ValueError for other integers, or groups that are not multiples of BLOCK."""
@@ -70,7 +89,7 @@ def pack_integers(q: Tensor, scale: Tensor, zero: Tensor | None, bits: int) -> P
         raise ValueError(f"groups of {group} are not multiples of {BLOCK}")
     if any(t is not None and t.dtype != torch.uint8 for t in (q, zero)):
         raise ValueError("q and zero must be in bytes")
-    packed = _room(f"int{bits}", rows, columns, group, zero is not None)
+    packed = _empty(f"int{bits}", rows, columns, group, zero is not None, room or Room())
     _native().camelid_pack_integers(
         ctypes.c_int(KINDS.index(packed.kind)), ctypes.c_void_p(q.data_ptr()), ctypes.c_void_p(scale.data_ptr()),
         ctypes.c_void_p(None if zero is None else zero.data_ptr()), ctypes.c_int64(rows), ctypes.c_int64(columns),
@@ -120,20 +139,13 @@ def _whole(blocks: Tensor) -> tuple[Tensor, Tensor]:
     return (blocks * torch.where(most > 0, 127.0 / most, 0.0)).round_(), most / 127.0
 
 
-def _room(kind: str, rows: int, columns: int, group: int, zeros: bool) -> Packed:
+def _empty(kind: str, rows: int, columns: int, group: int, zeros: bool, room: Room) -> Packed:
     native = _native()
     native.camelid_packed_bytes.restype = ctypes.c_int64
     size = native.camelid_packed_bytes(
         ctypes.c_int(KINDS.index(kind)), *(ctypes.c_int64(n) for n in (rows, columns, group)), ctypes.c_int(zeros)
     )
-    return Packed(kind, rows, columns, group, zeros, aligned(size))
-
-
-def aligned(size: int) -> Tensor:
-    """uint8 [size] that begins at a cache line."""
-    room = torch.empty(size + 64, dtype=torch.uint8, device="cpu")
-    skip = -room.data_ptr() % 64
-    return room[skip : skip + size]
+    return Packed(kind, rows, columns, group, zeros, room.take(size))
 
 
 def _native() -> ctypes.CDLL:

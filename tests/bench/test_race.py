@@ -94,7 +94,8 @@ def test_our_own_training_contestant_runs(task: str, monkeypatch: pytest.MonkeyP
     # Random weights know nothing, and an adapter begins as nothing.
     assert losses[0] == pytest.approx(math.log(32000), abs=0.1)
     assert losses[0] != losses[1]
-    assert 0 < row["peak_of_training"] < row["peak_bytes"]
+    # An adapter on a model so small takes less than its loading did.
+    assert (0 if task == "lora" else 1) <= row["peak_of_training"] < row["peak_bytes"]
     assert row["value"] > 0
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from camelid import doctor, here
 from camelid.cli import VERBS, completion, run
-from camelid.kernels import library
+from camelid.kernels import library, threads
 
 
 def alone(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
@@ -78,10 +78,10 @@ def test_doctor_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 def test_doctor_in_a_container_and_without_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "cpu.max").write_text("50000 100000\n")
-    assert doctor._quota(tmp_path / "cpu.max") == 0.5
-    (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert doctor._quota(tmp_path / "cpu.max") is None
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(threads, "quota", lambda: 0.5)
+    [finding] = doctor._threads()
+    assert finding.fix == "export OMP_NUM_THREADS=1"
     assert set(doctor._packages("serve")) == {"starlette", "uvicorn", "h11", "prometheus-client"}
     monkeypatch.setattr(doctor, "_installed", lambda name: name != "sacrebleu")
     [finding] = doctor._extras()

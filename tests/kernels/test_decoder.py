@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 from typing import Any
 
 import pytest
@@ -99,6 +100,24 @@ def test_products(
             assert (error <= 2e-6 * size).all(), (name, count)
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_small_weights_are_rounded_alike_where_small_numbers_are_taken_for_none(bits: int) -> None:
+    """A thread may be told so, by torch or by a library that was built for speed."""
+    weight = torch.randn(64, 128, generator=torch.Generator().manual_seed(0)) * 1e-3
+    weight[5] *= 1e-4
+    usual = round_to_nearest(weight, bits, 32)
+    packed = pack_integers(usual.packed, usual.scale, usual.zero, bits).data.clone()
+    assert torch.set_flush_denormal(True)
+    try:
+        found = round_to_nearest(weight, bits, 32)
+        again = pack_integers(found.packed, found.scale, found.zero, bits).data.clone()
+    finally:
+        torch.set_flush_denormal(False)
+    assert torch.equal(found.packed, usual.packed)
+    assert torch.equal(found.scale, usual.scale)
+    assert torch.equal(again, packed)
+
+
 def test_levels_agree_on_integers_to_the_last_bit_but_for_fused_sums(decoders: dict[str, Decoder]) -> None:
     packed, _ = random_weight("int8", 64, 128, 32, symmetric=True)
     x = torch.randn(5, 128)
@@ -153,6 +172,26 @@ def test_a_quantised_model_is_its_torch_reference(bits: int, symmetric: bool) ->
         # inputs.
         assert (found - expected).abs().max() <= 2e-2 * expected.abs().max(), name
         assert (found - expected).abs().median() <= 1e-5, name
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not copy processes")
+def test_a_copied_process_has_a_cache_of_its_own() -> None:
+    """As servers make them that load the model first: what the copy writes is nobody else's."""
+    native, ids = runner(llama(), threads=1), tokens(40)
+    native.run([Chunk(ids[:32], 0, [0, 1], 0)])
+    read, write = os.pipe()
+    copy = os.fork()
+    if copy == 0:
+        try:
+            native.run([Chunk(tokens(40, seed=1), 0, [0, 1], 0)])
+            os.write(write, b"done")
+        finally:
+            os._exit(0)
+    assert os.read(read, 4) == b"done"
+    os.waitpid(copy, 0)
+    [found] = native.run([Chunk(ids[32:], 32, [0, 1], 8)])
+    [expected] = runner(llama(), threads=1).run([Chunk(ids, 0, [0, 1], 8)])
+    assert torch.equal(found, expected)
 
 
 def test_what_a_cache_can_be() -> None:

@@ -12,6 +12,7 @@ from camelid.kernels.attention import Documents, attention
 from camelid.kernels.cross_entropy import CHUNK_BYTES, linear_cross_entropy
 from camelid.kernels.elementwise import rms_norm
 from camelid.kernels.library import library
+from camelid.kernels.memory import LARGE, large_pages
 
 native = pytest.mark.skipif(library() is None, reason="the native library is not built here")
 
@@ -217,3 +218,12 @@ def test_a_document_in_pieces_goes_by_the_mask() -> None:
     firsts = Documents(torch.tensor([[4, 4, 1, 1, -1]])).firsts
     assert firsts is not None
     assert firsts.tolist() == [[0, 0, 2, 2, 4]]
+
+
+def test_large_pages_are_zeros_at_the_beginning_of_one() -> None:
+    room = large_pages(3 * LARGE + 17)
+    assert (room.dtype, room.shape, room.data_ptr() % LARGE) == (torch.uint8, (3 * LARGE + 17,), 0)
+    assert not room.any()
+    other = large_pages(LARGE)
+    other.fill_(255)
+    assert not room.any()
