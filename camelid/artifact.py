@@ -76,7 +76,11 @@ def _of_others(folder: Path) -> Iterator[Path]:
         own = {MANIFEST, *read_manifest(folder)["files"]}
     except InputError:
         return
-    for place, folders, names in os.walk(folder):
+
+    def closed(error: OSError) -> None:
+        raise InputError(f"{error.filename} cannot be listed: it would be lost with {folder}. Move it away") from None
+
+    for place, folders, names in os.walk(folder, onerror=closed):
         links = [name for name in folders if (Path(place) / name).is_symlink()]
         for path in (Path(place) / name for name in (*names, *links)):
             if str(path.relative_to(folder)) not in own:

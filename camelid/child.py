@@ -7,6 +7,7 @@ import select
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = str(Path(__file__).parents[1])
@@ -27,15 +28,24 @@ def apart(work: Callable[[], int]) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     reading, writing = os.pipe()
-    copy = os.fork()
-    if copy == 0:
-        try:
-            os.write(writing, str(work()).encode())
-        finally:
-            os._exit(0)
-    os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
-        answer = pipe.read() if select.select([pipe], [], [], PATIENCE)[0] else b""
-    os.kill(copy, signal.SIGKILL)
-    os.waitpid(copy, 0)
+        try:
+            copy = os.fork()
+        except OSError:  # no process more, or no memory for one
+            os.close(writing)
+            return work()
+        if copy == 0:
+            try:
+                os.write(writing, str(work()).encode())
+            finally:
+                os._exit(0)
+        os.close(writing)
+        try:
+            poll = select.poll()
+            poll.register(pipe, select.POLLIN | select.POLLHUP)
+            answer = pipe.read() if poll.poll(1000 * PATIENCE) else b""
+        finally:
+            with suppress(ProcessLookupError, ChildProcessError):  # where nobody waits for processes that have ended
+                os.kill(copy, signal.SIGKILL)
+                os.waitpid(copy, 0)
     return int(answer) if answer else work()

@@ -13,7 +13,11 @@ namespace {
 
 const Level* level_named(int wanted) {  // -1: the best of this CPU
 #ifdef CAMELID_X86
+#if defined(__clang__) || __GNUC__ < 11  // older ones do not know the word; every CPU with AVX2 has it, some machines hide it
+    constexpr bool f16c = true;
+#else
     const bool f16c = __builtin_cpu_supports("f16c");
+#endif
     const bool vnni = has_avx512() && f16c && __builtin_cpu_supports("avx512vnni");
     const Level* const levels[] = {
         level_plain(),

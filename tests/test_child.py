@@ -40,6 +40,10 @@ def test_work_is_done_in_a_copy_or_here_where_that_fails(monkeypatch: pytest.Mon
     assert child.apart(slow_there) == 8
     assert time.monotonic() - started < 10
 
+    with monkeypatch.context() as full:
+        full.setattr(os, "fork", lambda: (_ for _ in ()).throw(BlockingIOError(11, "no process more")))
+        assert child.apart(lambda: 9) == 9
+
     def wrong() -> int:
         raise ValueError("as it would be here")
 

@@ -74,25 +74,20 @@ def read_config(folder: Path) -> tuple[LoraConfig, str]:
     return LoraConfig(rank, float(alpha), tuple(sorted(named, key=lambda n: order.get(n, 99))), *flags), base
 
 
-def local_base(folder: Path) -> Path | None:
-    """The base model that an adapter names, where it lies here: at a path as it is, or beside the adapter."""
+def base_of(folder: Path, here: bool = False) -> Path:
+    """The base model that an adapter names: a path as it is, or beside the adapter, or a hub id, which is fetched
+    unless only what is `here` counts. Raises InputError without one."""
     named = read_config(folder)[1]
-    return next((path for path in (Path(named), folder / named) if path.exists()), None)
-
-
-def base_of(folder: Path) -> Path:
-    """The base model that an adapter names: a path as it is, or beside the adapter, or a hub id. Raises InputError
-    without one."""
-    named = read_config(folder)[1]
-    if path := local_base(folder):
-        if path.is_dir() and is_adapter(path):
-            raise FormatError(f"{folder / CONFIG}: base_model_name_or_path {named!r} is an adapter, not a model")
-        return path
+    for path in (Path(named), folder / named):
+        if path.exists():
+            if path.is_dir() and is_adapter(path):
+                raise FormatError(f"{folder / CONFIG}: base_model_name_or_path {named!r} is an adapter, not a model")
+            return path
     # A folder that was renamed is no model of somebody's on the hub.
     moved = any(place.parent.is_dir() for place in (Path(named), folder / named))
     if is_hub_id(named) and not moved:
         revision = read_json(folder / CONFIG).get("revision")
-        return snapshot(f"{named}@{revision}" if isinstance(revision, str) and revision else named)
+        return snapshot(f"{named}@{revision}" if isinstance(revision, str) and revision else named, here)
     raise InputError(
         f"{folder / CONFIG}: the base model {named!r} is not here: put it back, or write its place into "
         "base_model_name_or_path"

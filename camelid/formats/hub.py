@@ -22,9 +22,10 @@ def is_hub_id(source: str) -> bool:
     return ID.fullmatch(source) is not None and source.partition("/")[0] not in OURS
 
 
-def snapshot(source: str) -> Path:
-    """The folder of a hub id, fetched when it is not in the cache; its name is the commit. Raises InputError when there
-    is no such model or revision, or it must be asked for; CamelidError when the hub cannot be reached."""
+def snapshot(source: str, cached: bool = False) -> Path:
+    """The folder of a hub id, fetched when it is not in the cache, unless only that is looked into (`cached`); its name
+    is the commit. Raises InputError when there is no such model or revision, or it must be asked for; CamelidError when
+    the hub cannot be reached."""
     try:
         import huggingface_hub
         from huggingface_hub import errors
@@ -34,7 +35,8 @@ def snapshot(source: str) -> Path:
     fetch: Any = huggingface_hub.snapshot_download
     try:
         for weights in WEIGHTS:
-            folder = Path(fetch(name, revision=revision or None, allow_patterns=[*SETTINGS, weights]))
+            more = {"local_files_only": True} if cached else {}
+            folder = Path(fetch(name, revision=revision or None, allow_patterns=[*SETTINGS, weights], **more))
             if any(folder.glob(weights)):
                 break
     except errors.LocalEntryNotFoundError as error:

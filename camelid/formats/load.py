@@ -15,7 +15,7 @@ from camelid.artifact import MANIFEST
 from camelid.disk import read_json
 from camelid.errors import CamelidError, FormatError, InputError
 from camelid.formats import hf, meta
-from camelid.formats.adapter import Fingerprint, attach, base_of, is_adapter, local_base
+from camelid.formats.adapter import Fingerprint, attach, base_of, is_adapter
 from camelid.formats.checkpoint import Checkpoint, check_kind, check_shape, drop_tied_head, strange
 from camelid.formats.hub import is_hub_id, snapshot
 from camelid.kernels.packed import BLOCK
@@ -194,8 +194,7 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
 def _rows_of_base(adapter: Path) -> int | None:
     """How many rows the embedding that an adapter stands on has; None where its base is not here."""
     with suppress(CamelidError):
-        base = local_base(adapter)
-        return open_model(base).config.vocab_size if base else None
+        return open_model(base_of(adapter, here=True)).config.vocab_size
     return None
 
 

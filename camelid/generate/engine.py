@@ -114,7 +114,7 @@ class Engine:
         guesses for it, rounded by `draft_quantization`. `device` "auto" is a GPU where there is one of whose free
         memory the weights take at most four fifths, "cpu" or "cuda" that one. Raises InputError naming what is wrong.
         """
-        from camelid.formats.load import chat_template, load, load_adapters, load_tokenizer, stop_ids
+        from camelid.formats.load import chat_template, load, load_adapters, load_tokenizer, open_model, stop_ids
 
         for name, given in (("quantization", quantization), ("draft_quantization", draft_quantization)):
             if given is not None and given not in BITS:
@@ -127,6 +127,7 @@ class Engine:
             if threads < 1:
                 raise InputError(f"threads must be at least 1, not {threads}")
             torch.set_num_threads(threads)
+        open_model(path)  # an adapter's base is here then: no token of its tokenizer may lack a row there
         tokenizer = load_tokenizer(path)
         if draft is not None:
             check_same(tokenizer, load_tokenizer(draft), str(draft))

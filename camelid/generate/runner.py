@@ -56,7 +56,7 @@ class Runner(Protocol):
 
     @property
     def active(self) -> str | None:
-        """The one of a chunk that names none."""
+        """The one that is active now, of a model that is its owner's too."""
         ...
 
     def stamp(self) -> str:

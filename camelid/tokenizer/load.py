@@ -38,7 +38,7 @@ def from_folder(folder: Path, rows: float | None = None) -> Tokenizer:
                 found.model_file = beside.read_bytes()
         return found
     if (folder / "tokenizer.model").exists():
-        return from_model_file(folder / "tokenizer.model", config, template)
+        return from_model_file(folder / "tokenizer.model", config, template, rows)
     raise InputError(f"{folder} has no tokenizer: neither tokenizer.json nor tokenizer.model")
 
 
@@ -108,14 +108,16 @@ def _from_json(path: Path, config: Mapping[str, Any], template: str | None, rows
 
 
 def _heed_ends(path: Path, backend: Backend, config: Mapping[str, Any], ids: Mapping[str, int | None]) -> None:
-    """What the config says of the ends around a text counts before what the file does, as in transformers 4; 5 looks at
-    the file only. Where the two differ it is said."""
+    """What the config says of an end of a text counts before what the file does, as in transformers 4; 5 looks at the
+    file only. Where the two differ it is said; where the config is silent the file is as it is."""
     around = backend.encode("").ids
+    first = around[:1] == [ids["bos"]]
+    lies = {"bos": first, "eos": around[first:] == [ids["eos"]]}  # the two may be one token
     ends: dict[str, tuple[str, int] | None] = {}
     changed = []
     for key in ("bos", "eos"):
         number, word = ids[key], config.get(f"add_{key}_token")
-        there = number is not None and number in around
+        there = lies[key]
         wanted = word if isinstance(word, bool) and number is not None else there
         ends[key] = (_named(config, f"{key}_token"), number) if wanted and number is not None else None
         changed += [f"add_{key}_token {str(wanted).lower()}"] if wanted != there else []
@@ -156,11 +158,13 @@ def _check_ids(path: Path, vocab: Mapping[str, int]) -> None:
             raise FormatError(f"{path}: {fault}, of {len(numbers)} tokens")
 
 
-def from_model_file(path: Path, config: Mapping[str, Any] | None = None, template: str | None = None) -> Tokenizer:
+def from_model_file(
+    path: Path, config: Mapping[str, Any] | None = None, template: str | None = None, rows: float | None = None
+) -> Tokenizer:
     """A `tokenizer.model`, which is one of two quite different files. Raises FormatError when it is neither."""
     if tiktoken_ranks.looks_like_ranks(path):
         return from_tiktoken(path, config, template)
-    return from_sentencepiece(path, config, template)
+    return from_sentencepiece(path, config, template, rows)
 
 
 def from_tiktoken(path: Path, config: Mapping[str, Any] | None = None, template: str | None = None) -> Tokenizer:
@@ -173,15 +177,19 @@ def from_tiktoken(path: Path, config: Mapping[str, Any] | None = None, template:
     return _told(backend, ids, usual, config or {}, template or LLAMA3_TEMPLATE)
 
 
-def from_sentencepiece(path: Path, config: Mapping[str, Any] | None = None, template: str | None = None) -> Tokenizer:
+def from_sentencepiece(
+    path: Path, config: Mapping[str, Any] | None = None, template: str | None = None, rows: float | None = None
+) -> Tokenizer:
     """A `tokenizer.model` file, BOS in front unless the config's `add_bos_token` is false."""
     model, config = spm.read(path), config or {}
     named: Mapping[str, Any] = config.get("added_tokens_decoder") or {}
+    if not isinstance(named, dict):
+        raise FormatError(f"{path.parent}: its added tokens cannot be read: added_tokens_decoder is {named!r:.40}")
     pieces = _renamed(model.pieces, named)
     _tell_equals(path, pieces)
     backend = spm.build(pieces, add_dummy_prefix=model.add_dummy_prefix and config.get("add_prefix_space") is not False)
     ids = {piece.text: i for i, piece in enumerate(pieces)}
-    ids |= _add(path, backend, named)
+    ids |= _add(path, backend, named, rows or _rows(path.parent))
     found = _told(backend, ids, {"bos": "<s>", "eos": "</s>"}, config, template)
     if config.get("add_prefix_space") is not False:  # else it no longer says how text is cut
         found.model_file = path.read_bytes()
@@ -189,15 +197,16 @@ def from_sentencepiece(path: Path, config: Mapping[str, Any] | None = None, temp
 
 
 def _renamed(pieces: Sequence[spm.Piece], named: Mapping[str, Any]) -> list[spm.Piece]:
-    """The pieces, where those that a vocabulary keeps free have the names that the config gives them. A name that
-    another piece has stays that one's."""
+    """The pieces under the names that the config gives them, as it does to those that a vocabulary keeps free. A name
+    that another piece has stays that one's."""
     found = list(pieces)
     texts = {piece.text for piece in pieces}
     for key, token in named.items():
         text = token.get("content") if isinstance(token, dict) else None
-        if key.isdecimal() and int(key) < len(found) and isinstance(text, str) and text not in texts:
+        place = int(key) if key.isdecimal() and len(key) < 10 else len(found)
+        if place < len(found) and isinstance(text, str) and text not in texts:
             kind = spm.CONTROL if token.get("special") else spm.USER_DEFINED
-            found[int(key)] = spm.Piece(text, found[int(key)].score, kind)
+            found[place] = spm.Piece(text, found[place].score, kind)
     return found
 
 
@@ -214,13 +223,12 @@ def _tell_equals(path: Path, pieces: Sequence[spm.Piece]) -> None:
         )
 
 
-def _add(path: Path, backend: Backend, wanted: Mapping[str, Any]) -> dict[str, int]:
+def _add(path: Path, backend: Backend, wanted: Mapping[str, Any], end: float) -> dict[str, int]:
     """Give the tokens that stand behind a model's own pieces their places, but for those that its embedding has no row
     for. Raises FormatError where a place would be left empty: some row would have another token's id."""
     from tokenizers import AddedToken
 
     size = backend.get_vocab_size(with_added_tokens=True)
-    end = _rows(path.parent)
     try:
         behind = sorted((int(i), token) for i, token in wanted.items() if size <= int(i) < end)
         tokens = [

@@ -119,7 +119,8 @@ class Tokenizer:
 
     @cached_property
     def _behind(self) -> int:
-        mask = self.backend.encode("a").special_tokens_mask
+        with self._lock:
+            mask = self.backend.encode("a").special_tokens_mask
         return next((n for n, put in enumerate(reversed(mask)) if not put), 0)
 
     def encode_batch(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:

@@ -121,8 +121,10 @@ def test_an_adapters_base_may_be_an_id(cache: Path, monkeypatch: pytest.MonkeyPa
         assert load(cache / "adapter").active_adapter == "default"
     load_tokenizer("org/small").save(cache / "adapter")
     with monkeypatch.context() as alone:  # a tokenizer that lies here needs no base
-        alone.setattr("camelid.formats.adapter.snapshot", lambda name: pytest.fail("the base was asked for"))
+        looked: list[bool] = []
+        alone.setattr("camelid.formats.adapter.snapshot", lambda name, here: (looked.append(here), resolve(name))[1])
         load_tokenizer(cache / "adapter")
+        assert looked == [True]  # into the cache, and no further
     monkeypatch.chdir(cache)
     (cache / "org").mkdir()  # where a folder was renamed, nobody else's model is taken
     with pytest.raises(InputError, match="the base model 'org/small' is not here"):

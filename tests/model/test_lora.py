@@ -137,6 +137,10 @@ def test_an_adapters_tokenizer_has_no_more_tokens_than_its_base_rows(
     write_adapter(LoraConfig(), {n: p for n, p in base.named_parameters() if p.requires_grad}, folder,
                   tmp_path / "base", {})  # fmt: skip
     assert len(load_tokenizer(folder)) == size
+    older = shutil.copytree(folder, tmp_path / "older")  # as in 2023: the model file, and what was added to it
+    (older / "tokenizer.json").unlink()
+    (older / "added_tokens.json").write_text(json.dumps({"<pad>": size}))
+    assert len(load_tokenizer(older)) == size
     shutil.rmtree(tmp_path / "base")
     assert len(load_tokenizer(folder)) == size + 1  # nothing is known of rows
 

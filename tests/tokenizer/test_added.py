@@ -61,6 +61,10 @@ def test_an_added_token_that_leaves_a_gap_is_refused(pieces: tuple[Path, int]) -
             from_folder(beside(folder, {"added_tokens.json": wrong}))
     with pytest.raises(FormatError, match="added tokens cannot be read"):
         from_folder(beside(folder, {"added_tokens.json": {"<a>": "b"}}))
+    for odd in ([1], {"9" * 5000: {"content": "<a>"}}):
+        with pytest.raises(FormatError, match="added tokens cannot be read"):
+            from_folder(beside(folder, {"tokenizer_config.json": {"added_tokens_decoder": odd}}))
+        (folder / "tokenizer_config.json").unlink()
 
 
 def test_a_token_that_the_embedding_has_no_row_for_is_none(pieces: tuple[Path, int]) -> None:
@@ -141,6 +145,16 @@ def test_where_config_and_file_differ_on_an_end_it_is_told(
     (folder / "tokenizer.json").unlink()
     beside(folder, {"tokenizer_config.json": config | {"add_eos_token": True}})
     assert from_folder(folder).encode("") == [1, 2]
+
+
+def test_one_token_at_both_ends(tokenizers: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(tokenizers["byte-level"], tmp_path / "t")
+    found = from_folder(folder)
+    config = {"tokenizer_class": "LlamaTokenizerFast", "bos_token": found.token(found.bos_token_id or 0),
+              "eos_token": found.token(found.bos_token_id or 0)}  # fmt: skip
+    for words, wanted in (({}, [found.bos_token_id]), ({"add_bos_token": False}, [])):
+        beside(folder, {"tokenizer_config.json": config | words})
+        assert from_folder(folder).encode("") == wanted
 
 
 def test_free_places_of_a_tokenizer_model_have_the_names_of_the_config(pieces: tuple[Path, int]) -> None:
