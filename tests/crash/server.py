@@ -16,6 +16,7 @@ def child(wish: dict[str, Any], shim: ctypes.CDLL) -> None:
     for number, path in ((1, wish["stdout"]), (2, wish["stderr"])):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
     import torch
+    import torch._dynamo  # the plan's rehearsal needs it: here once, not in a copy for each command
 
     from camelid import cli
 
