@@ -174,9 +174,10 @@ INLINE void float_block(const Matrix& m, const std::uint8_t* data, std::int64_t 
 }
 
 // So many bytes are fetched before their turn, into the second cache: the first has too few places for what is under way.
-// Of bytes a lead of more is in the way of what the CPU fetches by itself (docs/decisions.md has the figures).
-template <Number K>
-constexpr std::int64_t AHEAD = K == INT8 ? 2048 : 8192;
+// Of bytes that meet one token a longer lead is in the way of what the CPU fetches by itself, which with more tokens it
+// does not do (docs/decisions.md has the figures).
+template <Number K, int T>
+constexpr std::int64_t AHEAD = K == INT8 && T == 1 ? 2048 : 8192;
 
 template <Number K, bool ZEROS, int T>
 void tile(const Matrix& m, const std::uint8_t* panel, const Activations& by, std::int64_t token, float* out,
@@ -191,7 +192,7 @@ void tile(const Matrix& m, const std::uint8_t* panel, const Activations& by, std
         const std::int64_t together = m.group / BLOCK, blocks = m.columns / BLOCK;
         const bool first = token == 0;  // later tokens find it near
         // Data is fetched behind data, at a panel's end that of the next one; of its scales each group fetches its own.
-        const std::int64_t near_end = step * blocks - AHEAD<K>;
+        const std::int64_t near_end = step * blocks - AHEAD<K, T>;
         Block block = {static_cast<const std::int8_t*>(by.values) + token * m.columns, by.scales + token * blocks,
                        by.sums + 2 * token * blocks, m.columns, blocks};
         for (std::int64_t b = 0; b < blocks; scales += PANEL * 2, zeros += PANEL) {
@@ -200,7 +201,7 @@ void tile(const Matrix& m, const std::uint8_t* panel, const Activations& by, std
                 if (ZEROS) __builtin_prefetch(zeros + m.panel_bytes(), 0, 2);
             }
             for (const std::int64_t end = b + together; b < end; ++b, data += step) {
-                const std::int64_t ahead = !first ? 0 : b * step < near_end ? AHEAD<K> : AHEAD<K> + m.scale_bytes();
+                const std::int64_t ahead = !first ? 0 : b * step < near_end ? AHEAD<K, T> : AHEAD<K, T> + m.scale_bytes();
                 for (int part = 0; part < PARTS; part += ABREAST)
                     integer_rows<K, ZEROS, T>(scales, zeros, data, block, part, ahead, sum);
                 block.bytes += BLOCK;
