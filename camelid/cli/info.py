@@ -22,7 +22,6 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _machine() -> dict[str, Any]:
-    import os
     import platform
 
     import torch
@@ -30,13 +29,14 @@ def _machine() -> dict[str, Any]:
     from camelid.artifact import versions
     from camelid.kernels.decoder import level
     from camelid.kernels.library import describe
+    from camelid.kernels.threads import cores
 
     cuda = torch.cuda.is_available()
     on_cpu = f"native, {level()}" if level() else "torch"
     return {
         **versions(),
         "system": platform.platform(),
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "cpu": torch.backends.cpu.get_cpu_capability(),

@@ -143,12 +143,12 @@ def attach(model: Llama, folder: Path, name: str = "default", fingerprint: str |
             if tensor is None or tensor.shape != parameter.shape:
                 found = "is missing" if tensor is None else f"has shape {list(tensor.shape)}"
                 raise FormatError(
-                    f"{folder / ADAPTER}: {kind} of {layer} {found}, this base needs {list(parameter.shape)}: the "
+                    f"{folder}: {kind} of {layer} {found}, this base needs {list(parameter.shape)}: the "
                     "adapter belongs to another base, or its target_modules means some layers only, which is not read"
                 )
             parameter.data.copy_(tensor)
     if tensors:
-        raise FormatError(f"{folder / ADAPTER}: {min(tensors)} stands on no layer of this base: it belongs to another")
+        raise FormatError(f"{folder}: {min(tensors)} stands on no layer of this base: it belongs to another")
     model.requires_grad_(False)
 
 

@@ -1,7 +1,7 @@
-"""What the C library does with large freed blocks. By its default they go back to the kernel, and every page is zeroed
-again at the next step; kept, a step is faster, and the gaps between blocks cost a quarter to two thirds more. Under
-activation checkpointing, where memory is what matters, each block has pages of its own and there are no gaps
-(docs/decisions.md has the figures)."""
+"""How much memory there is, in which pages, and what the C library does with large freed blocks. By its default they go
+back to the kernel, and every page is zeroed again at the next step; kept, a step is faster, and the gaps between blocks
+cost a quarter to two thirds more. Under activation checkpointing, where memory is what matters, each block has pages of
+its own and there are no gaps (docs/decisions.md has the figures)."""
 
 from __future__ import annotations
 
