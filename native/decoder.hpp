@@ -15,25 +15,24 @@ enum Number { FLOAT32, FLOAT16, BFLOAT16, INT8, INT4 };
 // A weight [rows, columns] as panels of 32 rows, the last one filled up with zeros.
 //   FLOAT32   [columns][32 rows]; FLOAT16 likewise, multiplied as floats
 //   BFLOAT16  [columns / 2][32 rows][2 columns]
-//   INT8      scales, then [columns / 4][32 rows][4 columns], each q + 128
-//   INT4      scales, then [columns / 8][32 rows][4 bytes]: the low halves are four columns, the high ones the next four
-// Scales are float16 [columns / group][32 rows]; with `zeros`, bytes [columns / group][32 rows] follow, the q that means
-// nothing; without, it is 128 of INT8 and 8 of INT4. A weight is scale * (q - zero).
+//   INT8      of each group: scales, then [group / 4][32 rows][4 columns], each q + 128
+//   INT4      of each group: scales, then [group / 8][32 rows][4 bytes]: the low halves are four columns, the high ones
+//             the next four
+// Scales are float16 [32 rows], a line of the cache; with `zeros`, a second line holds bytes [32 rows], the q that means
+// nothing; without, it is 128 of INT8 and 8 of INT4. A weight is scale * (q - zero). So a panel is one stretch of memory
+// that is read from its first byte to its last.
 struct Matrix {
     const std::uint8_t* data;
     std::int64_t rows, columns, group;
     Number kind;
     bool zeros;
 
-    std::int64_t scale_bytes() const {
-        if (kind < INT8) return 0;
-        const std::int64_t each = columns / group * PANEL;
-        return (each * (zeros ? 3 : 2) + 63) / 64 * 64;
-    }
-    std::int64_t panel_bytes() const {
+    std::int64_t scale_bytes() const { return kind < INT8 ? 0 : zeros ? 128 : 64; }  // before each group's data
+    std::int64_t group_bytes() const {
         const std::int64_t halves[] = {8, 4, 4, 2, 1};
-        return scale_bytes() + columns * PANEL * halves[kind] / 2;
+        return scale_bytes() + group * PANEL * halves[kind] / 2;
     }
+    std::int64_t panel_bytes() const { return columns / group * group_bytes(); }
     std::int64_t panels() const { return (rows + PANEL - 1) / PANEL; }
 };
 

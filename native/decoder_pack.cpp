@@ -65,6 +65,19 @@ void round_group(const float* weight, std::int64_t group, int bits, std::uint8_t
     }
 }
 
+// One row's columns of a group, four to every PANEL * 4 bytes.
+void pack_group(const Matrix& m, const std::uint8_t* q, std::uint8_t* to) {
+    if (m.kind == INT8) {
+        for (std::int64_t k = 0; k < m.group; k += 4, to += PANEL * 4) std::memcpy(to, q + k, 4);
+        return;
+    }
+    for (std::int64_t k = 0; k < m.group; k += 8, q += 4, to += PANEL * 4)
+        for (int i = 0; i < 2; ++i) {
+            to[2 * i] = static_cast<std::uint8_t>((q[i] & 15) | q[2 + i] << 4);
+            to[2 * i + 1] = static_cast<std::uint8_t>(q[i] >> 4 | (q[2 + i] & 0xF0));
+        }
+}
+
 }  // namespace
 
 extern "C" {
@@ -99,7 +112,7 @@ void camelid_pack_floats(int kind, const void* weight, int halves, std::int64_t 
 void camelid_pack_integers(int kind, const std::uint8_t* q, const std::uint16_t* scales, const std::uint8_t* zeros,
                            std::int64_t rows, std::int64_t columns, std::int64_t group, std::uint8_t* out, int threads) {
     const Matrix m = described(kind, rows, columns, group, zeros != nullptr);
-    const std::int64_t groups = columns / group;
+    const std::int64_t groups = columns / group, bits = kind == INT8 ? 8 : 4;
     each(m.panels(), threads, [&](std::int64_t p) {
         std::uint8_t* to = out + p * m.panel_bytes();
         std::memset(to, 0, static_cast<std::size_t>(m.panel_bytes()));
@@ -107,21 +120,10 @@ void camelid_pack_integers(int kind, const std::uint8_t* q, const std::uint16_t*
         for (std::int64_t r = 0; r < filled; ++r) {
             const std::int64_t row = p * PANEL + r;
             for (std::int64_t g = 0; g < groups; ++g) {
-                std::memcpy(to + (g * PANEL + r) * 2, scales + row * groups + g, 2);
-                if (zeros) to[groups * PANEL * 2 + g * PANEL + r] = zeros[row * groups + g];
-            }
-            std::uint8_t* data = to + m.scale_bytes() + r * 4;
-            if (kind == INT8) {
-                for (std::int64_t k = 0; k < columns; k += 4) std::memcpy(data + k * PANEL, q + row * columns + k, 4);
-            } else {
-                for (std::int64_t k = 0; k < columns; k += 8) {
-                    const std::uint8_t* from = q + (row * columns + k) / 2;
-                    std::uint8_t* four = data + k / 2 * PANEL;
-                    for (int i = 0; i < 2; ++i) {
-                        four[2 * i] = static_cast<std::uint8_t>((from[i] & 15) | from[2 + i] << 4);
-                        four[2 * i + 1] = static_cast<std::uint8_t>(from[i] >> 4 | (from[2 + i] & 0xF0));
-                    }
-                }
+                std::uint8_t* here = to + g * m.group_bytes();
+                std::memcpy(here + r * 2, scales + row * groups + g, 2);
+                if (zeros) here[64 + r] = zeros[row * groups + g];
+                pack_group(m, q + (row * columns + g * group) * bits / 8, here + m.scale_bytes() + r * 4);
             }
         }
     });

@@ -65,7 +65,7 @@ INLINE void add_lines(const T* lines, const T* next, std::int64_t line, std::int
                       Values (*sum)[W]) {
     for (std::int64_t k = 0; k < count; ++k)
         for (int w = 0; w < W; ++w) {
-            __builtin_prefetch(next + k * line + LANES * w);
+            __builtin_prefetch(next + k * line + LANES * w, 0, 2);
             Values v;
             load_lanes(lines + k * line + LANES * w, &v);
             for (int r = 0; r < R; ++r) sum[r][w] += v * factors[r][k];
@@ -91,7 +91,7 @@ template <typename T, int R, int W>
 INLINE void add_lines(const Half* lines, const Half* next, std::int64_t line, std::int64_t count,
                       const std::uint32_t* const* factors, Values (*sum)[W]) {
     for (std::int64_t k = 0; k + 2 <= count; k += 2) {
-        for (int w = 0; w < W; ++w) __builtin_prefetch(next + k * line + 2 * LANES * w);
+        for (int w = 0; w < W; ++w) __builtin_prefetch(next + k * line + 2 * LANES * w, 0, 2);
         add_pair<R, W>(lines + k * line, 0xFFFFFFFFu, k / 2, factors, sum);
     }
     if (count % 2)  // what lies beside the last line may never have been written

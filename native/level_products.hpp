@@ -65,11 +65,11 @@ struct Block {
     std::int64_t row, blocks;
 };
 
-// sum[t][part …] += a block of ABREAST registers of a panel's rows times T tokens' blocks. `scales` and `zeros` are the
-// weights'; what lies `ahead` of them is fetched.
-template <Number K, bool ZEROS, int T>
-INLINE void integer_rows(const std::uint8_t* scales, const std::uint8_t* zeros, const std::uint8_t* data, const Block by,
-                         int part, std::int64_t ahead, Values (*sum)[PARTS]) {
+// sum[t][part …] += a block of ABREAST registers of a panel's rows times T tokens' blocks. `scale` and `zeros` are the
+// weights'; the data AHEAD bytes behind this block's is fetched meanwhile.
+template <Number K, bool ZEROS, int T, int AHEAD>
+INLINE void integer_rows(const Values* scale, const std::uint8_t* zeros, const std::uint8_t* data, const Block& by,
+                         int part, Values (*sum)[PARTS]) {
     Sums sums[T][ABREAST];
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
@@ -86,7 +86,7 @@ INLINE void integer_rows(const std::uint8_t* scales, const std::uint8_t* zeros, 
         Weights w[2][ABREAST];
         for (int h = 0; h < ABREAST; ++h) {
             const std::uint8_t* at = data + (k / together * PARTS + part + h) * LANES * 4;
-            __builtin_prefetch(at + ahead, 0, 2);
+            if (AHEAD && (part + h) * LANES * 4 % 64 == 0) __builtin_prefetch(at + AHEAD, 0, 2);
             K == INT4 ? load_nibbles(at, &w[0][h], &w[1][h]) : load(at, &w[0][h]);
         }
 #pragma GCC unroll 8
@@ -97,13 +97,12 @@ INLINE void integer_rows(const std::uint8_t* scales, const std::uint8_t* zeros, 
                 for (int h = 0; h < ABREAST; ++h) add(w[i][h], four, &sums[t][h]);
             }
     }
-    Values scale[ABREAST], product;
-    for (int h = 0; h < ABREAST; ++h) load_halves(scales + (part + h) * LANES * 2, &scale[h]);
+    Values product;
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t)
         for (int h = 0; h < ABREAST; ++h) {
             as_floats(sums[t][h], &product);
-            sum[t][part + h] += product * (scale[h] * by.scales[t * by.blocks]);
+            sum[t][part + h] += product * (scale[part + h] * by.scales[t * by.blocks]);
         }
 }
 
@@ -175,61 +174,77 @@ INLINE void float_block(const Matrix& m, const std::uint8_t* data, std::int64_t 
 
 // So many bytes are fetched before their turn, into the second cache: the first has too few places for what is under way.
 // Of bytes that meet one token a longer lead is in the way of what the CPU fetches by itself, which with more tokens it
-// does not do (docs/decisions.md has the figures).
+// does not do; of half bytes each CPU would like another one (docs/decisions.md has the figures).
 template <Number K, int T>
-constexpr std::int64_t AHEAD = K == INT8 && T == 1 ? 2048 : 8192;
+constexpr int AHEAD = T > 1 ? 8192 : K == INT8 ? 2048 : 4096;
 
-template <Number K, bool ZEROS, int T>
-void tile(const Matrix& m, const std::uint8_t* panel, const Activations& by, std::int64_t token, float* out,
-          std::int64_t out_row, std::int64_t rows) {
-    Matrix known = m;
-    known.kind = K;
-    const std::uint8_t* data = panel + m.scale_bytes();
-    const std::int64_t step = (m.panel_bytes() - m.scale_bytes()) / (m.columns / BLOCK);
-    Values sum[T][PARTS] = {};
-    if constexpr (K >= INT8) {
-        const std::uint8_t *scales = panel, *zeros = panel + m.columns / m.group * PANEL * 2;
-        const std::int64_t together = m.group / BLOCK, blocks = m.columns / BLOCK;
-        const bool first = token == 0;  // later tokens find it near
-        // Data is fetched behind data, at a panel's end that of the next one; of its scales each group fetches its own.
-        const std::int64_t near_end = step * blocks - AHEAD<K, T>;
-        Block block = {static_cast<const std::int8_t*>(by.values) + token * m.columns, by.scales + token * blocks,
-                       by.sums + 2 * token * blocks, m.columns, blocks};
-        for (std::int64_t b = 0; b < blocks; scales += PANEL * 2, zeros += PANEL) {
-            if (first) {
-                __builtin_prefetch(scales + m.panel_bytes(), 0, 2);
-                if (ZEROS) __builtin_prefetch(zeros + m.panel_bytes(), 0, 2);
-            }
-            for (const std::int64_t end = b + together; b < end; ++b, data += step) {
-                const std::int64_t ahead = !first ? 0 : b * step < near_end ? AHEAD<K, T> : AHEAD<K, T> + m.scale_bytes();
-                for (int part = 0; part < PARTS; part += ABREAST)
-                    integer_rows<K, ZEROS, T>(scales, zeros, data, block, part, ahead, sum);
-                block.bytes += BLOCK;
-                block.scales += 1;
-                block.starts += 2;
-            }
+// out [T, rows of a panel] = a panel times T rows of bytes. Whoever comes FIRST over a panel fetches what follows.
+template <Number K, bool ZEROS, int T, bool FIRST>
+void integer_tile(const Matrix& m, const std::uint8_t* panel, const Activations& by, std::int64_t token, float* out,
+                  std::int64_t out_row, std::int64_t rows) {
+    constexpr int before = ZEROS ? 128 : 64, step = BLOCK * PANEL * (K == INT8 ? 2 : 1) / 2, ahead = FIRST ? AHEAD<K, T> : 0;
+    const std::int64_t together = m.group / BLOCK, blocks = m.columns / BLOCK;
+    Block block = {static_cast<const std::int8_t*>(by.values) + token * m.columns, by.scales + token * blocks,
+                   by.sums + 2 * token * blocks, m.columns, blocks};
+    Values sum[T][PARTS] = {}, scale[PARTS];
+    for (std::int64_t b = 0; b < blocks;) {
+        for (int h = 0; h < PARTS; ++h) load_halves(panel + h * LANES * 2, &scale[h]);
+        const std::uint8_t* zeros = panel + 64;
+        if (ahead)
+            for (int i = 0; i < before; i += 64) __builtin_prefetch(panel + i + ahead, 0, 2);
+        panel += before;
+        for (const std::int64_t end = b + together; b < end; ++b, panel += step) {
+            for (int part = 0; part < PARTS; part += ABREAST)
+                integer_rows<K, ZEROS, T, ahead>(scale, zeros, panel, block, part, sum);
+            block.bytes += BLOCK;
+            block.scales += 1;
+            block.starts += 2;
         }
-    } else {
-        for (std::int64_t b = 0; b < m.columns / BLOCK; ++b, data += step)
-            K == BFLOAT16 ? bfloat_block<T>(known, data, b, by, token, sum) : float_block<T>(known, data, b, by, token, sum);
     }
     for (int t = 0; t < T; ++t)
         std::memcpy(out + (token + t) * out_row, &sum[t], static_cast<std::size_t>(rows) * sizeof(float));
 }
 
+template <Number K, int T>
+void float_tile(const Matrix& m, const std::uint8_t* panel, const Activations& by, std::int64_t token, float* out,
+                std::int64_t out_row, std::int64_t rows) {
+    Matrix known = m;
+    known.kind = K;
+    const std::int64_t step = m.panel_bytes() / (m.columns / BLOCK);
+    Values sum[T][PARTS] = {};
+    for (std::int64_t b = 0; b < m.columns / BLOCK; ++b, panel += step)
+        K == BFLOAT16 ? bfloat_block<T>(known, panel, b, by, token, sum) : float_block<T>(known, panel, b, by, token, sum);
+    for (int t = 0; t < T; ++t)
+        std::memcpy(out + (token + t) * out_row, &sum[t], static_cast<std::size_t>(rows) * sizeof(float));
+}
+
+using Tile = void (*)(const Matrix&, const std::uint8_t*, const Activations&, std::int64_t, float*, std::int64_t,
+                      std::int64_t);
+
+template <Number K, bool ZEROS, int T, bool FIRST>
+constexpr Tile tile_of() {
+    if constexpr (K >= INT8)
+        return integer_tile<K, ZEROS, T, FIRST>;
+    else
+        return float_tile<K, T>;
+}
+
+template <Number K, bool ZEROS, bool FIRST>
+constexpr Tile TILES[] = {tile_of<K, ZEROS, 1, FIRST>(), tile_of<K, ZEROS, 2, FIRST>(), tile_of<K, ZEROS, 3, FIRST>(),
+                          tile_of<K, ZEROS, 4, FIRST>(), tile_of<K, ZEROS, 5, FIRST>(), tile_of<K, ZEROS, 6, FIRST>(),
+                          tile_of<K, ZEROS, 7, FIRST>(), tile_of<K, ZEROS, 8, FIRST>()};
+
 template <Number K, bool ZEROS>
 void multiply_kind(const Matrix& m, const Activations& by, std::int64_t tokens, std::int64_t from, std::int64_t to,
                    float* out, std::int64_t out_row) {
-    using Tile = void (*)(const Matrix&, const std::uint8_t*, const Activations&, std::int64_t, float*, std::int64_t,
-                          std::int64_t);
     constexpr int most = LANES == 16 ? (K >= INT8 ? 6 : 8) : (K >= INT8 ? 5 : 4);  // what the registers hold
-    static constexpr Tile tiles[] = {tile<K, ZEROS, 1>, tile<K, ZEROS, 2>, tile<K, ZEROS, 3>, tile<K, ZEROS, 4>,
-                                         tile<K, ZEROS, 5>, tile<K, ZEROS, 6>, tile<K, ZEROS, 7>, tile<K, ZEROS, 8>};
+    const std::int64_t panel_bytes = m.panel_bytes();
     for (std::int64_t p = from; p < to; ++p) {
         const std::int64_t rows = m.rows - p * PANEL < PANEL ? m.rows - p * PANEL : PANEL;
         for (std::int64_t token = 0; token < tokens; token += most) {
             const std::int64_t some = tokens - token < most ? tokens - token : most;
-            tiles[some - 1](m, m.data + p * m.panel_bytes(), by, token, out + p * PANEL, out_row, rows);
+            const Tile tile = (token ? TILES<K, ZEROS, false> : TILES<K, ZEROS, true>)[some - 1];
+            tile(m, m.data + p * panel_bytes, by, token, out + p * PANEL, out_row, rows);
         }
     }
 }
