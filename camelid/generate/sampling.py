@@ -188,6 +188,10 @@ def sample(logits: Tensor, params: SamplingParams, generator: torch.Generator | 
 
 def choose(logits: Tensor, params: SamplingParams, generators: Sequence[torch.Generator | None]) -> list[int]:
     """One token from each row of logits [rows, vocab], by its generator; -1 where they are no numbers."""
+    if params.temperature == 0 and logits.device.type == "cpu":  # torch takes five times as long over a row
+        rows = logits.detach().float().numpy()
+        likeliest = rows.argmax(-1)  # the first that is no number, where there is one
+        return [-1 if np.isnan(row[token]) else int(token) for row, token in zip(rows, likeliest, strict=True)]
     best = logits.max(-1)
     if params.temperature == 0:
         real, found = ~best.values.isnan(), best.indices
