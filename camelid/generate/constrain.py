@@ -60,7 +60,7 @@ class Matcher:
         ends = tuple(stop_ids) or ((tokenizer.eos_token_id,) if tokenizer.eos_token_id is not None else ())
         if not ends:
             raise InputError("the model has no token that ends a text: a form needs one")
-        tokens = _vocabulary(tokenizer.backend.to_str(), vocab_size, ends, named=form.kind == "grammar")
+        tokens = _vocabulary(tokenizer, vocab_size, ends, named=form.kind == "grammar")
         limits = LLParserLimits(max_grammar_size=GRAMMAR_SIZE, initial_lexer_fuel=FIRST_FUEL, step_lexer_fuel=STEP_FUEL)
         try:
             self._matcher: Any = LLMatcher(tokens, _grammar(form), log_level=0, limits=limits)
@@ -123,13 +123,13 @@ def _unnamed(tokenizer: str) -> str:
 
 
 @lru_cache(maxsize=4)
-def _vocabulary(tokenizer: str, vocab_size: int, ends: tuple[int, ...], named: bool) -> Any:
-    """Of a tokenizer.json's text: a second or so, so it is kept. Only a grammar may call control tokens by their names;
-    where a form spells such a name, its letters are meant."""
+def _vocabulary(tokenizer: Tokenizer, vocab_size: int, ends: tuple[int, ...], named: bool) -> Any:
+    """As llguidance reads it: a second or so, so it is kept with the tokenizer, which does not change. Only a grammar
+    may call control tokens by their names; where a form spells such a name, its letters are meant."""
     from llguidance import LLTokenizer
 
     try:
-        tokenizer = tokenizer if named else _unnamed(tokenizer)
-        return LLTokenizer(tokenizer, n_vocab=vocab_size, eos_token=list(ends))
+        described = tokenizer.backend.to_str()
+        return LLTokenizer(described if named else _unnamed(described), n_vocab=vocab_size, eos_token=list(ends))
     except ValueError as error:
         raise InputError(f"llguidance does not read this tokenizer: {_first_line(str(error))}") from None

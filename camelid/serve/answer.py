@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -121,8 +121,8 @@ class Answers:
     def _check_cost(self) -> None:
         """One request may ask for a few contexts' worth of tokens, however it divides them."""
         context = self.call.engine.context_length
-        new = min(self.params.max_new_tokens or context, context)
-        cost, most = sum(self.n * (min(len(prompt), context) + new) for prompt in self.prompts), CONTEXTS * context
+        new = self.params.max_new_tokens or context
+        cost, most = sum(self.n * min(len(prompt) + new, context) for prompt in self.prompts), CONTEXTS * context
         if cost > most:
             told = f"n, prompts and max_tokens together ask for up to {cost:,} tokens; a request may ask for {most:,}"
             raise Fault(400, told, "max_tokens", "request_too_large")
@@ -163,7 +163,7 @@ class Answers:
 
     async def news(self) -> AsyncIterator[tuple[int, Progress, Progress]]:
         """(number of the text, what was known, what is known now) as it comes, from all texts, until all have ended."""
-        seen = [ticket.progress for ticket in self.tickets]
+        seen = [Progress()] * len(self.tickets)  # what came before anyone asked is news, too
         waits = {asyncio.create_task(t.after(seen[i])): i for i, t in enumerate(self.tickets)}
         try:
             while waits:
@@ -230,13 +230,18 @@ def shown_tokens(progress: Progress) -> int:
     return progress.tokens - (progress.finish == "eos")
 
 
-def check_size(call: Call, texts: Iterable[str], field: str) -> None:
-    """Refuse what cannot fit before it is cut into tokens, which takes a while. Raises Fault."""
-    most = call.engine.context_length * call.longest_token
-    size = sum(map(len, texts))
-    if size > most:
-        told = f"the prompt has {size:,} characters; a context of {call.engine.context_length:,} tokens holds fewer"
+def check_size(call: Call, sizes: Sequence[int], field: str) -> None:
+    """Refuse what cannot fit before it is cut into tokens, which takes a while: prompts of so many characters. Raises
+    Fault."""
+    context = call.engine.context_length
+    if max(sizes, default=0) > context * call.longest_token:
+        told = f"the prompt has {max(sizes):,} characters; a context of {context:,} tokens holds fewer"
         raise Fault(400, told, field, "context_length_exceeded")
+    if sum(sizes) > CONTEXTS * context * call.longest_token:
+        told = (
+            f"the prompts have {sum(sizes):,} characters in all; {CONTEXTS * context:,} tokens are read for one request"
+        )
+        raise Fault(400, told, field, "request_too_large")
 
 
 async def by_template(call: Call, function: Callable[..., list[int]], *arguments: Any) -> list[int]:
@@ -246,7 +251,8 @@ async def by_template(call: Call, function: Callable[..., list[int]], *arguments
 
 def rendered(call: Call, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None) -> list[int]:
     """Ids of a conversation. Raises Fault when the model's template refuses it, or there is none."""
-    check_size(call, (json.dumps(one, ensure_ascii=False) for one in [*messages, *(tools or [])]), "messages")
+    size = sum(len(json.dumps(one, ensure_ascii=False)) for one in [*messages, *(tools or [])])
+    check_size(call, [size], "messages")
     if (adapter := call.names.get(call.told.get("model", ""))) in call.engine.other_templates:
         told = f"the adapter {adapter} was taught in a chat template that is not its base's: serve its run by itself, "
         raise Fault(400, f"{told}or what camelid merge makes of it", "model", "invalid_value")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterable, Mapping
@@ -23,7 +21,7 @@ from camelid.serve.answer import Call
 from camelid.serve.auth import LOOPBACK, OPEN, Keys, check_host
 from camelid.serve.chat import chat
 from camelid.serve.completions import complete
-from camelid.serve.endpoint import Endpoint, Handler, reply, tell_fault
+from camelid.serve.endpoint import Endpoint, Handler, reply, tell, tell_fault
 from camelid.serve.faults import Fault, unforeseen
 from camelid.serve.limits import Limits
 from camelid.serve.metrics import Metrics
@@ -225,7 +223,7 @@ class Gate:
                 "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "request_id": request_id, "method": scope["method"],
                 "route": route, "status": status, "ms": round(seconds * 1e3), **told,
             }  # fmt: skip
-            print(json.dumps(line), file=sys.stderr, flush=True)
+            tell(line)
 
 
 KNOWN = frozenset({*POSTS, *OPEN, "/v1/models", "/metrics", "/openapi.json"})

@@ -34,18 +34,18 @@ async def chat(call: Call, body: dict[str, Any]) -> dict[str, Any] | Events:
     call.adapter(request.model)  # an unknown model is told before anything else
     offered = tools.offered(request)
     prompt = await by_template(call, _prompt, call, request, offered)
-    form = _form(request, offered)
-    if request.begin_with_ids and (offered or form):
-        raise Fault(400, "begin_with_ids with tools or response_format: the beginning is not read as a part of them",
-                    "begin_with_ids", "invalid_value")  # fmt: skip
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
     if request.top_logprobs is not None and not request.logprobs:
         raise Fault(400, "top_logprobs needs logprobs to be true", "top_logprobs", "invalid_value")
     most = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
     try:
+        form = _form(request, offered)
         params = sampling_of(request, call, most, logprobs, form)
     except InputError as error:
         raise Fault(400, str(error), code="invalid_value") from None
+    if request.begin_with_ids and (offered or form):
+        raise Fault(400, "begin_with_ids with tools or response_format: the beginning is not read as a part of them",
+                    "begin_with_ids", "invalid_value")  # fmt: skip
     answers = Answers(call, [prompt], params, request.n or 1)
     head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": request.model}
     if request.stream:

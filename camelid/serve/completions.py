@@ -60,7 +60,7 @@ def prompt_ids(call: Call, given: Prompts, field: str) -> list[list[int]]:
     """Ids of one prompt or several, each text or ids. What a text spells is no control token, unless the server says
     that it may be."""
     prompts: list[Any] = [given] if isinstance(given, str) or isinstance(given[0], int) else [*given]
-    check_size(call, (prompt for prompt in prompts if isinstance(prompt, str)), field)
+    check_size(call, [len(prompt) for prompt in prompts if isinstance(prompt, str)], field)
     found: list[list[int]] = [call.encode(p) if isinstance(p, str) else p for p in prompts]
     if not all(found):
         raise Fault(400, f"{field} is empty: the model needs at least one token to start from", field, "invalid_value")

@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from starlette.requests import Request
@@ -110,4 +111,10 @@ def tell_fault(request_id: str, error: BaseException) -> None:
     """An unforeseen error, for the person who runs the server."""
     text = "".join(traceback.format_exception(error))
     line = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "request_id": request_id, "error": text}
-    print(json.dumps(line, ensure_ascii=True), file=sys.stderr, flush=True)
+    tell(line)
+
+
+def tell(line: dict[str, Any]) -> None:
+    """A line of the log. When nobody reads it any more, requests go on all the same."""
+    with suppress(OSError, ValueError):
+        print(json.dumps(line), file=sys.stderr, flush=True)

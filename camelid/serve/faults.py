@@ -43,6 +43,8 @@ class Fault(Exception):
     def headers(self) -> list[tuple[bytes, bytes]]:
         extra = [(b"retry-after", str(self.retry_after).encode())] if self.retry_after else []
         extra += [(b"allow", self.allow.encode())] if self.allow else []
+        if self.status == 408 or self.code == "generation_failed":  # clients of OpenAI ask again by themselves, which
+            extra.append((b"x-should-retry", b"false"))  # would do the same work to the same end
         return [(b"www-authenticate", b"Bearer"), *extra] if self.status == 401 else extra
 
 

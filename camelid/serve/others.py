@@ -92,7 +92,7 @@ async def tokenize(call: Call, body: dict[str, Any]) -> dict[str, Any]:
         told = tools.messages(request.messages, [], call.tokenizer.chat_template or "")
         ids = await by_template(call, rendered, call, told, None)
     else:
-        check_size(call, [request.text or ""], "text")
+        check_size(call, [len(request.text or "")], "text")
         ids = await asyncio.to_thread(call.encode, request.text or "")
     tokens = await asyncio.to_thread(lambda: [call.tokenizer.token_bytes(i).decode("utf-8", "replace") for i in ids])
     return {

@@ -30,7 +30,7 @@ class Sampling(Body):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     n: Annotated[int, Field(ge=1, le=8)] | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=32)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=300)] | None = None
@@ -126,7 +126,7 @@ class ChatRequest(Sampling):
 
 
 Ids = Annotated[list[TokenId], Field(min_length=1, max_length=1 << 17)]
-Several, Many = Field(min_length=1, max_length=16), Field(min_length=1, max_length=2048)
+Several, Many = Field(min_length=1, max_length=128), Field(min_length=1, max_length=2048)
 Prompts = Text | Ids | Annotated[list[Text], Several] | Annotated[list[Ids], Several]
 
 

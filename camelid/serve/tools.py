@@ -75,8 +75,14 @@ def _elsewhere(schema: Any, place: str) -> Any:
         return [_elsewhere(one, place) for one in schema]
     if not isinstance(schema, dict):
         return schema
-    literal = ("const", "enum", "default", "examples")
-    moved = {key: value if key in literal else _elsewhere(value, place) for key, value in schema.items()}
+    moved = {}
+    for key, value in schema.items():
+        if key in ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas") and isinstance(
+            value, dict
+        ):
+            moved[key] = {name: _elsewhere(one, place) for name, one in value.items()}  # whose names are the caller's
+        else:
+            moved[key] = value if key in ("const", "enum", "default", "examples") else _elsewhere(value, place)
     if isinstance(moved.get("$ref"), str):
         moved["$ref"] = re.sub("^#(?=/|$)", place, moved["$ref"])  # not an anchor's name
     return moved

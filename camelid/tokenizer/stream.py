@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from camelid.tokenizer.tokenizer import Tokenizer
 
 UNFINISHED = "\ufffd"
+MOST_WAITING = 16  # ids, of which none has ended a character: a character has four bytes
 
 
 class StreamDecoder:
@@ -21,7 +22,7 @@ class StreamDecoder:
     """
 
     def __init__(self, tokenizer: Tokenizer, before: Iterable[int] = (), skip_special_tokens: bool = True) -> None:
-        self._tokenizer, self._skip = tokenizer, skip_special_tokens
+        self._tokenizer, self._skip, self._size = tokenizer, skip_special_tokens, len(tokenizer)
         self._context = self._from_whole_character(list(before))  # ids whose text is out
         self._waiting: list[int] = []
         self._within = self._decode(self._context).endswith(UNFINISHED)  # a character, which what comes may complete
@@ -30,11 +31,26 @@ class StreamDecoder:
         """The text that this id completes: nothing while a character is unfinished."""
         self._waiting.append(token_id)
         text = self._text()
-        return "" if text.endswith(UNFINISHED) else self._release(text)
+        if not text.endswith(UNFINISHED):
+            return self._release(text)
+        return self._given_up(text) if len(self._waiting) > MOST_WAITING else ""
 
     def finish(self) -> str:
         """What never became a whole character, as the tokenizer decodes it."""
         return self._release(self._text()) if self._waiting else ""
+
+    def _given_up(self, text: str) -> str:
+        """Of bytes that are no character those that can never be a part of one: a model may write them without end, and
+        every step would decode them all."""
+        waiting = self._waiting
+        for cut in range(len(waiting) - 3, len(waiting) - 9, -1):  # what came three ids ago would be whole by now
+            self._waiting = waiting[:cut]
+            if text.startswith(early := self._text()):
+                self._release(early)
+                self._waiting = waiting[cut:]
+                return early
+        self._waiting = waiting  # every token ends a character and begins another
+        return ""
 
     def _text(self) -> str:
         shown = self._decode(self._context)
@@ -58,5 +74,5 @@ class StreamDecoder:
         return ids
 
     def _decode(self, ids: list[int]) -> str:
-        known = [i for i in ids if i < len(self._tokenizer)]
+        known = [i for i in ids if i < self._size]
         return self._tokenizer.decode(known, skip_special_tokens=self._skip)

@@ -171,10 +171,10 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int] | torch.Tensor, skip_special_tokens: bool = False) -> str:
         """Ids to text. Raises InputError for an id outside the vocabulary."""
-        numbers = [int(i) for i in ids]
+        numbers, size = [int(i) for i in ids], len(self)
         for number in numbers:
-            if not 0 <= number < len(self):
-                raise InputError(f"token id {number} is outside the vocabulary of {len(self)}")
+            if not 0 <= number < size:
+                raise InputError(f"token id {number} is outside the vocabulary of {size}")
         text: str = self.backend.decode(numbers, skip_special_tokens=skip_special_tokens)
         return text
 

@@ -73,7 +73,7 @@ def bad_fields() -> Iterator[tuple[str, Any]]:
         (CHAT, {"messages": [{"role": "user", "content": 1}]}),
         (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://a"}}]}]}),
         (CHAT, {"messages": [{"role": "user", "content": "a"}] * 2049}), (CHAT, {"model": None}), (CHAT, {"model": 1}),
-        (CHAT, {"stop": ["a"] * 5}), (CHAT, {"stop": [""]}), (CHAT, {"stop": "x" * 129}), (CHAT, {"stop": [1]}),
+        (CHAT, {"stop": ["a"] * 33}), (CHAT, {"stop": [""]}), (CHAT, {"stop": "x" * 129}), (CHAT, {"stop": [1]}),
         (CHAT, {"logit_bias": {"a": 1}}), (CHAT, {"logit_bias": {"-1": 1}}), (CHAT, {"logit_bias": {"1": 101}}),
         (CHAT, {"logit_bias": {str(i): 0 for i in range(301)}}), (CHAT, {"logit_bias": {"1" * 5000: 1}}),
         (CHAT, {"stream": "yes"}), (CHAT, {"stream_options": 1}), (CHAT, {"logprobs": 3}), (CHAT, {"top_logprobs": 2}),
@@ -84,12 +84,14 @@ def bad_fields() -> Iterator[tuple[str, Any]]:
                                     "json_schema": {"name": "a", "schema": {"$ref": "#/none"}}}}),
         (CHAT, {"response_format": {"type": "json_schema",
                                     "json_schema": {"name": "a", "schema": {"type": "string", "pattern": "(" * 500}}}}),
+        (CHAT, {"response_format": {"type": "json_schema",
+                                    "json_schema": {"name": "a", "schema": {"description": "a" * (1 << 16)}}}}),
         (CHAT, {"begin_with_ids": [-1]}), (CHAT, {"begin_with_ids": [1 << 40]}), (CHAT, {"begin_with_ids": [99999]}),
         (CHAT, {"messages": [{"role": "assistant", "content": None, "tool_calls": [
             {"id": "1", "type": "function", "function": {"name": "a", "arguments": "{"}}]}]}),
         ("/v1/completions", {"prompt": []}), ("/v1/completions", {"prompt": [[]]}),
         ("/v1/completions", {"prompt": [-1]}), ("/v1/completions", {"prompt": [1 << 31]}),
-        ("/v1/completions", {"prompt": [99999]}), ("/v1/completions", {"prompt": ["a"] * 17}),
+        ("/v1/completions", {"prompt": [99999]}), ("/v1/completions", {"prompt": ["a"] * 129}),
         ("/v1/completions", {"prompt": [1, "a"]}), ("/v1/completions", {"prompt": {"a": 1}}),
         ("/v1/completions", {"echo": True, "logprobs": 1}), ("/v1/completions", {"best_of": 20}),
         ("/v1/completions", {"suffix": "b"}), ("/v1/completions", {"prompt": [5] * 1024}),
@@ -115,7 +117,7 @@ def refused(answer: httpx.Response) -> replies.Fault:
 
 
 def test_there_are_as_many_as_readme_says() -> None:
-    assert len(RAW) + len(FIELDS) == 414
+    assert len(RAW) + len(FIELDS) == 415
 
 
 def test_every_bad_body_is_refused_and_harms_nobody(running: Running) -> None:

@@ -154,3 +154,30 @@ def test_a_full_storage_loses_alternatives_before_conversations(browser: Any, ru
     assert len(stored) == before + 1
     assert [one for one in stored if one["messages"][0]["content"] == f"question {before - 1}"]
     assert page.faults == []
+
+
+def test_another_answer_to_an_early_question_loses_no_turn(browser: Any, running: Running) -> None:
+    page = opened(browser.new_context(), running)
+    for text in ("one", "two"):
+        say(page, text)
+    page.locator(".message:not(.user)").first.get_by_role("button").first.click()
+    page.wait_for_selector("#send:not([hidden])", timeout=60_000)
+    page.wait_for_function("() => document.querySelectorAll('.message').length === 2")
+    stored = page.evaluate("JSON.parse(localStorage.getItem('camelid.conversations'))")
+    assert [len(one["messages"]) for one in stored] == [2, 4]
+    assert page.faults == []
+
+
+def test_what_is_being_changed_stays_when_the_page_is_drawn_anew(browser: Any, running: Running) -> None:
+    page = opened(browser.new_context(), running)
+    say(page, "first words")
+    page.locator(".message.user").first.get_by_role("button").first.click()
+    page.fill(".message.user textarea", "other words")
+    page.click("#glass")
+    assert page.locator(".message.user textarea").input_value() == "other words"
+    page.locator(".message.user .text").get_by_role("button").first.click()
+    page.wait_for_function("() => document.querySelector('.message.user .text').textContent === 'other words'")
+    page.wait_for_selector("#send:not([hidden])", timeout=60_000)
+    stored = page.evaluate("JSON.parse(localStorage.getItem('camelid.conversations'))")
+    assert [[m.get("content") for m in one["messages"]][:1] for one in stored] == [["other words"]]
+    assert page.faults == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from camelid.generate.constrain import Form, Matcher
 from camelid.generate.engine import Engine
 from camelid.generate.sampling import SamplingParams
 from camelid.serve.app import Gate
+from camelid.serve.endpoint import tell, tell_fault
 from camelid.serve.limits import Limits
 
 from .conftest import CHAT, ENDLESS, HELLO, Running, serving
@@ -115,6 +117,23 @@ def test_one_request_may_not_ask_for_everything(running: Running) -> None:
     assert answer.status_code == 400
     assert answer.json()["error"]["code"] == "request_too_large"
     assert running.post("/v1/completions", {**asked, "max_tokens": 8}).status_code == 200
+
+
+def test_prompts_are_measured_each_by_itself(running: Running) -> None:
+    longest = running.service.engine.context_length * running.service.longest_token
+    asked = {"model": "tiny", "prompt": ["a word " * 120] * 40, "max_tokens": 1}
+    assert sum(map(len, asked["prompt"])) > longest
+    assert running.post("/v1/completions", asked).status_code == 200
+
+
+def test_requests_go_on_when_nobody_reads_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone:
+        def write(self, text: str) -> None:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    tell({"status": 200})
+    tell_fault("1", ValueError("x"))
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,8 @@ def test_a_second_call_that_was_cut_off_is_told() -> None:
         ({"properties": {"p": {"const": {"$ref": "#"}}}}, '{"p":{"$ref":"#"}}', '{"p":{"$ref":"#/$defs/1"}}'),
         ({"properties": {"p": {"$ref": "#/definitions/P"}}, "definitions": {"P": {"type": "null"}}},
          '{"p":null}', '{"p":1}'),
+        ({"properties": {"default": {"$ref": "#/$defs/P"}}, "$defs": {"P": {"type": "integer"}}},
+         '{"default":3}', '{"default":"x"}'),
     ],
 )  # fmt: skip
 def test_references_in_a_demanded_call_are_the_functions_own(

@@ -17,6 +17,7 @@ let current = conversations[0] ?? fresh();
 const settings = read("settings", { system: "", sides: [{ ...DEFAULTS }, { ...DEFAULTS, temperature: 0 }] });
 const view = read("view", { glass: false, compare: false });
 let running = null; // an AbortController while an answer comes
+let editing = null; // { id of its conversation, number, text } of a message that is being changed
 
 function fresh() {
   return { id: crypto.randomUUID?.() ?? String(Math.random()), messages: [] };
@@ -101,12 +102,20 @@ function stop() {
   running?.abort();
 }
 
+// What follows a message that is written anew is not lost: it stays in the conversation that was, and a copy of its
+// beginning goes on.
+function cut(length, replaced) {
+  const messages = current.messages.slice(0, length);
+  if (current.messages.length > length + replaced) current = { ...fresh(), messages: structuredClone(messages) };
+  else current.messages = messages;
+}
+
 // From another token on: what came before stays, what came after is written anew.
 function branch(number, side, position, option) {
   stop();
+  cut(number + 1, 0);
   const message = current.messages[number];
   const tokens = message.sides[side].tokens.slice(0, position);
-  current.messages.length = number + 1;
   if (isEnd(option)) {
     message.sides[side] = { text: textOf(tokens), tokens };
     save();
@@ -147,10 +156,11 @@ function fill(box, part, number, side) {
 
 function redraw(number, side) {
   const box = at("log").children[number]?.querySelector(".answers")?.children[side];
-  if (!box) return show();
+  const part = current.messages[number]?.sides?.[side];
+  if (!box || !part) return show();
   const log = at("log");
   const low = log.scrollHeight - log.scrollTop - log.clientHeight < 80;
-  fill(box, current.messages[number].sides[side], number, side);
+  fill(box, part, number, side);
   if (low) log.scrollTop = log.scrollHeight;
 }
 
@@ -160,11 +170,13 @@ function messageOf(message, number) {
   if (message.role === "user") {
     act("edit", () => edit(number));
     const who = element("div", { className: "who" }, element("span", {}, word("you")), ...acts);
-    return element("article", { className: "message user" }, who, element("div", { className: "text" }, message.content));
+    const changed = editing?.id === current.id && editing.number === number;
+    const text = element("div", { className: "text" }, ...(changed ? editor() : [message.content]));
+    return element("article", { className: "message user" }, who, text);
   }
   act("again", () => {
     stop();
-    current.messages.length = number + 1;
+    cut(number + 1, 0);
     whenFree(() => complete(number, Object.keys(message.sides).map(Number), []));
   });
   act("copy", () => navigator.clipboard?.writeText(message.sides.map((s) => s.text).join("\n\n")));
@@ -174,18 +186,30 @@ function messageOf(message, number) {
 }
 
 function edit(number) {
-  const area = element("textarea", { value: current.messages[number].content, rows: 4 });
+  editing = { id: current.id, number, text: current.messages[number].content };
+  show();
+  at("log").children[number].querySelector("textarea").focus();
+}
+
+function editor() {
+  const { number, text } = editing;
+  const area = element("textarea", { value: text, rows: 4 });
   area.setAttribute("aria-label", word("edit"));
   area.style.width = "100%";
+  area.oninput = () => (editing.text = area.value);
   const send = element("button", { type: "button" }, word("save"));
-  const leave = element("button", { type: "button", className: "plain", onclick: show }, word("cancel"));
+  const leave = element("button", { type: "button", className: "plain" }, word("cancel"));
+  leave.onclick = () => {
+    editing = null;
+    show();
+  };
   send.onclick = () => {
     stop();
-    current.messages.length = number;
+    editing = null;
+    cut(number, 2);
     whenFree(() => say(area.value));
   };
-  at("log").children[number].querySelector(".text").replaceChildren(area, send, leave);
-  area.focus();
+  return [area, send, leave];
 }
 
 function show() {
@@ -205,14 +229,17 @@ function listed() {
     open.onclick = () => {
       stop();
       current = c;
-      at("side").classList.remove("open");
+      openSide(false);
       show();
     };
     const remove = element("button", { type: "button", className: "plain" }, "×");
     remove.setAttribute("aria-label", `${word("remove")}: ${open.textContent}`);
     remove.onclick = () => {
       conversations = conversations.filter((one) => one.id !== c.id);
-      if (current.id === c.id) current = fresh();
+      if (current.id === c.id) {
+        stop();
+        current = fresh();
+      }
       write("conversations", conversations);
       show();
     };
@@ -250,6 +277,11 @@ function knobs(side) {
 function keep(values, name, value) {
   values[name] = value;
   write("settings", settings);
+}
+
+function openSide(open) {
+  at("side").classList.toggle("open", open);
+  at("menu").setAttribute("aria-expanded", String(open));
 }
 
 function openSettings(open, focus) {
@@ -298,7 +330,7 @@ function wire() {
   at("fresh").onclick = () => {
     stop();
     current = fresh();
-    at("side").classList.remove("open");
+    openSide(false);
     show();
     at("say").focus();
   };
@@ -321,7 +353,7 @@ function wire() {
     other();
     dress();
   };
-  at("menu").onclick = () => at("menu").setAttribute("aria-expanded", String(at("side").classList.toggle("open")));
+  at("menu").onclick = () => openSide(!at("side").classList.contains("open"));
   at("system").value = settings.system;
   at("system").onchange = () => keep(settings, "system", at("system").value);
   at("key").value = sessionStorage.getItem("camelid.key") ?? "";
