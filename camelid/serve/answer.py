@@ -238,9 +238,7 @@ def check_size(call: Call, sizes: Sequence[int], field: str) -> None:
         told = f"the prompt has {max(sizes):,} characters; a context of {context:,} tokens holds fewer"
         raise Fault(400, told, field, "context_length_exceeded")
     if sum(sizes) > CONTEXTS * context * call.longest_token:
-        told = (
-            f"the prompts have {sum(sizes):,} characters in all; {CONTEXTS * context:,} tokens are read for one request"
-        )
+        told = f"the prompts have {sum(sizes):,} characters in all; a request may have {CONTEXTS * context:,} tokens"
         raise Fault(400, told, field, "request_too_large")
 
 

@@ -22,6 +22,8 @@ INSTRUCTION = (
     "You can call these functions, one JSON description a line:\n{tools}\n"
     'To call one, answer with nothing but {{"name": its name, "arguments": an object}}.'
 )
+LITERALS = ("const", "enum", "default", "examples")  # of a schema: what they hold is none
+SCHEMAS_BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")  # a caller's names
 _BETWEEN = re.compile(r"^(?:[ \t\r\n;,]|</?tool_call>)*")
 _CALL = re.compile(r'\s*\{\s*"name"\s*:\s*"([a-zA-Z0-9_-]{1,64})"\s*,\s*"arguments"\s*:\s*')
 
@@ -75,14 +77,12 @@ def _elsewhere(schema: Any, place: str) -> Any:
         return [_elsewhere(one, place) for one in schema]
     if not isinstance(schema, dict):
         return schema
-    moved = {}
+    moved: dict[str, Any] = {}
     for key, value in schema.items():
-        if key in ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas") and isinstance(
-            value, dict
-        ):
-            moved[key] = {name: _elsewhere(one, place) for name, one in value.items()}  # whose names are the caller's
+        if key in SCHEMAS_BY_NAME and isinstance(value, dict):
+            moved[key] = {name: _elsewhere(one, place) for name, one in value.items()}
         else:
-            moved[key] = value if key in ("const", "enum", "default", "examples") else _elsewhere(value, place)
+            moved[key] = value if key in LITERALS else _elsewhere(value, place)
     if isinstance(moved.get("$ref"), str):
         moved["$ref"] = re.sub("^#(?=/|$)", place, moved["$ref"])  # not an anchor's name
     return moved
