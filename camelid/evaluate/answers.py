@@ -91,9 +91,10 @@ def answers(
     execute: bool = False,
     quiet: bool = True,
 ) -> dict[str, Any]:
-    """Returns the metric's figures, `stopped_by_itself`, `questions`, `answers` (each question, its reference, what the
-    model wrote and whether it is right) and the protocol. `samples` texts are drawn of each question, for pass@k.
-    Raises InputError before anything runs when programs are to be tested and `execute` was not given."""
+    """Returns the metric's figures, `stopped_by_itself` (the share of texts that the model ended), `questions`,
+    `answers` (each question, its reference, what the model wrote and whether it is right) and the protocol. `samples`
+    texts are drawn of each question, for pass@k. Raises InputError before anything runs when programs are to be tested
+    and `execute` was not given."""
     check(task, samples, temperature, execute)
     tokenizer = engine.tokenizer
     assert tokenizer is not None
@@ -113,6 +114,7 @@ def answers(
     figures, right = score(task, texts, asked, samples)
     how = "greedy" if temperature == 0 else f"{samples} samples at temperature {temperature:g}, seeds 0 …"
     form = "the model's chat template" if task.chat else "no chat template"
+    form += f", cut before {' or '.join(map(repr, task.stop))}" if task.stop else ""
     compared = explained(task.metric, task.extract)
     if "protocol" in figures:  # BLEU's signature, ROUGE's tokenizer and stemmer
         compared += f" ({figures['protocol']})"
@@ -157,14 +159,14 @@ def check(task: AnswerTask, samples: int, temperature: float, execute: bool) -> 
 def _written(
     engine: Engine, task: AnswerTask, prompts: Sequence[Sequence[int]], samples: int, temperature: float, quiet: bool
 ) -> tuple[list[str], list[bool]]:
-    """Every question's texts, one after the other, and whether each came to an end of its own."""
+    """Every question's texts, one after the other, and whether the model ended each, not the task's `stop`."""
     each = [
         SamplingParams(max_new_tokens=task.max_new_tokens, temperature=temperature, seed=seed, stop=task.stop)
         for seed in range(samples)
     ]
     asked = [prompt for prompt in prompts for _ in each]
     found = in_batches(engine, asked, each * len(prompts), [len(p) for p in asked], "answers", quiet)
-    return [r.text for r in found], [r.finish_reason in ("eos", "stop") for r in found]
+    return [r.text for r in found], [r.finish_reason == "eos" for r in found]
 
 
 def in_batches(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from camelid.errors import FormatError, InputError
-from camelid.finetune.records import BadRow, Record
+from camelid.finetune.records import REASONING, BadRow, Record
 from camelid.tokenizer.template import Message
 from camelid.tokenizer.tokenizer import Tokenizer
 from camelid.tokens.batch import IGNORE
@@ -51,13 +51,13 @@ class Encoder:
         ids = [*([] if bos is None else [bos]), *self.tokenizer.encode(text, False, parse_special=False), eos]
         return Example(ids, [IGNORE, *ids[1:]])
 
-    def conversation(self, messages: Sequence[Message], tools: list[Any] | None = None, last: bool = False) -> Example:
-        """Every assistant turn is learned but those of weight 0, or (`last`) only the final one. Texts are stripped of
-        blanks around them."""
-        answers = [n for n, m in enumerate(messages) if m["role"] == "assistant"]
+    def conversation(self, messages: Sequence[Message], tools: list[Any] | None = None, since: int = 0) -> Example:
+        """Every assistant turn from turn `since` on is learned but those of weight 0. Texts are stripped of blanks
+        around them."""
+        answers = [n for n, m in enumerate(messages) if m["role"] == "assistant" and n >= since]
         if not answers:
             raise BadRow("has no assistant turn, so there is nothing to learn from it: add the answer")
-        answers = [n for n in (answers[-1:] if last else answers) if messages[n].get("weight") != 0]
+        answers = [n for n in answers if messages[n].get("weight") != 0]
         if not answers:
             raise BadRow("has no answer to learn from: each has the weight 0")
         messages = [{k: v for k, v in m.items() if k != "weight"} | {"content": m["content"].strip()} for m in messages]
@@ -96,6 +96,7 @@ class Encoder:
                     f"answer's tokens cannot be told from the question's (turn {number + 1}). Set finetune.template "
                     "to one that does, such as chatml"
                 )
+            _check_whole(messages[number], number + 1, through[len(before) :])
             cuts += [(before[at:], False), (through[len(before) :], True)]
             at = len(through)
         cuts.append((whole[at:], False))
@@ -159,6 +160,16 @@ class Encoder:
         except FormatError as error:
             return f"this sequence of roles ({', '.join(m['role'] for m in messages)}: {error})"
         return next((what for word, what in words if word not in text), None)
+
+
+def _check_whole(message: Message, number: int, rendered: str) -> None:
+    """Raise BadRow when a template drops a part of what is to be learned, as some do with <think> … </think>."""
+    for key in ("content", *REASONING):
+        if (said := message.get(key) or "") and said.strip() not in rendered:
+            raise BadRow(
+                f"has an answer (turn {number}) of whose {key} the chat template leaves out or changes a part, such as "
+                "what a model thought: set finetune.template to one that renders it whole, or take it out of the data"
+            )
 
 
 def end_of_turn(example: Example, tokenizer: Tokenizer) -> int | None:

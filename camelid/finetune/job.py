@@ -41,7 +41,7 @@ def finetune(recipe: Recipe, resume: bool = False, quiet: bool = False) -> dict[
         material = read_material(recipe, quiet or not first)
         base, tokenizer = material.base, material.tokenizer
         context = open_model(base).config.max_position_embeddings
-        task = Task.of(recipe, material.held_records, material.stops, tokenizer, context)
+        task = Task.of(recipe, material.held_records, material.stops, tokenizer, context, quiet or not first)
         check_begun(Path(recipe.log.out), resume)  # before anything of another run is written over
         steps_wanted(recipe.train, len(material.source), rows_per_step(recipe.train, who.data_world), None)
         if task and first:
@@ -112,8 +112,13 @@ def base_model(base: Path, recipe: Recipe, who: Ranks, weights: bool) -> tuple[L
         )
     if checkpoint.quantized and kind == "none" and checkpoint.format == "hf":
         raise InputError(
-            f'{base} holds {checkpoint.quantized} weights, which cannot be learned: set finetune.method = "qlora", an '
+            f'{base} holds {checkpoint.quantized} weights, which cannot be learned: set finetune.adapter = "qlora", an '
             "adapter on top of them, or start from the full-precision model"
+        )
+    kept = sorted({"bits", "group"} & settings.model_fields_set)
+    if checkpoint.quantized and kind == "qlora" and checkpoint.format == "hf" and kept:
+        raise RecipeError(
+            f"finetune.{kept[0]}: {base} holds {checkpoint.quantized} weights, which stay as they are: take it out"
         )
     if kind != "none" and who.tensor > 1:
         raise RecipeError("parallel.tensor splits whole matrices, not adapters: set it to 1")

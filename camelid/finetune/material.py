@@ -169,17 +169,18 @@ def unit_of(found: Record, encoder: Encoder, settings: FinetuneSection) -> Unit:
         if found.good is False:
             raise BadRow("is an answer marked as bad: set finetune.method to kto to learn from it, or take it out")
         if found.chosen is not None:
-            raise BadRow("is a pair of answers: set finetune.method to dpo, orpo, kto or simpo, or give it one answer")
+            raise BadRow("is a pair of answers: set finetune.method to dpo, orpo or simpo, or give it one answer")
         return (encoder.document(found),)
     if settings.method == "kto":
         if found.good is None:
             raise BadRow("has no verdict: kto needs messages or completion, and label true or false")
-        return (encoder.conversation(found.messages, found.tools, last=True),)
+        return (encoder.conversation(found.messages, found.tools, since=len(found.messages) - 1),)
     if found.chosen is None or found.rejected is None:
         raise BadRow(f"is no pair of answers: {settings.method} needs chosen and rejected")
+    before = len(found.messages)
     return (
-        encoder.conversation([*found.messages, *found.chosen], found.tools, last=True),
-        encoder.conversation([*found.messages, *found.rejected], found.tools, last=True),
+        encoder.conversation([*found.messages, *found.chosen], found.tools, since=before),
+        encoder.conversation([*found.messages, *found.rejected], found.tools, since=before),
     )
 
 
@@ -196,7 +197,8 @@ def mismatched(pairs: Sequence[tuple[Record, Unit]], encoder: Encoder, length: i
         following = (pairs[(n + k) % len(pairs)][0].messages for k in range(1, min(len(pairs), SOUGHT)))
         other = next((m for m in following if m[:-1] != record.messages[:-1]), pairs[n - 1][0].messages)[-1]
         said = {"role": "assistant", "content": other["content"] or json.dumps(other["tool_calls"])}
-        beside = encoder.conversation([*record.messages[:-1], said], record.tools, last=True)
+        before = record.messages[:-1]
+        beside = encoder.conversation([*before, said], record.tools, since=len(before))
         room = length - sum(len(e.ids) - 1 for e in unit) + 1
         found.append((record, unit, beside, room))
     shortest = min((beside for _, _, beside, _ in found), key=lambda e: len(e.ids) - e.learned())

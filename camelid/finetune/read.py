@@ -92,6 +92,9 @@ def rows(path: Path) -> Iterator[tuple[int, Any]]:
 def _json(path: Path, text: str) -> Iterator[tuple[int, Any]]:
     try:
         whole = json.loads(text)
+    except json.JSONDecodeError as error:
+        lines = "" if error.msg != "Extra data" else ": if each line is an object, name the file .jsonl"
+        raise InputError(f"{path} is not JSON: {error}{lines}") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON: {error}") from None
     if isinstance(whole, dict):
@@ -113,9 +116,16 @@ def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
             for batch in file.iter_batches(256):
                 for row in batch.to_pylist():
                     number += 1
-                    yield number, row
+                    yield number, _real(row)
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{path} is no readable parquet file: {error}") from None
+
+
+def _real(value: Any) -> Any:
+    """Without the fields that a table had to fill with nulls, because another row's object has them."""
+    if isinstance(value, dict):
+        return {key: _real(one) for key, one in value.items() if one is not None}
+    return [_real(one) for one in value] if isinstance(value, list) else value
 
 
 def read_files(

@@ -20,6 +20,11 @@ ROLES = {
 }  # fmt: skip
 
 
+REASONING = ("reasoning_content", "reasoning", "thinking")  # what a turn thought before it spoke, as templates name it
+CONTEXT = ("input", "context", "passage")  # what a question is about
+ASIDE = ("choices", "options", "history")  # of a question, what would be lost
+
+
 class BadRow(Exception):
     """Why a row cannot be used, and what would mend it."""
 
@@ -125,7 +130,7 @@ def _message(raw: Any) -> Message:
     if not isinstance(content, str):
         raise BadRow(f"has a {role} turn whose content is {content!r}, not text")
     message = {"role": ROLES[role], "content": content}
-    message |= {key: raw[key] for key in ("name", "tool_call_id", "reasoning_content") if isinstance(raw.get(key), str)}
+    message |= {key: raw[key] for key in ("name", "tool_call_id", *REASONING) if isinstance(raw.get(key), str)}
     if (weight := raw.get("weight")) is not None:
         if weight not in (0, 1):
             raise BadRow(f"has a turn of weight {weight!r}: 0 is not learned, 1 is, and nothing lies between")
@@ -179,11 +184,24 @@ def _opening(row: Row) -> list[Message]:
 
 
 def _asked(row: Row, key: str) -> list[Message]:
-    """What comes before the answer, by the field that the format has for it."""
+    """What comes before the answer, by the field that the format has for it. What an instruction works on follows it,
+    what a question is about stands before it."""
     before = _said(row[key], "user") if row.get(key) else []
-    if key == "instruction" and row.get("input"):
-        before = [{"role": "user", "content": f"{row[key]}\n\n{row['input']}"}]
+    if key in ("instruction", "question") and isinstance(row.get(key), str):
+        about = "\n\n".join(filter(None, (_text_of(row, field) for field in CONTEXT)))
+        parts = (row[key], about) if key == "instruction" else (about, row[key])
+        before = [{"role": "user", "content": "\n\n".join(filter(None, parts))}]
     return before if not before or before[0]["role"] == "system" else [*_opening(row), *before]
+
+
+def _text_of(row: Row, key: str) -> str:
+    """A field's text; "" where a row has none, as tables of others' say it: null, or no number. Raises BadRow."""
+    value = row.get(key)
+    if value is None or value != value:
+        return ""
+    if not isinstance(value, str):
+        raise BadRow(f"has {key} {value!r:.60}, which is no text: write it as the model is to read it")
+    return value
 
 
 def _messages(row: Row, name: str) -> Record:
@@ -194,22 +212,33 @@ def _messages(row: Row, name: str) -> Record:
 def _with_history(row: Row, before: list[Message]) -> list[Message]:
     """Earlier questions and answers (Alpaca's `history`) between the system message and the question."""
     history = row.get("history") or []
-    if not isinstance(history, list) or any(not isinstance(h, Sequence) or len(h) != 2 for h in history):
+    pairs = isinstance(history, list) and all(isinstance(h, list | tuple) and len(h) == 2 for h in history)
+    if not pairs or not all(isinstance(said, str) for pair in history for said in pair):
         raise BadRow("has a history that is not a list of [question, answer]")
     earlier: list[Message] = [
-        m for asked, said in history
-        for m in ({"role": "user", "content": str(asked)}, {"role": "assistant", "content": str(said)})
-    ]  # fmt: skip
+        m
+        for asked, said in history
+        for m in ({"role": "user", "content": asked}, {"role": "assistant", "content": said})
+    ]
     opening = [m for m in before if m["role"] == "system"]
     return [*opening, *earlier, *before[len(opening) :]]
 
 
-def _alpaca(row: Row, name: str) -> Record:
-    return Record(name, [*_with_history(row, _asked(row, "instruction")), *_said(row["output"], "assistant")])
+def _instruction(answer: str) -> Callable[[Row, str], Record]:
+    return lambda row, name: Record(
+        name, [*_with_history(row, _asked(row, "instruction")), *_said(row[answer], "assistant")]
+    )
 
 
-def _pair(asked: str, answer: str) -> Callable[[Row, str], Record]:
-    return lambda row, name: Record(name, [*_asked(row, asked), *_said(row[answer], "assistant")], _tools(row))
+def _completion(row: Row, name: str) -> Record:
+    return Record(name, [*_asked(row, "prompt"), *_said(row["completion"], "assistant")], _tools(row))
+
+
+def _question(row: Row, name: str) -> Record:
+    if aside := next((key for key in ASIDE if row.get(key)), None):
+        raise BadRow(f"has {aside} beside its question, which would not be read: write them into the question, or the "
+                     "row as messages")  # fmt: skip
+    return Record(name, [*_asked(row, "question"), *_said(row["answer"], "assistant")], _tools(row))
 
 
 def _preference(row: Row, name: str) -> Record:
@@ -251,8 +280,9 @@ FORMATS: list[tuple[str, tuple[str, ...], Callable[[Row, str], Record]]] = [
     ("preference", ("chosen", "rejected"), _preference),
     ("messages", ("messages",), _messages),
     ("sharegpt", ("conversations",), _messages),
-    ("alpaca", ("instruction", "output"), _alpaca),
-    ("prompt and completion", ("prompt", "completion"), _pair("prompt", "completion")),
-    ("question and answer", ("question", "answer"), _pair("question", "answer")),
+    ("alpaca", ("instruction", "output"), _instruction("output")),
+    ("dolly", ("instruction", "response"), _instruction("response")),
+    ("prompt and completion", ("prompt", "completion"), _completion),
+    ("question and answer", ("question", "answer"), _question),
     ("text", ("text",), _text),
 ]

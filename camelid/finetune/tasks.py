@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from camelid.disk import write_atomic
 from camelid.errors import InputError, RecipeError
-from camelid.evaluate.answers import AT_ONCE, explained, in_batches, scores
+from camelid.evaluate.answers import AT_ONCE, explained, in_batches, last_number, scores
 from camelid.evaluate.opened import measured_in
+from camelid.finetune.conversation import Encoder
 from camelid.finetune.read import read_files
 from camelid.finetune.records import Record
 from camelid.formats.load import load
@@ -49,22 +51,30 @@ class Answer:
     tokens: int
 
 
-def questions(records: Sequence[Record], limit: int, tokenizer: Tokenizer, room: int) -> tuple[list[Question], int]:
-    """The first `limit` records that end in an answer and whose question has at most `room` tokens: what stands before
-    the answer, and it. And how many had a longer question."""
+def questions(
+    records: Sequence[Record], limit: int, tokenizer: Tokenizer, room: int, numbers: bool = False
+) -> tuple[list[Question], int]:
+    """The first `limit` records that end in an answer, one that may be learned and with `numbers` holds one, and whose
+    question has at most `room` tokens: what stands before the answer, and it. And how many had a longer question."""
     found: list[Question] = []
     longer = 0
     for record in records:
         if len(found) == limit:
             break
         turns = [*record.messages, *(record.chosen or [])]
-        if turns and turns[-1]["role"] == "assistant" and record.good is not False and turns[-1]["content"].strip():
+        if turns and _is_reference(turns[-1], numbers) and record.good is not False:
             asked: list[Message] = [{**m, "content": m["content"].strip()} for m in turns[:-1]]
             if len(tokenizer.apply_chat_template(asked, tools=record.tools)) <= room:
                 found.append(Question(asked, record.tools, turns[-1]["content"].strip()))
             else:
                 longer += 1
     return found, longer
+
+
+def _is_reference(turn: Message, number: bool) -> bool:
+    """Whether a turn is an answer that another can be compared with."""
+    said = turn["content"].strip() if turn["role"] == "assistant" and turn.get("weight") != 0 else ""
+    return bool(said) and (not number or last_number(said) is not None)
 
 
 class Task:
@@ -78,8 +88,9 @@ class Task:
 
     @classmethod
     def of(
-        cls, recipe: Recipe, held: Sequence[Record], stops: Sequence[int], tokenizer: Tokenizer, context: int
-    ) -> Task | None:
+        cls, recipe: Recipe, held: Sequence[Record], stops: Sequence[int], tokenizer: Tokenizer, context: int,
+        quiet: bool = True,
+    ) -> Task | None:  # fmt: skip
         """The recipe's task, or None. Raises RecipeError when it has no questions."""
         settings = recipe.evaluate
         if settings.metric == "none":
@@ -87,12 +98,21 @@ class Task:
         records = list(held)
         if settings.files:
             paths = [Path(name).expanduser() for name in settings.files]
-            records, _ = read_files("evaluate.files", paths, lambda record: record, recipe.data.max_bad_share)
-        asked, longer = questions(records, settings.examples, tokenizer, context - settings.max_new_tokens)
+            encoder = Encoder(tokenizer)
+
+            def use(record: Record) -> Record:
+                encoder.document(replace(record, messages=[*record.messages, *(record.chosen or [])]))
+                return record
+
+            records, founds = read_files("evaluate.files", paths, use, recipe.data.max_bad_share)
+            if not quiet:
+                print(*(found.said() for found in founds), sep="\n", file=sys.stderr)
+        room, numbers = context - settings.max_new_tokens, settings.metric == "number"
+        asked, longer = questions(records, settings.examples, tokenizer, room, numbers)
         if not asked:
             raise RecipeError(
                 f"evaluate.metric {settings.metric} has no questions: set data.held_out to a share, or "
-                "evaluate.files, with questions that leave room for evaluate.max_new_tokens"
+                "evaluate.files, with questions that leave room for evaluate.max_new_tokens and answers to compare with"
             )
         found = cls(settings, Path(recipe.log.out), asked, stops, longer)
         found.score([Answer(q.reference, True, 1) for q in asked])  # a wrong tokenizer is told before training

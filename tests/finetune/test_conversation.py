@@ -67,7 +67,25 @@ def test_the_loss_is_on_the_answers_and_their_ends(tokenizers: dict[str, Path], 
     text = tokenizer.decode([i for i in learned(example) if i != end])
     assert text.replace(" ", "") == "Tolearn.Toteach."
     assert example.ids == tokenizer.apply_chat_template([SYSTEM, *CHAT], add_generation_prompt=False)
-    assert len(learned(Encoder(tokenizer).conversation(CHAT, last=True))) < len(learned(example))
+    assert len(learned(Encoder(tokenizer).conversation(CHAT, since=len(CHAT) - 1))) < len(learned(example))
+
+
+def test_what_a_template_leaves_out_of_an_answer_is_told(chatml: Tokenizer) -> None:
+    """DeepSeek-R1's template drops what stands before </think>, most others what a turn has as its reasoning."""
+    thought = [CHAT[0], {"role": "assistant", "content": "<think>hm</think>\n\nTo learn."}]
+    aside = [CHAT[0], {"role": "assistant", "content": "To learn.", "reasoning_content": "hm"}]
+    assert "hm" in chatml.decode(learned(Encoder(chatml).conversation(thought)))
+    with pytest.raises(BadRow, match=r"turn 2\) of whose reasoning_content the chat template leaves out"):
+        Encoder(chatml).conversation(aside)
+    last = "{{ message['content'].split('</think>')[-1] if message['role'] == 'assistant' else message['content'] }}"
+    chatml.chat_template = CHATML.replace("{{ message['content'] }}", last)
+    assert last in chatml.chat_template
+    with pytest.raises(BadRow, match=r"turn 2\) of whose content the chat template leaves out"):
+        Encoder(chatml).conversation(thought)
+    chatml.chat_template = CHATML.replace(
+        "{{ message['content'] }}", "{{ message.reasoning_content }}{{ message['content'] }}"
+    )
+    assert "hm" in chatml.decode(learned(Encoder(chatml).conversation(aside)))
 
 
 def test_counts_by_hand_in_five_formats(chatml: Tokenizer) -> None:

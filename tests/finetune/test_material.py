@@ -54,6 +54,23 @@ def test_a_turn_of_weight_0_is_not_learned(base: tuple[Path, Tokenizer], tmp_pat
         record({"messages": [turns[0], turns[1] | {"weight": 0.5}]})
 
 
+def test_every_answer_of_a_preference_that_differs_is_learned(base: tuple[Path, Tokenizer], tmp_path: Path) -> None:
+    """Of answers that part early, not the last turn alone."""
+    begin = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "shared"},
+             {"role": "user", "content": "two"}]  # fmt: skip
+    ways = [
+        [*begin, {"role": "assistant", "content": word}, {"role": "user", "content": "three"},
+         {"role": "assistant", "content": "alike"}]
+        for word in ("good", "bad")
+    ]  # fmt: skip
+    found = learned(
+        material(
+            base[0], [{"chosen": ways[0], "rejected": ways[1]}] * 2, tmp_path, "dpo", train={"sequence_length": 256}
+        )
+    )
+    assert [[text.replace(" ", "") for text in unit] for unit in found] == [["goodalike", "badalike"]] * 2
+
+
 def test_a_template_is_given_what_it_may_ask_for() -> None:
     call = {"id": "c1", "type": "function", "function": {"name": "clock", "arguments": "{}"}}
     found = record({"messages": [

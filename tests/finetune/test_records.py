@@ -28,6 +28,8 @@ CALL = {"id": "1", "type": "function", "function": {"name": "add", "arguments": 
         ({"prompt": "a", "completion": "b"}, "prompt and completion", ["user", "assistant"]),
         ({"prompt": [ASKED], "completion": [SAID]}, "prompt and completion", ["user", "assistant"]),
         ({"question": "a", "answer": "b"}, "question and answer", ["user", "assistant"]),
+        ({"instruction": "a", "context": "", "response": "b"}, "dolly", ["user", "assistant"]),
+        ({"instruction": "a", "input": float("nan"), "output": "b"}, "alpaca", ["user", "assistant"]),
         ({"prompt": "a", "completion": "b", "label": True}, "prompt and completion, judged", ["user", "assistant"]),
         ({"messages": [ASKED, SAID], "kto_tag": False}, "messages, judged", ["user", "assistant"]),
         ({"instruction": "a", "output": "b", "label": False}, "alpaca, judged", ["user", "assistant"]),
@@ -61,6 +63,38 @@ def test_formats(row: dict[str, Any], format_: str, roles: list[str]) -> None:
     assert (found.good is not None) == format_.endswith("judged")
     if found.tools:
         assert found.messages[1]["tool_calls"][0]["function"]["arguments"] == {"x": 1}
+
+
+@pytest.mark.parametrize(
+    ("row", "asked"),
+    [
+        ({"question": "a", "context": "x", "answer": "b"}, "x\n\na"),
+        ({"question": "a", "passage": "x", "input": None, "answer": "b"}, "x\n\na"),
+        ({"instruction": "a", "input": "x", "output": "b"}, "a\n\nx"),
+        ({"instruction": "a", "context": "x", "response": "b"}, "a\n\nx"),
+    ],
+)
+def test_what_a_question_is_about_is_read_with_it(row: dict[str, Any], asked: str) -> None:
+    assert record(row).messages[0]["content"] == asked
+
+
+def test_nulls_that_a_table_had_to_fill_in_are_no_fields(tmp_path: Path) -> None:
+    """One function's parameters have the names of every other's."""
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rows = [
+        {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}],
+         "tools": [{"name": name, "parameters": {"properties": {name: {"type": "string"}}}}]}
+        for name in ("city", "day")
+    ]  # fmt: skip
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "x.parquet")
+    used, _ = read_file(tmp_path / "x.parquet", lambda r: r.tools)
+    assert used == [row["tools"] for row in rows]
+
+
+def test_lines_of_json_under_the_other_name(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text('{"text": "a"}\n{"text": "b"}\n')
+    with pytest.raises(InputError, match=r"name the file \.jsonl"):
+        read_file(tmp_path / "x.json", lambda r: r)
 
 
 @pytest.mark.parametrize("label", ["math", 3, 1, 0.5, None])
@@ -105,6 +139,11 @@ def test_what_comes_before_a_pair_of_answers_is_kept() -> None:
         ({"messages": [ASKED, {"role": "assistant", "content": [{"type": "text"}]}]}, "not text"),
         ({"messages": [ASKED, {"role": "assistant", "content": "", "tool_calls": 3}]}, "not a list"),
         ({"instruction": "a", "output": "b", "history": 3}, "history"),
+        ({"instruction": "a", "output": "b", "history": [["q", 3]]}, "history"),
+        ({"instruction": "a", "input": ["x"], "output": "b"}, "has input .*no text"),
+        ({"instruction": "a", "input": 3, "output": "b"}, "has input 3, which is no text"),
+        ({"question": "a", "choices": ["x", "y"], "answer": "b"}, "has choices beside its question"),
+        ({"question": "a", "context": {"t": "x"}, "answer": "b"}, "has context .*no text"),
         ({"text": "half \ud800"}, "surrogate"),
     ],
 )

@@ -78,3 +78,27 @@ def test_questions_without_room_are_counted_and_told(base: tuple[Path, Tokenizer
     assert (len(found.asked), found.longer) == (3, 2)
     assert "3 questions of " in found._protocol({})
     assert "(2 longer ones left out, which leave no room for an answer)" in found._protocol({})
+
+
+def test_what_no_answer_can_be_compared_with_is_no_question(
+    base: tuple[Path, Tokenizer], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, tokenizer = base
+    rows = [{"prompt": f"{n}?", "completion": said} for n, said in enumerate(["1", "none", "3"])]
+    rows += [{"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "4", "weight": 0}]}]
+    rows += [{"prompt": "5?", "completion": ""}]
+    files = written(tmp_path / "asked.jsonl", rows)
+    told = {"metric": "number", "files": [files], "max_new_tokens": 24}
+    found = Task.of(
+        recipe(folder, files, tmp_path / "run", evaluate=told, data={"max_bad_share": 0.5}),
+        [],
+        (),
+        tokenizer,
+        256,
+        False,
+    )
+    assert found is not None
+    assert [q.reference for q in found.asked] == ["1", "3"]
+    said = capsys.readouterr().err
+    assert "2 bad" in said
+    assert "record 5 has an empty answer" in said
