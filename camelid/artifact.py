@@ -133,13 +133,14 @@ def versions() -> dict[str, str]:
 def write_manifest(
     folder: Path,
     kind: str,
-    inputs: Sequence[Path] = (),
+    inputs: Sequence[Path | Mapping[str, Any]] = (),
     settings: Mapping[str, Any] | None = None,
     known: Mapping[str, str] | None = None,
     only: Container[str] | None = None,
     **facts: Any,
 ) -> dict[str, Any]:
-    """Write `camelid.json` into `folder`: call it last. `facts` (counts, digests, seed) are added as they are; `known`
+    """Write `camelid.json` into `folder`: call it last. `inputs` are files and folders, or what `described` said of
+    them when they were read. `facts` (counts, digests, seed) are added as they are; `known`
     are digests of files that `write_file` wrote, by name: they are neither read nor settled again. `only` names what of
     a folder's own belongs to it, where others may have put something beside."""
     own = folder.iterdir() if only is None else (path for path in folder.iterdir() if path.name in only)
@@ -154,7 +155,7 @@ def write_manifest(
     manifest: dict[str, Any] = {
         "kind": kind,
         "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "inputs": [_describe(path) for path in inputs],
+        "inputs": [described(one) if isinstance(one, Path) else dict(one) for one in inputs],
         "settings": dict(settings or {}),
         **({"made_by": {"command": _COMMAND.get(), "folder": os.getcwd()}} if _COMMAND.get() else {}),
         **facts,
@@ -200,7 +201,8 @@ def damage(folder: Path) -> str | None:
     return None
 
 
-def _describe(path: Path) -> dict[str, Any]:
+def described(path: Path) -> dict[str, Any]:
+    """What a manifest says of an input: its place, its digest and its kind."""
     path = path.resolve()
     if path.is_file():
         return {"path": str(path), "sha256": sha256_file(path), "bytes": path.stat().st_size}

@@ -130,6 +130,35 @@ def test_a_key_that_the_method_ignores_is_refused(tmp_path: Path) -> None:
     assert parse(kept.settings()) == kept  # a manifest holds every key
 
 
+def test_a_key_of_training_that_nothing_heeds_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    for given, said in (
+        ("decay_share = 0.2", "is for train.schedule wsd, and cosine ignores it"),
+        ("muon_learning_rate = 0.01", "is for train.optimizer muon, and adamw ignores it"),
+    ):
+        file.write_text(f"[train]\n{given}\n")
+        with pytest.raises(RecipeError, match=said):
+            load(file)
+    file.write_text('[train]\nschedule = "wsd"\ndecay_share = 0.3\n')
+    assert load(file, ["train.schedule=cosine"]).train.decay_share == 0.3  # the file's is put away
+    with pytest.raises(RecipeError, match="cosine ignores it"):
+        load(file, ["train.schedule=cosine", "train.decay_share=0.1"])
+
+
+@pytest.mark.parametrize("setting", ["train.epochs=inf", "train.minutes=inf", "train.learning_rate=nan"])
+def test_what_is_no_number_is_refused(file: Path, setting: str) -> None:
+    with pytest.raises(RecipeError, match="finite number"):
+        load(file, [setting])
+
+
+def test_a_size_takes_the_place_of_the_files_shape(tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text("[model]\nhidden_size = 64\nnum_hidden_layers = 2\nrope_theta = 5.0\n")
+    assert load(file, ["model.size=1m"]).model.shape() == {}
+    assert load(file, ["model.size=1m", "model.hidden_size=128"]).model.shape() == {"hidden_size": 128}
+    assert load(file, ["model.hidden_size=128"]).model.num_hidden_layers == 2
+
+
 def test_recipes_that_come_with_camelid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     wanted = load(ROOT / "recipes" / "small.toml")

@@ -18,6 +18,7 @@ from typing import Any
 
 import camelid
 from camelid import cli, recipe
+from camelid.recipe import sections
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference.md"
 # What a Python user meets beyond the names of `camelid` itself.
@@ -81,7 +82,7 @@ def recipe_parts() -> Iterator[str]:
     for name, field in recipe.Recipe.model_fields.items():
         section = section_of(field.annotation)
         yield f"### [{name}]"
-        if section.__doc__ and section.__doc__ != recipe._Section.__doc__:
+        if section.__doc__ and section.__doc__ != sections._Section.__doc__:
             yield inspect.cleandoc(section.__doc__)
         yield table(("key", "kind", "default", "meaning"), list(keys(section)))
         if name == "corpus":
@@ -100,7 +101,8 @@ def keys(section: Any) -> Iterator[tuple[object, ...]]:
     declared = dict(re.findall(r"^    (\w+): ([^=\n]+?)(?: = .*)?$", source, re.M))
     for name, field in section.model_fields.items():
         kind = declared[name].replace(" | None", "").partition("  #")[0]
-        kind = re.sub(r"^Literal\[(.*)\]$", lambda m: m[1].replace(", ", " or "), kind).replace("Words", "list[str]")
+        kind = re.sub(r"^Literal\[(.*)\]$", lambda m: m[1].replace(", ", " or "), kind)
+        kind = re.sub(r"^Annotated\[(\w+), .*\]$", r"\1", kind).replace("Words", "list[str]")
         limits = [
             f"{SIGNS[s]} {getattr(m, s)}" for m in field.metadata for s in SIGNS if getattr(m, s, None) is not None
         ]

@@ -20,15 +20,33 @@ TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, MMAP_MAX = -1, -2, -3, -4  # malloc.h
 KEPT = {MMAP_MAX: 0, TRIM_THRESHOLD: 2**31 - 1, TOP_PAD: 64 << 20}
 GIVEN_BACK = {MMAP_MAX: 65536, MMAP_THRESHOLD: 1 << 20}
 LARGE = 2 << 20
-LIMIT = Path("/sys/fs/cgroup/memory.max")
+GROUPS, LIMITS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 DEFAULTS = {MMAP_MAX: 65536, MMAP_THRESHOLD: 128 << 10, TRIM_THRESHOLD: 128 << 10, TOP_PAD: 128 << 10}
 
 
 def installed() -> int:
-    """Bytes of memory that this machine has, or that its container may use if that is less."""
+    """Bytes of memory that this machine has, or that its container, service or job may use if that is less."""
     found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with suppress(OSError, ValueError):  # "max" is no number
-        found = min(found, int(LIMIT.read_text(encoding="ascii")))
+    for limit in _limits():
+        with suppress(OSError, ValueError):  # "max" is no number
+            found = min(found, int(limit.read_text(encoding="ascii")))
+    return found
+
+
+def _limits() -> list[Path]:
+    """Where the limits of this process's control group may stand, and of those around it: version 2, and 1."""
+    try:
+        lines = GROUPS.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    found = [LIMITS / "memory.max", LIMITS / "memory/memory.limit_in_bytes"]  # of a container that sees no others
+    for line in lines:
+        _, kinds, place = line.split(":", 2)
+        group = Path(place.lstrip("/"))
+        if not kinds:
+            found += [LIMITS / part / "memory.max" for part in (group, *group.parents)]
+        elif "memory" in kinds.split(","):
+            found += [LIMITS / "memory" / part / "memory.limit_in_bytes" for part in (group, *group.parents)]
     return found
 
 

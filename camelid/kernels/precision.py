@@ -8,7 +8,10 @@ from torch import Tensor
 
 def native_dtype(device: torch.device) -> torch.dtype:
     """What `device` multiplies fastest without losing a model: bfloat16 where the hardware has it, else float32."""
-    native = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if native else torch.float32
 
 

@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextvars import copy_context
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -100,13 +100,14 @@ def _in_order(optimizer: AdamW, names: Mapping[Tensor, str]) -> list[tuple[Tenso
 
 
 def write(
-    out: Path, taken: Snapshot, tokenizer: Tokenizer, inputs: list[Path], settings: dict[str, Any],
+    out: Path, taken: Snapshot, tokenizer: Tokenizer, inputs: Sequence[Mapping[str, Any]], settings: dict[str, Any],
     generation: dict[str, Any], facts: dict[str, Any] | None = None,
 ) -> None:  # fmt: skip
-    """Write the checkpoint folder `out`, and read it back. Raises CamelidError when it is not what was written."""
+    """Write the checkpoint folder `out`, and read it back; `inputs` as `artifact.described` tells them, a base first.
+    Raises CamelidError when it is not what was written."""
     with new_folder(out, "checkpoint") as folder:
         if taken.adapter:
-            known = write_adapter(taken.adapter, taken.weights, folder, inputs[0], generation)
+            known = write_adapter(taken.adapter, taken.weights, folder, Path(inputs[0]["path"]), generation)
         else:
             known = write_weights(taken.config, taken.weights, folder, generation)
         tokenizer.save(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, Self, TextIO
@@ -26,7 +26,10 @@ from camelid.train.step import Taken
 
 METRICS = "metrics.jsonl"
 # Dense bfloat16 peaks of the makers' data sheets, FLOP/s.
-GPU_PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
+GPU_PEAKS = {
+    "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "A100": 312e12,
+    "L40S": 362e12, "4090": 165e12,
+}  # fmt: skip
 
 
 def flops_per_token(config: LlamaConfig, sequence_length: int, frozen: bool = False) -> float:
@@ -177,13 +180,11 @@ class Log:
                 f"loss {steps[-1]['loss']:.4f}, {speed:,.0f} tokens/s; {used:.1%} of {self.denominator}"
             )
         checks = [r for r in self.records if "held_out" in r]
-        names = list(checks[0]["held_out"]) if checks else []
-        at = [float(r["step"]) for r in checks]
-        curves = {name: Curve(f"held-out {name}", at, [r["held_out"][name] for r in checks]) for name in names}
+        curves = {name: _curve(f"held-out {name}", checks, "held_out", name) for name in _names(checks, "held_out")}
         losses = [Curve("loss", x, [r["loss"] for r in steps]), *([curves.pop("loss")] if "loss" in curves else [])]
         page.plot(f"Training loss, {self.unit}", losses, x="step")
-        for name in steps[0].get("told", {}) if steps else ():
-            curve = Curve("of each step", x, [r["told"][name] for r in steps])
+        for name in _names(steps, "told"):
+            curve = _curve("of each step", steps, "told", name)
             page.plot(_worded(name), [curve, *([curves.pop(name)] if name in curves else [])], x="step")
         for name, curve in curves.items():
             page.plot(f"Held-out {_worded(name).lower()}", [curve], x="step")
@@ -195,6 +196,16 @@ class Log:
             page.table(["step", "why"], skipped)
         page.pre(json.dumps(self.recipe.settings(), indent=1))
         page.write(self.out / "report.html")
+
+
+def _names(records: Sequence[dict[str, Any]], kind: str) -> list[str]:
+    return list(dict.fromkeys(name for record in records for name in record.get(kind, {})))
+
+
+def _curve(title: str, records: Sequence[dict[str, Any]], kind: str, name: str) -> Curve:
+    """A figure where there is one: a run that was gone on with may tell others than it began with."""
+    there = [r for r in records if name in r.get(kind, {})]
+    return Curve(title, [float(r["step"]) for r in there], [r[kind][name] for r in there])
 
 
 def _worded(name: str) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from camelid.artifact import MANIFEST, identity
+from camelid.artifact import MANIFEST, described, identity
 from camelid.disk import write_atomic
 from camelid.errors import CamelidError, InputError, RecipeError
 from camelid.formats.load import finished
@@ -41,6 +41,8 @@ from camelid.train.step import Job, Taken, autocast, compiled, rows_per_step, tr
 # What may change when a run goes on; everything else decides what the run computes.
 FREE = ("log", "checkpoint", "evaluate", "parallel", "train.threads", "train.micro_batch_rows", "train.max_skips",
         "train.max_rollbacks", "train.activation_checkpointing", "train.memory_gib")  # fmt: skip
+# What may too, but is told: it changes what the run computes from here on, and is the cure of a run that goes astray.
+CURES = ("train.learning_rate", "train.muon_learning_rate", "train.skip_sigma")
 
 
 def planned_steps(job: Job, who: Ranks, stop: Stop) -> int:
@@ -79,14 +81,20 @@ class _Run:
         self.rows = rows_per_step(job.recipe.train, who.data_world)
         self.state = LoopState()
         self.saver = Saver(out, job.recipe.checkpoint.keep)
+        # As they were when they were read: a later save asks nothing of files that may have gone.
+        self.inputs = [described(path) for path in job.inputs] if who.rank == 0 else []
 
     def go(self, resume: bool) -> dict[str, Any]:
         job, out = self.job, self.out
+        together(self.who)  # some read their part more slowly than a collective waits
         last = self._newest() if resume else None
+        if resume and not last and not finished(out) and not job.quiet and self.who.rank == 0:
+            print(f"{out} holds no checkpoint to resume: a new run begins", file=sys.stderr)
         if resume and not last and finished(out):
             raise InputError(f"{out}: no checkpoint is whole, there is nothing to go on from. Choose another log.out")
-        if last:
-            same_run(last, job)
+        for change in same_run(last, job) if last else ():
+            if self.who.rank == 0:
+                print(f"camelid: {change} from here on", file=sys.stderr)
         self.planned, refused = plan.fit(job, self.who)
         if refused:
             raise RecipeError(refused)
@@ -104,6 +112,7 @@ class _Run:
         torch.manual_seed(recipe.train.seed)
         if last:
             self.state = checkpoint.restore(last, job.model, self.optimizer)
+            together(self.who)
         job.model.train()
         if compiled(self.who.device, recipe.train):
             for layer in job.model.layers:
@@ -113,6 +122,10 @@ class _Run:
         quiet = job.quiet or self.who.rank > 0
         if not quiet:
             print(f"learning rate {drawn(self.state.steps, recipe.train)}", file=sys.stderr)
+            wanted, length = recipe.train.global_batch_tokens, recipe.train.sequence_length
+            if wanted % length:
+                read = f"a step reads {self.rows:,} sequences of {length:,}, {self.rows * length:,} tokens of the"
+                print(f"{read} {wanted:,} that train.global_batch_tokens asks for", file=sys.stderr)
         with Log(out, recipe, job.model, self.who, self.state) as log:
             with progress(out.name, self.state.steps, quiet, begun=self.state.step) as advance:
                 try:
@@ -204,14 +217,17 @@ class _Run:
         state, settings = self.state, self.job.recipe.train
         last = self._newest()
         if last is None or state.rollbacks >= settings.max_rollbacks:
-            tried = (
-                f"after {state.rollbacks} returns to a checkpoint" if state.rollbacks else "no checkpoint to return to"
-            )
+            bad, state.in_a_row = state.in_a_row, 0
+            tried = f"after {state.rollbacks} returns to a checkpoint"
+            if last is None:  # no bad step was applied: what was learned before them is worth keeping
+                self._save(last=True)
+                tried = f"the weights before them are in {checkpoint.folder_of(self.out, state.step)}"
             raise CamelidError(
-                f"{state.in_a_row} steps in a row were bad ({taken.skipped}; {tried}). "
-                f"Lower train.learning_rate, or look at the texts in {self.out / 'skipped'}"
+                f"{bad} steps in a row were bad ({taken.skipped}; {tried}). Go on with --resume and a lower "
+                f"train.learning_rate or a higher train.skip_sigma, or look at the texts in {self.out / 'skipped'}"
             )
         before = checkpoint.restore(last, self.job.model, self.optimizer)
+        together(self.who)
         before.position, before.tokens, before.chain = state.position, state.tokens, state.chain
         before.skipped, before.rollbacks, before.in_a_row = state.skipped, state.rollbacks + 1, 0
         self.state.__dict__.update(before.__dict__)
@@ -234,7 +250,7 @@ class _Run:
         first = self.who.rank == 0
         taken = checkpoint.snapshot(self.job.model, self.optimizer, self.state, keep=first, copy=background)
         if first:
-            self.saver.save(taken, background, tokenizer=self.job.tokenizer, inputs=self.job.inputs,
+            self.saver.save(taken, background, tokenizer=self.job.tokenizer, inputs=self.inputs,
                             settings=self.job.recipe.settings(), generation=self.job.generation,
                             facts=self.job.facts)  # fmt: skip
         if not background:
@@ -255,14 +271,20 @@ class _Run:
         }
 
 
-def same_run(last: Path, job: Job) -> None:
-    """Raises InputError naming the setting or the data that is not what the checkpoint was trained with."""
+def same_run(last: Path, job: Job) -> list[str]:
+    """Returns what of CURES was changed. Raises InputError naming the setting or the data that is not what the
+    checkpoint was trained with."""
+    changed = []
     manifest = json.loads((last / MANIFEST).read_text(encoding="utf-8"))
     then, now = _flat(manifest["settings"]), _flat(json.loads(json.dumps(job.recipe.settings())))
     if then.get("train.compile") is False:  # what a run without a word on it said before GPUs compiled by themselves
         then["train.compile"] = now.get("train.compile")
     for key in sorted(then.keys() | now.keys()):
-        if then.get(key) != now.get(key) and not key.startswith(FREE):
+        if then.get(key) == now.get(key) or key.startswith(FREE):
+            continue
+        if key in CURES:
+            changed.append(f"{key} was {then.get(key)!r} and is {now.get(key)!r}")
+        else:
             raise InputError(
                 f"--resume: {key} was {then.get(key)!r} and is now {now.get(key)!r}: a resumed run goes on as it "
                 "began. Put it back, or begin a new run with another log.out"
@@ -276,6 +298,7 @@ def same_run(last: Path, job: Job) -> None:
                 f"--resume: {path} is not the data that this run began with: its hash changed. "
                 "Restore it, or begin a new run with another log.out"
             )
+    return changed
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -299,8 +322,12 @@ def _alone(out: Path, who: Ranks) -> Iterator[None]:
         with lock.open("w", encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 raise InputError(f"{out}: another process is training into it: choose another log.out") from None
+            except OSError as error:  # some file systems of several machines have no locks
+                print(
+                    f"camelid: {out} cannot be locked ({error.strerror}): start no second run into it", file=sys.stderr
+                )
             yield
             lock.unlink(missing_ok=True)
     except BaseException:

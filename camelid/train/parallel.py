@@ -181,13 +181,6 @@ def _tensor_parallel(model: Llama, who: Ranks) -> None:
         parallelize_module(layer, who.mesh["tensor"], plan)
 
 
-def sync_gradients(model: Llama, who: Ranks, now: bool) -> None:
-    """Whether the next backward pass adds gradients up over the data ranks: only the last micro-batch's does."""
-    if who.world > 1:
-        for module in (model, *model.layers):
-            module.set_requires_gradient_sync(now)
-
-
 def full(tensor: Tensor) -> Tensor:
     """The whole tensor of one that is spread over ranks (all of them must call); any other as it is."""
     whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

@@ -7,6 +7,7 @@ Sizes of weights, moments and checkpoints follow from the shape. What a step hol
 from __future__ import annotations
 
 import math
+import os
 import resource
 import sys
 import time
@@ -141,7 +142,7 @@ def available(who: Ranks) -> int:
     """Bytes that this rank may use: a GPU's memory, or its share of what the machine has free and it already holds."""
     if who.device.type == "cuda":
         return int(torch.cuda.mem_get_info(who.device)[0]) + int(torch.cuda.memory_reserved(who.device))
-    return free_here(who.world)
+    return free_here(int(os.environ.get("LOCAL_WORLD_SIZE", who.world)))
 
 
 def free_here(ranks: int) -> int:

@@ -13,13 +13,15 @@ from camelid.formats.load import load_tokenizer
 from camelid.model.config import LlamaConfig
 from camelid.model.init import initialize
 from camelid.model.llama import Llama
-from camelid.recipe import EvaluateSection, Recipe
+from camelid.recipe import DataSection, EvaluateSection, Recipe
 from camelid.tokenizer.tokenizer import Tokenizer
 from camelid.tokens.batch import PackedTokens, Source
 from camelid.tokens.mixture import Mixture
 from camelid.train.loop import run
 from camelid.train.parallel import Ranks, check_heads, ranks, shard, spread
 from camelid.train.step import Job
+
+SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
 
 def model_config(recipe: Recipe, tokenizer: Tokenizer) -> LlamaConfig:
@@ -32,10 +34,11 @@ def model_config(recipe: Recipe, tokenizer: Tokenizer) -> LlamaConfig:
     }
     if recipe.model.size:
         config = LlamaConfig.named(recipe.model.size, **changes)
-    elif "hidden_size" in changes and "num_hidden_layers" in changes:
-        config = LlamaConfig(**changes)
+    elif missing := [f"model.{key}" for key in SHAPE if key not in changes]:
+        told = "which model" if len(missing) == len(SHAPE) else f"all of the model's shape: {', '.join(missing)}"
+        raise RecipeError(f"the recipe does not say {told}: set model.size, or {', '.join(SHAPE)}")
     else:
-        raise RecipeError("the recipe does not say which model: set model.size, or hidden_size, num_hidden_layers, …")
+        config = LlamaConfig(**changes)
     if recipe.train.sequence_length > config.max_position_embeddings:
         raise RecipeError(
             f"train.sequence_length {recipe.train.sequence_length} is longer than the model's "
@@ -74,7 +77,9 @@ def check_begins(recipe: Recipe) -> None:
     """Raise RecipeError when it says what only a fine-tuning heeds."""
     said: dict[str, object] = {
         "model.from": recipe.model.from_, "[finetune]": recipe.finetune, "data.files": recipe.data.files,
-        "data.held_out": recipe.data.held_out, "[evaluate]": recipe.evaluate != EvaluateSection(),
+        "data.held_out": recipe.data.held_out,
+        "data.max_bad_share": recipe.data.max_bad_share != DataSection().max_bad_share,
+        "[evaluate]": recipe.evaluate != EvaluateSection(),
     }  # fmt: skip
     if named := [name for name, value in said.items() if value]:
         raise RecipeError(

@@ -20,7 +20,7 @@ from camelid.tokens.batch import Batch, Source
 from camelid.train.guard import objection
 from camelid.train.loss import NextToken, Objective
 from camelid.train.optimizer import AdamW
-from camelid.train.parallel import Ranks, gradient_norm, local_gradients, sync_gradients, total
+from camelid.train.parallel import Ranks, gradient_norm, local_gradients, total
 
 MICRO_BATCH_TOKENS = 16384
 
@@ -117,7 +117,6 @@ def train_step(
     rows, micro = len(batch.input_ids), micro_rows(settings)
     loss = torch.zeros((), dtype=torch.float64, device=model.device)
     for first in range(0, rows, micro):
-        sync_gradients(model, who, first + micro >= rows)
         with autocast(model.device, settings.dtype):
             part = objective(model, mine.part(first, first + micro).to(model.device), settings.z_loss) / count
         part.backward()  # type: ignore[no-untyped-call]

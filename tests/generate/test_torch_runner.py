@@ -170,12 +170,23 @@ def test_strings_that_stop_need_a_tokenizer(mine: Llama) -> None:
 
 
 def test_a_containers_memory_is_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "LIMIT", tmp_path / "memory.max")
+    monkeypatch.setattr(memory, "LIMITS", tmp_path)
     whole = memory.installed()
     (tmp_path / "memory.max").write_text("max\n")
     assert memory.installed() == whole
     (tmp_path / "memory.max").write_text(f"{1 << 20}\n")
     assert memory.installed() == 1 << 20
+    (tmp_path / "memory.max").write_text("max\n")
+    monkeypatch.setattr(memory, "GROUPS", tmp_path / "groups")
+    for line, place in (("0::/jobs/7/step", "jobs/7/memory.max"),
+                        ("9:memory:/jobs/7", "memory/jobs/memory.limit_in_bytes")):  # fmt: skip
+        (tmp_path / "groups").write_text(f"3:cpu,cpuacct:/x\n{line}\n")
+        assert memory.installed() == whole
+        (tmp_path / place).parent.mkdir(parents=True)
+        (tmp_path / place).write_text(f"{1 << 20}\n")
+        assert memory.installed() == 1 << 20
+        (tmp_path / place).unlink()
+    (tmp_path / "memory.max").write_text(f"{1 << 20}\n")
     pages = Engine(Llama(CONFIG)).scheduler.pages.count
     assert pages == (1 << 18) // TorchRunner(Llama(CONFIG)).page_bytes()
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from camelid.artifact import damage
+from camelid.artifact import MANIFEST, damage, read_manifest
+from camelid.disk import sha256_file
 from camelid.errors import CamelidError, InputError
 from camelid.formats.load import finished
 from camelid.model.config import LlamaConfig
@@ -24,7 +25,10 @@ from camelid.recipe import TrainSection
 from camelid.tokenizer.tokenizer import Tokenizer
 from camelid.tokens.write import build
 from camelid.train import checkpoint, pretrain
+from camelid.train.loop import run
 from camelid.train.optimizer import optimizer_for
+from camelid.train.parallel import Ranks
+from camelid.train.pretrain import pretraining
 
 from ..conftest import TEXT
 from .conftest import Trained
@@ -196,11 +200,34 @@ def test_every_flipped_byte_is_noticed(small: LlamaConfig, tokenizer: Tokenizer,
     assert checkpoint.newest_good(tmp_path) == first
 
 
-@pytest.mark.parametrize(("setting", "named"), [("learning_rate", "train.learning_rate"), ("seed", "train.seed")])
+@pytest.mark.parametrize(("setting", "named"), [("clip", "train.clip"), ("seed", "train.seed")])
 def test_another_recipe_does_not_resume(tokens: Path, tmp_path: Path, setting: str, named: str) -> None:
     pretrain(recipe(tokens, tmp_path / "run"), quiet=True)
     with pytest.raises(InputError, match=rf"{named} was .* and is now"):
         pretrain(recipe(tokens, tmp_path / "run", **{setting: 5}), resume=True, quiet=True)
+
+
+def test_another_learning_rate_resumes_and_is_told(
+    tokens: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretrain(recipe(tokens, tmp_path / "run"), quiet=True)
+    pretrain(recipe(tokens, tmp_path / "run", learning_rate=1e-4), resume=True, quiet=True)
+    assert "train.learning_rate was 0.003 and is 0.0001 from here on" in capsys.readouterr().err
+
+
+def test_inputs_that_have_gone_stop_no_save(tokens: Path, tmp_path: Path) -> None:
+    """The manifest says what was read, not what lies there at a save."""
+    job = pretraining(recipe(tokens, tmp_path / "run"), [tokens], Ranks(), quiet=True)
+    begun, real = sha256_file(tokens / MANIFEST), job.source.batch
+
+    def gone(*args: Any) -> Any:
+        (tokens / MANIFEST).unlink(missing_ok=True)
+        return real(*args)
+
+    job.source.batch = gone  # type: ignore[method-assign]
+    made = Path(run(job)["checkpoint"])
+    assert not (tokens / MANIFEST).exists()
+    assert read_manifest(made)["inputs"][0]["sha256"] == begun
 
 
 def test_other_data_does_not_resume(tokens: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:

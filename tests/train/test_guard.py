@@ -15,7 +15,7 @@ from camelid.errors import CamelidError
 from camelid.formats.load import finished
 from camelid.recipe import TrainSection
 from camelid.tokens.batch import Batch, PackedTokens
-from camelid.train import checkpoint
+from camelid.train import checkpoint, pretrain
 from camelid.train.guard import objection
 from camelid.train.log import Log
 from camelid.train.loop import run
@@ -125,6 +125,21 @@ def test_it_gives_up_when_nothing_helps(tokens: Path, tmp_path: Path) -> None:
     from camelid.formats import load
 
     assert all(torch.isfinite(p).all() for p in load(good).parameters())
+
+
+def test_what_was_learned_before_a_bad_end_is_kept(tokens: Path, tmp_path: Path) -> None:
+    """There was no checkpoint yet: the weights of the last good step are one, and another rate may go on from it."""
+    job = poisoned(tokens, tmp_path / "run", range(12, 10**9), max_skips=3)
+    with pytest.raises(CamelidError, match=r"the weights before them are in .*step-00000006\)\. Go on with --resume"):
+        run(job)
+    again = pretrain(
+        recipe(tokens, tmp_path / "run", steps=24, max_skips=3, learning_rate=1e-3), resume=True, quiet=True
+    )
+    assert (again["steps"], again["skipped_steps"]) == (24, 3)
+    skipped = [
+        json.loads(line).get("skipped") for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [n for n, why in enumerate(skipped, 1) if why] == [4, 5, 6]
 
 
 def test_schedules() -> None:

@@ -188,7 +188,8 @@ def test_transformers_continues_our_checkpoint_alike(tokens: Path, tmp_path: Pat
     ("changes", "names"),
     [
         ({"data": {}}, "data.tokens"),
-        ({"model": {}}, "model.size"),
+        ({"model": {}}, "which model: set model.size"),
+        ({"model": {"hidden_size": 32, "num_hidden_layers": 2}}, "model.intermediate_size, model.num_attention_heads"),
         ({"model": SHAPE | {"from": "models/x"}}, "model.from: this recipe is of a fine-tuning"),
         ({"finetune": {"method": "lora"}}, r"\[finetune\]: this recipe is of a fine-tuning"),
         ({"evaluate": {"every": 5}}, r"\[evaluate\]: this recipe is of a fine-tuning"),
