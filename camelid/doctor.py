@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -29,12 +30,19 @@ def examine() -> dict[str, Any]:
 
 
 def _native() -> Iterator[Finding]:
+    import torch
+
     from camelid.kernels import library
     from camelid.kernels.decoder import level
 
     cost = "generation, tokenizing and training on a CPU take two to ten times as long"
     if library.library() is not None:
-        yield Finding("native library", "good", f"loaded, {level() or 'plain'}")
+        wide = platform.machine() in ("x86_64", "AMD64") and torch.backends.cpu.get_cpu_capability() != "DEFAULT"
+        if wide and level() == "plain":
+            told = "it has its plain kernels only, as clang builds it: generation on a CPU takes several times as long"
+            yield Finding("native library", "slow", told, "install g++, then install camelid again with CXX=g++")
+        else:
+            yield Finding("native library", "good", f"loaded, {level() or 'plain'}")
     elif os.environ.get("CAMELID_NATIVE") == "0":
         yield Finding("native library", "slow", f"switched off: {cost}", "unset CAMELID_NATIVE")
     elif library.PATH.exists():
