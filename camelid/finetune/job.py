@@ -115,7 +115,8 @@ def base_model(base: Path, recipe: Recipe, who: Ranks, weights: bool) -> tuple[L
             f'{base} holds {checkpoint.quantized} weights, which cannot be learned: set finetune.adapter = "qlora", an '
             "adapter on top of them, or start from the full-precision model"
         )
-    kept = sorted({"bits", "group"} & settings.model_fields_set)
+    # At its default a key may come from a manifest, which holds every one.
+    kept = [key for key in ("bits", "group") if getattr(settings, key) != FinetuneSection.model_fields[key].default]
     if checkpoint.quantized and kind == "qlora" and checkpoint.format == "hf" and kept:
         raise RecipeError(
             f"finetune.{kept[0]}: {base} holds {checkpoint.quantized} weights, which stay as they are: take it out"

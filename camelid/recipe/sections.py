@@ -82,7 +82,7 @@ class TrainSection(_Section):
     min_learning_rate_share: float = Field(default=0.1, ge=0, le=1)  # of the rate, at the end
     decay_share: float = Field(default=0.2, gt=0, le=1)  # of a wsd run
     warmup_steps: int = Field(default=2000, ge=0)
-    weight_decay: float = Field(default=0.1, ge=0)
+    weight_decay: float = Field(default=0.1, ge=0)  # of matrices, times learning_rate, under muon too
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.95, ge=0, lt=1)
     eps: float = Field(default=1e-8, gt=0)

@@ -39,7 +39,7 @@ class Ticket:
 
     async def after(self, seen: Progress) -> Progress:
         """Wait for more than `seen`."""
-        while self.progress is seen:
+        while self.progress == seen:
             await self.changed.wait()
             self.changed.clear()
         return self.progress
