@@ -34,6 +34,8 @@ const Level* level_named(int wanted) {  // -1: the best of this CPU
     return level_plain();
 }
 
+constexpr std::int64_t STRETCH = 64 << 10;  // bytes of weights that a thread takes at once, at least
+
 enum Weight { Q, K, V, O, GATE, UP, DOWN, WEIGHTS };
 
 struct Layer {
@@ -133,10 +135,15 @@ struct Decoder {
     }
 
     void multiply(std::int64_t tokens, const Product* list, int count) {
-        std::int64_t panels = 0;
-        for (int i = 0; i < count; ++i) panels += list[i].matrix->panels();
-        // Long stretches read memory best; enough of them that no thread waits long for the last.
-        const std::int64_t parts = pool.threads() == 1 ? 1 : 8 * pool.threads();
+        std::int64_t panels = 0, bytes = 0;
+        for (int i = 0; i < count; ++i) {
+            panels += list[i].matrix->panels();
+            bytes += list[i].matrix->panels() * list[i].matrix->panel_bytes();
+        }
+        // Long stretches read memory best, and what is fetched behind a short one's end is another thread's; enough of
+        // them that no thread waits long for the last.
+        const std::int64_t each_thread = std::clamp<std::int64_t>(bytes / (pool.threads() * STRETCH), 1, 8);
+        const std::int64_t parts = pool.threads() == 1 ? 1 : each_thread * pool.threads();
         const std::int64_t each = std::max<std::int64_t>(1, (panels + parts - 1) / parts);
         pool.run((panels + each - 1) / each, [&](std::int64_t task) {
             std::int64_t from = task * each, to = std::min(panels, from + each);

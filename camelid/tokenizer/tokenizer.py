@@ -104,10 +104,12 @@ class Tokenizer:
             if max_length is not None:
                 self.backend.enable_truncation(max_length)
             try:
-                ids: list[int] = self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+                # A batch of one: while it is cut, Python's other threads go on.
+                [found] = self.backend.encode_batch([text], add_special_tokens=add_special_tokens)
             finally:
                 if max_length is not None:
                     self.backend.no_truncation()
+        ids: list[int] = found.ids
         if max_length is not None and len(ids) > max_length:
             raise InputError(f"max_length {max_length} leaves no room for the tokens around a text")
         return ids if return_tensors is None else _as([ids], return_tensors)

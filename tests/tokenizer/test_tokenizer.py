@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+import threading
 from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
@@ -137,6 +138,24 @@ def test_a_stream_completes_the_character_that_its_prompt_begins(tokenizers: dic
             decoder = StreamDecoder(tokenizer, [*start, *rest[:begun]])
             assert decoder.finish() == ""
             assert "".join(decoder.push(i) for i in other) + decoder.finish() == tokenizer.decode(other)
+
+
+def test_other_threads_go_on_while_a_long_text_is_cut(each: Tokenizer) -> None:
+    """A server's loop among them."""
+    steps, ended = [], threading.Event()
+
+    def count() -> None:
+        while not ended.wait(0.001):
+            steps.append(None)
+
+    counting = threading.Thread(target=count)
+    counting.start()
+    before = len(steps)
+    each.encode("a word and another, " * 50_000)
+    during = len(steps) - before
+    ended.set()
+    counting.join()
+    assert during > 10
 
 
 def byte_ids(tokenizer: Tokenizer) -> list[int]:

@@ -94,8 +94,10 @@ async function complete(number, sides, begun) {
   running = null;
   busy(false);
   if (current === where || conversations.some((c) => c.id === where.id)) save(where);
-  if (current === where) show();
-  else listed();
+  if (current !== where) return listed();
+  show();
+  // The log is drawn anew, all of it: a screen reader is told the answer alone, when it is whole.
+  at("heard").textContent = sides.map((side) => message.sides[side].fault ?? message.sides[side].text).join("\n\n");
 }
 
 function stop() {
