@@ -153,9 +153,10 @@ def test_what_is_no_number_is_refused(file: Path, setting: str) -> None:
 
 def test_a_size_takes_the_place_of_the_files_shape(tmp_path: Path) -> None:
     file = tmp_path / "a.toml"
-    file.write_text("[model]\nhidden_size = 64\nnum_hidden_layers = 2\nrope_theta = 5.0\n")
-    assert load(file, ["model.size=1m"]).model.shape() == {}
-    assert load(file, ["model.size=1m", "model.hidden_size=128"]).model.shape() == {"hidden_size": 128}
+    file.write_text('[model]\nfrom = "x"\nhidden_size = 64\nnum_hidden_layers = 2\nrope_theta = 5.0\n')
+    assert load(file, ["model.size=1m"]).model.shape() == {"rope_theta": 5.0}
+    assert load(file, ["model.size=1m", "model.hidden_size=128"]).model.hidden_size == 128
+    assert load(file, ["model.size=1m"]).model.from_ == "x"
     assert load(file, ["model.hidden_size=128"]).model.num_hidden_layers == 2
 
 

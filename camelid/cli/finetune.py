@@ -21,8 +21,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.show_mask is not None:
         return _masks(options)
     from camelid.finetune import finetune
+    from camelid.recipe import load
 
-    result = training.run(options, finetune)
+    result = training.run(options, load(options.recipe, options.settings), finetune)
     for when in ("before", "after") if "task" in result else ():
         figures = ", ".join(f"{k} {_figure(v)}" for k, v in result["task"][when].items() if _figure(v))
         print(f"{when}: {figures}", file=sys.stderr)

@@ -20,12 +20,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     from camelid.finetune import job
-    from camelid.recipe import load
     from camelid.train.budget import wished
     from camelid.train.estimate import estimate
     from camelid.train.pretrain import planned
 
-    recipe = wished(load(options.recipe, options.settings), options.budget, options.depth, quiet=options.json)
+    recipe = wished(options.recipe, options.settings, options.budget, options.depth, quiet=options.json)
     make = job.planned if recipe.finetune or recipe.model.from_ else planned
     found = estimate(recipe, make, price=options.price, probe=not options.no_probe)
     if not options.json:

@@ -18,8 +18,5 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from camelid.train import pretrain
     from camelid.train.budget import wished
 
-    def chosen(recipe: Any, resume: bool, quiet: bool) -> dict[str, Any]:
-        recipe = wished(recipe, options.budget, options.depth, resume, quiet)
-        return pretrain(recipe, resume=resume, quiet=quiet)
-
-    return training.run(options, chosen)
+    recipe = wished(options.recipe, options.settings, options.budget, options.depth, options.resume, options.json)
+    return training.run(options, recipe, pretrain)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from camelid.cli import settings
+
+if TYPE_CHECKING:
+    from camelid.recipe import Recipe
 
 
 def arguments(parser: argparse.ArgumentParser, example: str) -> None:
@@ -17,10 +20,8 @@ def arguments(parser: argparse.ArgumentParser, example: str) -> None:
     settings.example(parser, example)
 
 
-def run(options: argparse.Namespace, train: Callable[..., dict[str, Any]]) -> dict[str, Any]:
-    from camelid.recipe import load
-
-    result = train(load(options.recipe, options.settings), resume=options.resume, quiet=options.json)
+def run(options: argparse.Namespace, recipe: Recipe, train: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    result = train(recipe, resume=options.resume, quiet=options.json)
     loss = "no loss" if result["loss"] is None else f"loss {result['loss']:.4f}"
     used = result["utilization"]
     print(

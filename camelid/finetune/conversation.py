@@ -61,7 +61,7 @@ class Encoder:
         if not answers:
             raise BadRow("has no answer to learn from: each has the weight 0")
         messages = [{k: v for k, v in m.items() if k != "weight"} | {"content": m["content"].strip()} for m in messages]
-        self._check_roles(messages, tools)
+        self.check_roles(messages, tools)
         spans = self._spans(messages, tools, answers)
         ids: list[int] = []
         labels: list[int] = []
@@ -128,7 +128,7 @@ class Encoder:
             ended += [(piece[:size], True), (piece[size:], False)] if learned else [(piece, False)]
         return ended
 
-    def _check_roles(self, messages: Sequence[Message], tools: list[Any] | None) -> None:
+    def check_roles(self, messages: Sequence[Message], tools: list[Any] | None) -> None:
         """Raise BadRow when the template would leave out a turn, a call or the tools: seen by words put there."""
         shape = (*((m["role"], bool(m["content"]), len(m.get("tool_calls", ()))) for m in messages), bool(tools))
         if shape not in self._rendered:
@@ -164,8 +164,9 @@ class Encoder:
 
 def _check_whole(message: Message, number: int, rendered: str) -> None:
     """Raise BadRow when a template drops a part of what is to be learned, as some do with <think> … </think>."""
+    whole = "".join(rendered.split())  # a template may set its own blanks
     for key in ("content", *REASONING):
-        if (said := message.get(key) or "") and said.strip() not in rendered:
+        if "".join((message.get(key) or "").split()) not in whole:
             raise BadRow(
                 f"has an answer (turn {number}) of whose {key} the chat template leaves out or changes a part, such as "
                 "what a model thought: set finetune.template to one that renders it whole, or take it out of the data"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -115,12 +116,9 @@ def base_model(base: Path, recipe: Recipe, who: Ranks, weights: bool) -> tuple[L
             f'{base} holds {checkpoint.quantized} weights, which cannot be learned: set finetune.adapter = "qlora", an '
             "adapter on top of them, or start from the full-precision model"
         )
-    # At its default a key may come from a manifest, which holds every one.
-    kept = [key for key in ("bits", "group") if getattr(settings, key) != FinetuneSection.model_fields[key].default]
-    if checkpoint.quantized and kind == "qlora" and checkpoint.format == "hf" and kept:
-        raise RecipeError(
-            f"finetune.{kept[0]}: {base} holds {checkpoint.quantized} weights, which stay as they are: take it out"
-        )
+    if checkpoint.quantized and kind == "qlora" and checkpoint.format == "hf" and weights and who.rank == 0:
+        told = f"{base} holds {checkpoint.quantized} weights, which stay as they are"
+        print(f"camelid: {told}: finetune.bits and group change nothing", file=sys.stderr)
     if kind != "none" and who.tensor > 1:
         raise RecipeError("parallel.tensor splits whole matrices, not adapters: set it to 1")
     # What is not learned needs no float32 beside the bfloat16 it is multiplied in.

@@ -22,7 +22,6 @@ ROLES = {
 
 REASONING = ("reasoning_content", "reasoning", "thinking")  # what a turn thought before it spoke, as templates name it
 CONTEXT = ("input", "context", "passage")  # what a question is about
-ASIDE = ("choices", "options", "history")  # of a question, what would be lost
 
 
 class BadRow(Exception):
@@ -187,6 +186,10 @@ def _asked(row: Row, key: str) -> list[Message]:
     """What comes before the answer, by the field that the format has for it. What an instruction works on follows it,
     what a question is about stands before it."""
     before = _said(row[key], "user") if row.get(key) else []
+    lost = {"question": ("choices", "options", "history"), "instruction": ("choices", "options")}.get(key, ())
+    if aside := next((field for field in lost if row.get(field)), None):
+        raise BadRow(f"has {aside} beside its {key}, which would not be read: write them into the {key}, or the row as "
+                     "messages")  # fmt: skip
     if key in ("instruction", "question") and isinstance(row.get(key), str):
         about = "\n\n".join(filter(None, (_text_of(row, field) for field in CONTEXT)))
         parts = (row[key], about) if key == "instruction" else (about, row[key])
@@ -197,7 +200,7 @@ def _asked(row: Row, key: str) -> list[Message]:
 def _text_of(row: Row, key: str) -> str:
     """A field's text; "" where a row has none, as tables of others' say it: null, or no number. Raises BadRow."""
     value = row.get(key)
-    if value is None or value != value:
+    if value is None or value is False or value != value or value in ([], {}):
         return ""
     if not isinstance(value, str):
         raise BadRow(f"has {key} {value!r:.60}, which is no text: write it as the model is to read it")
@@ -235,9 +238,6 @@ def _completion(row: Row, name: str) -> Record:
 
 
 def _question(row: Row, name: str) -> Record:
-    if aside := next((key for key in ASIDE if row.get(key)), None):
-        raise BadRow(f"has {aside} beside its question, which would not be read: write them into the question, or the "
-                     "row as messages")  # fmt: skip
     return Record(name, [*_asked(row, "question"), *_said(row["answer"], "assistant")], _tools(row))
 
 

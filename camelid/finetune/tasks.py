@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,7 @@ class Task:
             encoder = Encoder(tokenizer)
 
             def use(record: Record) -> Record:
-                encoder.document(replace(record, messages=[*record.messages, *(record.chosen or [])]))
+                encoder.check_roles([*record.messages, *(record.chosen or [])], record.tools)
                 return record
 
             records, founds = read_files("evaluate.files", paths, use, recipe.data.max_bad_share)

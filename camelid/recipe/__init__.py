@@ -8,6 +8,7 @@ from __future__ import annotations
 from camelid.recipe.load import find, load, parse
 from camelid.recipe.sections import (
     LENGTHS,
+    SIZES,
     CorpusSection,
     DataSection,
     EvaluateSection,
@@ -20,6 +21,7 @@ from camelid.recipe.sections import (
 
 __all__ = [
     "LENGTHS",
+    "SIZES",
     "CorpusSection",
     "DataSection",
     "EvaluateSection",

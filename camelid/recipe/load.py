@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from camelid.errors import InputError, RecipeError
-from camelid.recipe.sections import LENGTHS, Recipe
+from camelid.recipe.sections import LENGTHS, SIZES, Recipe
 
 
 def find(path: str | Path) -> Path:
@@ -52,8 +52,8 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
     given = [_override(raw, override) for override in overrides]
     if any(f"train.{name}" in given for name in LENGTHS):  # what the file says of it is replaced
         raw["train"] = {k: v for k, v in raw["train"].items() if k not in LENGTHS or f"train.{k}" in given}
-    if "model.size" in given:
-        raw["model"] = {k: v for k, v in raw["model"].items() if f"model.{k}" in given}
+    if "model.size" in given:  # so is the file's width and depth
+        raw["model"] = {k: v for k, v in raw["model"].items() if k not in SIZES or f"model.{k}" in given}
     recipe = parse(raw, str(path) if path is not None else "settings", text, given)
     recipe.train.check_heeded(given)
     if recipe.finetune:

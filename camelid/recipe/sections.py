@@ -53,6 +53,11 @@ class ModelSection(_Section):
         return {k: v for k, v in self.model_dump().items() if v is not None and k not in ("size", "from_")}
 
 
+# What a size's name says of a shape.
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size",
+         "head_dim")  # fmt: skip
+
+
 class DataSection(_Section):
     tokens: str | list[str] | None = None  # one tokens folder, or several with weights
     weights: list[float] = []

@@ -122,6 +122,10 @@ class Answers:
         """One request may ask for a few contexts' worth of tokens, however it divides them."""
         context = self.call.engine.context_length
         new = self.params.max_new_tokens or context
+        texts, queue = self.n * len(self.prompts), self.call.limits.queue
+        if texts > queue:
+            raise Fault(400, f"n and prompts together ask for {texts} texts; the server takes {queue} at a time", "n",
+                        "request_too_large")  # fmt: skip
         cost, most = sum(self.n * min(len(prompt) + new, context) for prompt in self.prompts), CONTEXTS * context
         if cost > most:
             told = f"n, prompts and max_tokens together ask for up to {cost:,} tokens; a request may ask for {most:,}"

@@ -33,7 +33,8 @@ class StreamDecoder:
         text = self._text()
         if not text.endswith(UNFINISHED):
             return self._release(text)
-        return self._given_up(text) if len(self._waiting) > MOST_WAITING else ""
+        many = len(self._waiting) > MOST_WAITING and len(self._waiting) % 8 == 0
+        return self._given_up(text) if many else ""
 
     def finish(self) -> str:
         """What never became a whole character, as the tokenizer decodes it."""

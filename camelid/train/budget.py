@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,10 @@ from camelid.errors import InputError
 from camelid.formats.load import finished, load_tokenizer
 from camelid.kernels.device import best_device
 from camelid.model.config import LlamaConfig
-from camelid.recipe import LENGTHS, Recipe, parse
+from camelid.recipe import LENGTHS, SIZES, Recipe, load, parse
 from camelid.train.log import flops_per_token, peak_flops
 from camelid.train.pretrain import check_begins, token_folders
 
-SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
 CHOSEN = (*LENGTHS, "global_batch_tokens", "learning_rate", "optimizer", "warmup_steps")
 TOKENS_PER_WEIGHT, EFFICIENCY = 20, 0.5  # the share of a matrix product's speed that whole steps reach
 DEEPEST = 40
@@ -51,22 +51,29 @@ def shape(depth: int) -> dict[str, Any]:
     }
 
 
-def wished(recipe: Recipe, budget: str | None, depth: int | None, resume: bool = False, quiet: bool = False) -> Recipe:
-    """`recipe` as it is without a wish; else with what `choose` makes of it, or made of it when the run began that is
-    resumed."""
+def wished(
+    path: str | Path, settings: Sequence[str], budget: str | None, depth: int | None, resume: bool = False,
+    quiet: bool = False,
+) -> Recipe:  # fmt: skip
+    """The recipe at `path` with the settings over it, as it is without a wish; else with what `choose` makes of it, or
+    made of it when the run began that is resumed."""
     if budget is None and depth is None:
-        return recipe
-    return (_as_begun(recipe) if resume else None) or choose(recipe, budget, depth, quiet)
+        return load(path, settings)
+    recipe = load(path, [*settings, "train.optimizer=muon"])
+    return (_as_begun(recipe, settings) if resume else None) or choose(recipe, budget, depth, quiet)
 
 
-def _as_begun(recipe: Recipe) -> Recipe | None:
-    """`recipe` with what was chosen when its run began; None when there is no checkpoint yet."""
+def _as_begun(recipe: Recipe, settings: Sequence[str]) -> Recipe | None:
+    """`recipe` with what was chosen when its run began, but for what the settings say now; None when there is no
+    checkpoint yet."""
     folder = next(iter(finished(Path(recipe.log.out))), None)
     if folder is None:
         return None
+    said = {setting.partition("=")[0].removeprefix("train.") for setting in settings}
+    chosen = [key for key in CHOSEN if key not in said]
     then, now = read_manifest(folder)["settings"], recipe.settings()
-    train = {key: value for key, value in now["train"].items() if key not in CHOSEN}
-    train |= {key: value for key, value in then["train"].items() if key in CHOSEN}
+    train = {key: value for key, value in now["train"].items() if key not in chosen}
+    train |= {key: value for key, value in then["train"].items() if key in chosen}
     return parse(now | {"model": then["model"], "train": train})
 
 

@@ -219,12 +219,13 @@ class _Run:
         if last is None or state.rollbacks >= settings.max_rollbacks:
             bad, state.in_a_row = state.in_a_row, 0
             tried = f"after {state.rollbacks} returns to a checkpoint"
-            if last is None:  # no bad step was applied: what was learned before them is worth keeping
+            if last is None or not settings.max_rollbacks:  # no bad step was applied: what was learned is worth keeping
                 self._save(last=True)
                 tried = f"the weights before them are in {checkpoint.folder_of(self.out, state.step)}"
+            rate = "train.muon_learning_rate" if settings.optimizer == "muon" else "train.learning_rate"
             raise CamelidError(
                 f"{bad} steps in a row were bad ({taken.skipped}; {tried}). Go on with --resume and a lower "
-                f"train.learning_rate or a higher train.skip_sigma, or look at the texts in {self.out / 'skipped'}"
+                f"{rate} or a higher train.skip_sigma, or look at the texts in {self.out / 'skipped'}"
             )
         before = checkpoint.restore(last, self.job.model, self.optimizer)
         together(self.who)

@@ -82,6 +82,9 @@ def test_what_a_template_leaves_out_of_an_answer_is_told(chatml: Tokenizer) -> N
     assert last in chatml.chat_template
     with pytest.raises(BadRow, match=r"turn 2\) of whose content the chat template leaves out"):
         Encoder(chatml).conversation(thought)
+    spaced = "{{ message['content'].replace('</think>\\n\\n', '\\n</think>\\n') }}"  # some set their own blanks
+    chatml.chat_template = CHATML.replace("{{ message['content'] }}", spaced)
+    assert "hm" in chatml.decode(learned(Encoder(chatml).conversation(thought)))
     chatml.chat_template = CHATML.replace(
         "{{ message['content'] }}", "{{ message.reasoning_content }}{{ message['content'] }}"
     )

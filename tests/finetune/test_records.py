@@ -30,6 +30,7 @@ CALL = {"id": "1", "type": "function", "function": {"name": "add", "arguments": 
         ({"question": "a", "answer": "b"}, "question and answer", ["user", "assistant"]),
         ({"instruction": "a", "context": "", "response": "b"}, "dolly", ["user", "assistant"]),
         ({"instruction": "a", "input": float("nan"), "output": "b"}, "alpaca", ["user", "assistant"]),
+        ({"instruction": "a", "input": [], "output": "b"}, "alpaca", ["user", "assistant"]),
         ({"prompt": "a", "completion": "b", "label": True}, "prompt and completion, judged", ["user", "assistant"]),
         ({"messages": [ASKED, SAID], "kto_tag": False}, "messages, judged", ["user", "assistant"]),
         ({"instruction": "a", "output": "b", "label": False}, "alpaca, judged", ["user", "assistant"]),
@@ -144,6 +145,7 @@ def test_what_comes_before_a_pair_of_answers_is_kept() -> None:
         ({"instruction": "a", "input": 3, "output": "b"}, "has input 3, which is no text"),
         ({"question": "a", "choices": ["x", "y"], "answer": "b"}, "has choices beside its question"),
         ({"question": "a", "context": {"t": "x"}, "answer": "b"}, "has context .*no text"),
+        ({"question": "a", "options": ["x", "y"], "chosen": "b", "rejected": "c"}, "has options beside its question"),
         ({"text": "half \ud800"}, "surrogate"),
     ],
 )

@@ -100,5 +100,5 @@ def test_what_no_answer_can_be_compared_with_is_no_question(
     assert found is not None
     assert [q.reference for q in found.asked] == ["1", "3"]
     said = capsys.readouterr().err
-    assert "2 bad" in said
+    assert "1 bad" in said
     assert "record 5 has an empty answer" in said

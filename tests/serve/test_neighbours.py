@@ -129,6 +129,11 @@ def test_prompts_are_measured_each_by_itself(running: Running) -> None:
     assert running.post("/v1/completions", asked).status_code == 200
 
 
+def test_more_texts_than_ever_fit_are_not_asked_for_again(running: Running) -> None:
+    answer = running.post("/v1/completions", {"model": "tiny", "prompt": ["a"] * 128, "n": 3, "max_tokens": 1})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "request_too_large")
+
+
 def test_requests_go_on_when_nobody_reads_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
     class Gone:
         def write(self, text: str) -> None:

@@ -150,10 +150,18 @@ def test_a_wish_leaves_what_it_does_not_choose(tokens: Path, tmp_path: Path) -> 
     pretrain(short, quiet=True)
     with pytest.raises(RecipeError, match=r"model.from: this recipe is of a fine-tuning"):
         choose(parse(raw | {"model": {"from": "models/x"}}), None, 1, quiet=True)
-    again = wished(parse(raw | {"train": {"sequence_length": 64, "micro_batch_rows": 1}}), None, 1, resume=True)
+    file = tmp_path / "wish.toml"
+    sections = (
+        "\n".join([f"[{name}]", *(f"{k} = {json.dumps(v)}" for k, v in keys.items())]) for name, keys in raw.items()
+    )
+    file.write_text("\n".join(sections))
+    again = wished(file, ["train.micro_batch_rows=1"], None, 1, resume=True)
     assert (again.train.micro_batch_rows, again.train.steps) == (1, 2)
     assert again.model == short.model
-    assert wished(parse(raw | {"train": {"sequence_length": 32}}), None, 1, resume=True).train.sequence_length == 32
+    assert wished(file, ["train.sequence_length=32"], None, 1, resume=True).train.sequence_length == 32
+    cured = wished(file, ["train.learning_rate=1e-9", "train.muon_learning_rate=1e-4"], None, 1, resume=True).train
+    assert (cured.learning_rate, cured.muon_learning_rate) == (1e-9, 1e-4)
+    assert wished(file, ["train.muon_learning_rate=1e-4"], None, 1, quiet=True).train.muon_learning_rate == 1e-4
 
 
 def test_an_epoch_is_all_of_the_data() -> None:

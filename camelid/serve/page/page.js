@@ -97,7 +97,7 @@ async function complete(number, sides, begun) {
   if (current !== where) return listed();
   show();
   // The log is drawn anew, all of it: a screen reader is told the answer alone, when it is whole.
-  at("heard").textContent = sides.map((side) => message.sides[side].fault ?? message.sides[side].text).join("\n\n");
+  at("heard").textContent = sides.map((side) => message.sides[side].text).join("\n\n");
 }
 
 function stop() {
