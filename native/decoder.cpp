@@ -34,7 +34,7 @@ const Level* level_named(int wanted) {  // -1: the best of this CPU
     return level_plain();
 }
 
-constexpr std::int64_t STRETCH = 64 << 10;  // bytes of weights that a thread takes at once, at least
+constexpr std::int64_t STRETCH = 64 << 10;  // bytes of weights, below which a thread's share is not cut further
 
 enum Weight { Q, K, V, O, GATE, UP, DOWN, WEIGHTS };
 

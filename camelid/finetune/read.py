@@ -79,23 +79,27 @@ def rows(path: Path) -> Iterator[tuple[int, Any]]:
     elif name.endswith(".json"):
         yield from _json(path, text)
     elif name.endswith((".jsonl", ".jsonl.gz")):
-        for number, line in enumerate(text.split("\n"), 1):
-            if line.strip():
-                try:
-                    yield number, json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    yield number, BadRow(f"is not JSON: {error}")
+        yield from _lines(text)
     else:
         raise InputError(f"{path} is none of {', '.join(KINDS)}: rename it, or write it as JSON lines")
+
+
+def _lines(text: str) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except (ValueError, RecursionError) as error:
+                yield number, BadRow(f"is not JSON: {error}")
 
 
 def _json(path: Path, text: str) -> Iterator[tuple[int, Any]]:
     try:
         whole = json.loads(text)
-    except json.JSONDecodeError as error:
-        lines = "" if error.msg != "Extra data" else ": if each line is an object, name the file .jsonl"
-        raise InputError(f"{path} is not JSON: {error}{lines}") from None
     except (ValueError, RecursionError) as error:
+        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":  # lines under the other name
+            yield from _lines(text)
+            return
         raise InputError(f"{path} is not JSON: {error}") from None
     if isinstance(whole, dict):
         whole = [whole]

@@ -24,6 +24,7 @@ from camelid.generate.sequence import Sequence
 from camelid.serve import replies
 from camelid.serve.app import Gate
 from camelid.serve.chat import _Writer
+from camelid.serve.faults import Fault
 from camelid.serve.limits import Limits
 from camelid.serve.worker import Progress
 
@@ -364,3 +365,13 @@ def test_a_text_that_takes_too_long(engine: Engine) -> None:
             for _ in server.client.chat.completions.create(**body, stream=True):
                 pass
         drained(server)
+
+
+@pytest.mark.parametrize(
+    ("fault", "again"),
+    [(Fault(500, "", code="generation_failed"), False), (Fault(408, ""), False), (Fault(429, "", retry_after=5), True),
+     (Fault(503, "", code="shutting_down"), True)],
+)  # fmt: skip
+def test_what_would_fail_again_is_not_asked_for_again(fault: Fault, again: bool) -> None:
+    """OpenAI's client heeds it."""
+    assert ((b"x-should-retry", b"false") not in fault.headers()) == again

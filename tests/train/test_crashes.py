@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import random
 import shutil
@@ -9,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -270,3 +273,22 @@ def test_fresh_good_checkpoints_outlive_damaged_newer_ones(
     assert checkpoint.newest_good(tmp_path) == checkpoint.folder_of(tmp_path, 3)
     assert checkpoint.folder_of(tmp_path, 2).exists()
     assert not checkpoint.folder_of(tmp_path, 1).exists()
+
+
+def test_a_file_system_without_locks(
+    tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is told, and the run goes on; a lock that another process holds ends it."""
+
+    def refused(error: OSError) -> Callable[..., None]:
+        def flock(*_: Any) -> None:
+            raise error
+
+        return flock
+
+    monkeypatch.setattr(fcntl, "flock", refused(OSError(errno.ENOLCK, "No locks available")))
+    assert pretrain(recipe(tokens, tmp_path / "run"), quiet=True)["steps"] == 8
+    assert "cannot be locked (No locks available)" in capsys.readouterr().err
+    monkeypatch.setattr(fcntl, "flock", refused(BlockingIOError(errno.EAGAIN, "busy")))
+    with pytest.raises(InputError, match="another process is training into it"):
+        pretrain(recipe(tokens, tmp_path / "other"), quiet=True)

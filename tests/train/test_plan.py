@@ -192,3 +192,13 @@ def test_ranks_share_what_is_spread(tokens: Path, tmp_path: Path) -> None:
     assert four["weights"] == one["weights"] // 4
     assert four["optimizer"] == one["optimizer"] // 4
     assert json.dumps(four)
+
+
+def test_a_machines_memory_is_shared_by_its_own_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several machines' eight, two are on this one."""
+    from camelid.train import plan
+
+    monkeypatch.setattr(plan, "free_here", lambda ranks: ranks)
+    assert plan.available(Ranks(world=8)) == 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert plan.available(Ranks(world=8)) == 2
