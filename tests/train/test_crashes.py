@@ -218,7 +218,7 @@ def test_another_learning_rate_resumes_and_is_told(
     assert "train.learning_rate was 0.003 and is 0.0001 from here on" in capsys.readouterr().err
 
 
-def test_inputs_that_have_gone_stop_no_save(tokens: Path, tmp_path: Path) -> None:
+def test_inputs_that_have_gone_stop_no_save(tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The manifest says what was read, not what lies there at a save."""
     job = pretraining(recipe(tokens, tmp_path / "run"), [tokens], Ranks(), quiet=True)
     begun, real = sha256_file(tokens / MANIFEST), job.source.batch
@@ -227,7 +227,7 @@ def test_inputs_that_have_gone_stop_no_save(tokens: Path, tmp_path: Path) -> Non
         (tokens / MANIFEST).unlink(missing_ok=True)
         return real(*args)
 
-    job.source.batch = gone  # type: ignore[method-assign]
+    monkeypatch.setattr(job.source, "batch", gone)
     made = Path(run(job)["checkpoint"])
     assert not (tokens / MANIFEST).exists()
     assert read_manifest(made)["inputs"][0]["sha256"] == begun
