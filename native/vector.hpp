@@ -116,13 +116,14 @@ INLINE void narrow(float value, std::uint16_t* out) {  // round to nearest, ties
 // N values at a time, written out: left to itself, GCC makes loops over bfloat16 half as wide as they could be.
 template <int N>
 struct Kinds;
-#define KINDS(N)                                                        \
-    template <>                                                         \
-    struct Kinds<N> {                                                   \
-        typedef float Values __attribute__((vector_size(4 * N)));       \
-        typedef std::int32_t Whole __attribute__((vector_size(4 * N))); \
-        typedef std::uint32_t Bits __attribute__((vector_size(4 * N))); \
+#define KINDS(N)                                                          \
+    template <>                                                           \
+    struct Kinds<N> {                                                     \
+        typedef float Values __attribute__((vector_size(4 * N)));         \
+        typedef std::int32_t Whole __attribute__((vector_size(4 * N)));   \
+        typedef std::uint32_t Bits __attribute__((vector_size(4 * N)));   \
         typedef std::uint16_t Halves __attribute__((vector_size(2 * N))); \
+        typedef std::uint8_t Bytes __attribute__((vector_size(N)));       \
     };
 KINDS(4)
 KINDS(8)
@@ -134,6 +135,7 @@ struct Lanes {
     using Whole = typename Kinds<N>::Whole;
     using Bits = typename Kinds<N>::Bits;
     using Halves = typename Kinds<N>::Halves;
+    using Bytes = typename Kinds<N>::Bytes;
 
     INLINE static void load(const float* from, Values* out) { std::memcpy(out, from, sizeof *out); }
     INLINE static void load(const std::uint16_t* from, Values* out) {
@@ -178,11 +180,22 @@ INLINE void exp_below(const T* row, float top, typename Lanes<N>::Values* out) {
     exp_values<N>(out);
 }
 
-// The greatest and the sum of a register's values, halves at a time.
+// The greatest and the sum of a register's values, halves at a time. Through memory, as GCC before 12 has to do it, each
+// half waits for the whole to be written.
 template <typename Part, typename Wide>
 INLINE void halve(const Wide& values, Part* low, Part* high) {
+#if defined(__clang__) || __GNUC__ >= 12
+    if constexpr (sizeof(Wide) == 64) {
+        *low = __builtin_shufflevector(values, values, 0, 1, 2, 3, 4, 5, 6, 7);
+        *high = __builtin_shufflevector(values, values, 8, 9, 10, 11, 12, 13, 14, 15);
+    } else {
+        *low = __builtin_shufflevector(values, values, 0, 1, 2, 3);
+        *high = __builtin_shufflevector(values, values, 4, 5, 6, 7);
+    }
+#else
     std::memcpy(low, &values, sizeof *low);
     std::memcpy(high, reinterpret_cast<const char*>(&values) + sizeof *low, sizeof *high);
+#endif
 }
 
 template <typename V>

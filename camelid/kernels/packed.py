@@ -100,7 +100,7 @@ def pack_integers(q: Tensor, scale: Tensor, zero: Tensor | None, bits: int, room
 
 def round_symmetric(weight: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor] | None:
     """q and scale as `pack_integers` takes them, without zeros, rounded to nearest by the native library, which gives
-    the bits of `model.quantized.round_to_nearest`; None where it cannot."""
+    the bits of `model.quantized.round_to_nearest`; None where it cannot, and for a weight that is not finite."""
     dtypes = (torch.float32, torch.float16, torch.bfloat16)
     real = weight.device.type == "cpu" and weight.dtype in dtypes and not isinstance(weight, FakeTensor)
     native = library()
@@ -110,12 +110,12 @@ def round_symmetric(weight: Tensor, bits: int, group: int) -> tuple[Tensor, Tens
     rows, columns = weight.shape
     q = torch.empty(rows, columns * bits // 8, dtype=torch.uint8, device="cpu")
     scale = torch.empty(rows, columns // group, dtype=torch.float16, device="cpu")
-    native.camelid_round(
+    finite = native.camelid_round(
         ctypes.c_void_p(weight.data_ptr()), ctypes.c_int(dtypes.index(weight.dtype)), ctypes.c_int64(rows),
         ctypes.c_int64(columns), ctypes.c_int64(group), ctypes.c_int(bits), ctypes.c_void_p(q.data_ptr()),
         ctypes.c_void_p(scale.data_ptr()), ctypes.c_int(torch.get_num_threads()),
     )  # fmt: skip
-    return q, scale
+    return (q, scale) if finite else None
 
 
 def rounded(x: Tensor) -> Tensor:

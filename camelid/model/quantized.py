@@ -80,12 +80,12 @@ def round_to_nearest(weight: Tensor, bits: int, group: int, symmetric: bool = Tr
     """
     if weight.shape[1] % group or (bits == 4 and group % 2):
         raise InputError(f"groups of {group} do not divide a layer's {weight.shape[1]} inputs: choose another size")
+    if symmetric and (found := round_symmetric(weight, bits, group)) is not None:
+        return Integers(*found, None, bits)
     numbers = weight.data
     rehearsed = numbers.is_meta or type(numbers) is not Tensor  # shapes without numbers
     if not rehearsed and not all(map(math.isfinite, map(float, numbers.aminmax()))):
         raise InputError("a weight is NaN or infinite, which no rounding keeps: camelid verify says where")
-    if symmetric and (found := round_symmetric(weight, bits, group)) is not None:
-        return Integers(*found, None, bits)
     groups = weight.detach().float().view(len(weight), -1, group)
     low, high = groups.amin(-1).clamp_max_(0), groups.amax(-1).clamp_min_(0)
     most, middle = 2**bits - 1, 2 ** (bits - 1)

@@ -16,7 +16,7 @@ from camelid.errors import InputError
 from camelid.generate.runner import Chunk, NativeRunner, native_refusal
 from camelid.kernels.decoder import LEVELS, PAGE, Decoder, level
 from camelid.kernels.library import library
-from camelid.kernels.packed import KINDS, Packed, pack, pack_integers, rounded
+from camelid.kernels.packed import KINDS, Packed, pack, pack_integers, round_symmetric, rounded
 from camelid.model.config import LlamaConfig, RopeScaling
 from camelid.model.llama import Llama
 from camelid.model.quantized import quantize_head, quantize_layers, round_to_nearest
@@ -353,18 +353,31 @@ def test_no_weight_is_off_by_more_than_its_format_allows(bits: int, group: int, 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(("bits", "group"), [(8, 32), (4, 32), (4, 128), (8, 128)])
+@pytest.mark.parametrize(("bits", "group"), [(8, 32), (4, 32), (4, 128), (8, 128), (8, 5), (4, 10), (8, 44), (4, 20)])
 def test_the_library_rounds_as_torch_does(
     dtype: torch.dtype, bits: int, group: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weight = torch.randn(37, 256, generator=torch.Generator().manual_seed(0)) * torch.logspace(-9, 4, 37)[:, None]
+    weight = torch.randn(37, 4 * group, generator=torch.Generator().manual_seed(0)) * torch.logspace(-9, 4, 37)[:, None]
     weight[3], weight[4, 7] = 0, 1e4
     weight = weight.to(dtype)
+    assert round_symmetric(weight, bits, group) is not None
     ours = round_to_nearest(weight, bits, group)
     monkeypatch.setattr("camelid.model.quantized.round_symmetric", lambda *given: None)
     theirs = round_to_nearest(weight, bits, group)
     assert torch.equal(ours.scale, theirs.scale)
     assert torch.equal(ours.packed, theirs.packed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("place", [0, 40, 59])
+def test_a_weight_that_is_no_number_is_not_rounded(dtype: torch.dtype, value: float, place: int) -> None:
+    weight = torch.ones(3, 60, dtype=dtype)
+    assert round_symmetric(weight, 8, 20) is not None
+    weight[1, place] = value
+    assert round_symmetric(weight, 8, 20) is None
+    with pytest.raises(InputError, match="NaN or infinite"):
+        round_to_nearest(weight, 8, 20)
 
 
 def test_integers_as_a_cast_model_keeps_them() -> None:
