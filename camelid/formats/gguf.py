@@ -8,8 +8,11 @@ are stored in Meta's interleaved pairing and are permuted to ours here.
 from __future__ import annotations
 
 import math
+import mmap
 import struct
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,12 +20,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from camelid.errors import FormatError, about
 from camelid.formats.checkpoint import Checkpoint, Stored
-from camelid.formats.gguf_blocks import BLOCKS, expand
+from camelid.formats.gguf_blocks import BLOCKS, WHOLE, expand, whole
 from camelid.model.config import LlamaConfig, RopeScaling
+from camelid.model.quantized import GROUP, Integers, round_to_nearest
 from camelid.model.rope import interleaved_to_half_split, inverse_frequencies
 from camelid.tokenizer.gguf_fields import ENDS
 
@@ -60,15 +65,36 @@ class GGUF:
     path: Path
     metadata: dict[str, Any]
     tensors: dict[str, TensorInfo]
-    data: np.memmap[Any, np.dtype[np.uint8]]
+    data: mmap.mmap
 
     def tensor(self, name: str) -> Tensor:
         """One tensor, expanded when quantised. Raises FormatError naming a type that is not supported."""
         info = self.tensors[name]
-        raw = np.array(self.data[info.start : info.start + info.size])
-        if info.type in PLAIN:
-            return torch.from_numpy(raw).view(PLAIN[info.type]).view(info.shape)
-        return torch.from_numpy(expand(info.type, raw)).view(info.shape)
+        with self._raw(info) as raw:
+            if info.type in PLAIN:
+                return torch.from_numpy(raw.copy()).view(PLAIN[info.type]).view(info.shape)
+            return torch.from_numpy(expand(info.type, raw)).view(info.shape)
+
+    def integers(self, name: str) -> Integers:
+        """A quantised matrix as whole numbers: see `Stored`."""
+        info = self.tensors[name]
+        if info.type not in WHOLE:
+            return round_to_nearest(self.tensor(name), 8, GROUP)
+        with self._raw(info) as raw:
+            q, scale = whole(info.type, raw)
+        if not np.isfinite(scale).all():
+            raise FormatError(f"{self.path}: tensor {name!r} has a scale that is NaN or infinite: copy the file again")
+        rows = info.shape[0]
+        parts = torch.from_numpy(q).view(rows, -1), torch.from_numpy(scale).view(rows, -1)
+        return Integers(*parts, None, WHOLE[info.type])
+
+    @contextmanager
+    def _raw(self, info: TensorInfo) -> Iterator[NDArray[np.uint8]]:
+        """A tensor's bytes, as they lie in the file. Afterwards they are no longer the process's."""
+        yield np.frombuffer(self.data, np.uint8, info.size, info.start)
+        if hasattr(mmap, "MADV_DONTNEED"):
+            first = info.start // mmap.PAGESIZE * mmap.PAGESIZE
+            self.data.madvise(mmap.MADV_DONTNEED, first, info.start + info.size - first)
 
 
 class _Reader:
@@ -76,23 +102,25 @@ class _Reader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.data = np.memmap(path, dtype=np.uint8, mode="r")
+        with path.open("rb") as file:
+            self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.bytes = memoryview(self.data)
         self.at = 0
 
     def fail(self, what: str) -> FormatError:
         return FormatError(f"{self.path} (byte {self.at}): {what}")
 
-    def take(self, count: int) -> bytes:
-        if count > len(self.data) - self.at:
-            raise self.fail(f"{count} bytes are declared, {len(self.data) - self.at} are left: truncated or hostile")
+    def take(self, count: int) -> memoryview:
+        if count > len(self.bytes) - self.at:
+            raise self.fail(f"{count} bytes are declared, {len(self.bytes) - self.at} are left: truncated or hostile")
         self.at += count
-        return self.data[self.at - count : self.at].tobytes()
+        return self.bytes[self.at - count : self.at]
 
     def number(self, code: str) -> Any:
         return struct.unpack(f"<{code}", self.take(struct.calcsize(f"<{code}")))[0]
 
     def string(self) -> str:
-        return self.take(self.number("Q")).decode("utf-8", "replace")
+        return str(self.take(self.number("Q")), "utf-8", "replace")
 
     def value(self, kind: int, depth: int = 0) -> Any:
         if kind in _SCALARS:
@@ -104,12 +132,27 @@ class _Reader:
         inner, count = self.number("I"), self.number("Q")
         if inner in _SCALARS:
             size = struct.calcsize(f"<{_SCALARS[inner]}")
-            if count > (len(self.data) - self.at) // size:
+            if count > (len(self.bytes) - self.at) // size:
                 raise self.fail(f"an array of {count} elements is declared, which is more than the file holds")
             return list(struct.unpack(f"<{count}{_SCALARS[inner]}", self.take(count * size)))
-        if count > len(self.data) - self.at:
+        if count > len(self.bytes) - self.at:
             raise self.fail(f"an array of {count} elements is declared, which is more than the file holds")
+        if inner == _STRING:
+            return self.strings(count)
         return [self.value(inner, depth + 1) for _ in range(count)]
+
+    def strings(self, count: int) -> list[str]:
+        """As many calls of `string`, of which a vocabulary takes a hundred thousand."""
+        found, size_at, data, at = list[str](), struct.Struct("<Q").unpack_from, self.bytes, self.at
+        for _ in range(count):
+            if at + 8 > len(data) or size_at(data, at)[0] > len(data) - at - 8:
+                self.at = at
+                found.append(self.string())  # which says what is wrong
+            end = at + 8 + size_at(data, at)[0]
+            found.append(str(data[at + 8 : end], "utf-8", "replace"))
+            at = end
+        self.at = at
+        return found
 
 
 def parse(path: Path) -> GGUF:
@@ -117,7 +160,7 @@ def parse(path: Path) -> GGUF:
     if path.stat().st_size < 24:
         raise FormatError(f"{path} is too short to be a GGUF file")
     r = _Reader(path)
-    if r.take(4) != b"GGUF":
+    if bytes(r.take(4)) != b"GGUF":
         raise FormatError(f"{path} is not a GGUF file: it does not begin with 'GGUF'")
     version, tensor_count, key_count = r.number("I"), r.number("Q"), r.number("Q")
     if version not in (2, 3):
@@ -190,15 +233,26 @@ def open_file(path: Path) -> Checkpoint:
     with about(path):
         config = _config(file)
 
+    def ordered(name: str, rows: Tensor) -> Tensor:
+        heads = {".q_proj.": config.num_attention_heads, ".k_proj.": config.kv_heads}
+        of = next((heads[part] for part in heads if part in our_name(name)), None)
+        return rows if of is None else interleaved_to_half_split(rows, of)
+
     def read(name: str) -> Tensor:
-        tensor, ours = file.tensor(name), our_name(name)
-        if ".q_proj." in ours:
-            return interleaved_to_half_split(tensor, config.num_attention_heads)
-        return interleaved_to_half_split(tensor, config.kv_heads) if ".k_proj." in ours else tensor
+        return ordered(name, file.tensor(name))
+
+    def integers(name: str) -> Integers:
+        found = file.integers(name)
+        return replace(found, packed=ordered(name, found.packed), scale=ordered(name, found.scale))
+
+    def stored(name: str, info: TensorInfo) -> Stored:
+        if info.type in PLAIN:
+            return Stored(info.shape, PLAIN[info.type], partial(read, name))
+        return Stored(info.shape, torch.float32, partial(read, name), partial(integers, name))
 
     def tensors() -> dict[str, Stored]:
         return {
-            our_name(name): Stored(info.shape, PLAIN.get(info.type, torch.float32), partial(read, name))
+            our_name(name): stored(name, info)
             for name, info in file.tensors.items()
             if name != "rope_freqs.weight"  # llama3 scaling as a table, which the config's gives again
         }

@@ -11,6 +11,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from camelid.kernels import gguf as native
+
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
@@ -139,7 +141,26 @@ def expand(kind: str, raw: Bytes) -> Floats:
     """Any number of bytes of whole blocks -> their values, flat."""
     size, width, function = BLOCKS[kind]
     blocks = raw.reshape(-1, width)
+    if (found := native.expand(kind, blocks, size)) is not None:
+        return found.reshape(-1)
     values, at_once = np.empty((len(blocks), size), np.float32), max(1, AT_ONCE // size)
     for first in range(0, len(blocks), at_once):  # or what lies between would take several times the result
         values[first : first + at_once] = function(blocks[first : first + at_once])
     return values.reshape(-1)
+
+
+WHOLE = {"Q8_0": 8, "Q4_0": 4}  # types whose values are a scale times whole numbers around a middle, and their bits
+
+
+def whole(kind: str, raw: Bytes) -> tuple[Bytes, NDArray[np.float16]]:
+    """Blocks of a type of WHOLE as `model.quantized.Integers` keeps them: q uint8 [blocks, 32 * bits / 8], of 4 bits
+    two a byte, the even one low; scale [blocks, 1]."""
+    blocks = raw.reshape(-1, BLOCKS[kind][1])
+    if (found := native.whole(kind, blocks)) is not None:
+        return found
+    scale, q = np.ascontiguousarray(blocks[:, :2]).view(np.float16), blocks[:, 2:]
+    if kind == "Q8_0":
+        return q ^ np.uint8(128), scale
+    even, odd = q[:, ::2], q[:, 1::2]  # each the values i and 16 + i
+    packed: Bytes = np.concatenate([even & 15 | odd << 4, even >> 4 | odd & 0xF0], axis=1)
+    return packed, scale

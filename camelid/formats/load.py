@@ -21,7 +21,7 @@ from camelid.formats.hub import is_hub_id, snapshot
 from camelid.kernels.packed import BLOCK
 from camelid.model.llama import Llama
 from camelid.model.lora import use_adapter
-from camelid.model.quantized import Integers, QuantizedLinear
+from camelid.model.quantized import GROUP, Integers, QuantizedLinear, round_to_nearest
 from camelid.tokenizer.gguf_fields import from_gguf
 from camelid.tokenizer.load import from_folder, from_model_file
 from camelid.tokenizer.tokenizer import Tokenizer
@@ -93,24 +93,34 @@ def load(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     model_class: type[Model] = Llama,  # type: ignore[assignment]
+    bits: int | None = None,
+    whole: bool = False,
 ) -> Model:
-    """Read MODEL into a Llama in evaluation mode. dtype None keeps the file's own.
+    """Read MODEL into a Llama in evaluation mode. dtype None keeps the file's own. `bits` and `whole` as in
+    `read_model`; an adapter's base is never `whole`.
 
     Every tensor of the model must be in the file with the right shape, and none may be left over: a model is
     never opened with weights missing. An adapter is put on its base, which stays as it is. Raises FormatError naming
     the tensor.
     """
     path = resolve(source)
-    model, fingerprint = read_model(open_model(path), dtype, device, model_class)
-    if path.is_dir() and is_adapter(path):
+    adapter = path.is_dir() and is_adapter(path)
+    model, fingerprint = read_model(open_model(path), dtype, device, model_class, bits, whole and not adapter)
+    if adapter:
         attach(model, path, fingerprint=fingerprint)
     return model.eval()
 
 
 def read_model(
-    checkpoint: Checkpoint, dtype: torch.dtype | None, device: str | torch.device, model_class: type[Model]
-) -> tuple[Model, str]:
-    """All weights of an opened model, and their fingerprint. Quantised layers stay quantised, whatever the dtype."""
+    checkpoint: Checkpoint, dtype: torch.dtype | None, device: str | torch.device, model_class: type[Model],
+    bits: int | None = None, whole: bool = False,
+) -> tuple[Model, str]:  # fmt: skip
+    """All weights of an opened model, and their fingerprint. Quantised layers stay quantised, whatever the dtype.
+
+    With `bits` the blocks' layers are rounded to so many, to nearest by groups of 32, each when it has been read: the
+    model is never whole in memory. With `whole` those that a GGUF file keeps in blocks are not expanded: see `Stored`.
+    Raises InputError when a model is to be rounded that is already.
+    """
     fingerprint = Fingerprint()
     with torch.device("meta"):
         model = model_class(checkpoint.config)
@@ -118,14 +128,23 @@ def read_model(
     tensors = checkpoint.tensors()
     drop_tied_head(checkpoint, tensors)
     for name, stored in tensors.items():
-        tensor = stored.read()
+        inner = _inner(model, name) if whole or bits else None
+        if inner is not None:
+            check_shape(checkpoint.path, name, stored.shape, inner.weight.shape)
+        tensor = stored.whole() if whole and inner is not None and stored.whole else stored.read()
         if isinstance(tensor, Integers):
+            if bits is not None:
+                raise InputError(f"{checkpoint.path}: the model is quantised already; open it without quantization")
             fingerprint.add(name, tensor.packed)
             _assign_integers(model, name, tensor, checkpoint, device)
         else:
             check_kind(checkpoint.path, name, tensor.dtype)
             fingerprint.add(name, tensor)
-            _assign(model, name, tensor.to(device=device, dtype=dtype or tensor.dtype), checkpoint)
+            tensor = tensor.to(dtype=dtype or tensor.dtype)
+            if bits is not None and inner is not None:
+                _assign_integers(model, name, round_to_nearest(tensor, bits, GROUP), checkpoint, device)
+            else:
+                _assign(model, name, tensor.to(device), checkpoint)
         missing.discard(name)
     if checkpoint.config.tie_word_embeddings:
         missing.discard("lm_head.weight")
@@ -139,6 +158,15 @@ def read_model(
         if isinstance(module, QuantizedLinear):
             module.dtype = model.embed_tokens.weight.dtype
     return model.eval(), fingerprint.hex()
+
+
+def _inner(model: Llama, name: str) -> torch.nn.Linear | None:
+    """The linear layer of a block whose weight this is."""
+    path, _, leaf = name.rpartition(".")
+    with suppress(AttributeError):
+        found = model.get_submodule(path) if leaf == "weight" and path.startswith("layers.") else None
+        return found if isinstance(found, torch.nn.Linear) else None
+    return None
 
 
 def _assign(model: Llama, name: str, tensor: torch.Tensor, checkpoint: Checkpoint) -> None:
@@ -228,12 +256,15 @@ def generation_of(source: str | Path) -> dict[str, Any]:
     return found | ({"eos_token_id": list(stops)} if stops else {})
 
 
-def load_adapters(source: str | Path, adapters: Mapping[str, str | Path], dtype: torch.dtype | None = None) -> Llama:
-    """MODEL with adapters by name, none of them active. Raises InputError for one that belongs to another base."""
+def load_adapters(
+    source: str | Path, adapters: Mapping[str, str | Path], dtype: torch.dtype | None = None, bits: int | None = None
+) -> Llama:
+    """MODEL with adapters by name, none of them active; `bits` as in `read_model`. Raises InputError for one that
+    belongs to another base."""
     path = resolve(source)
     if path.is_dir() and is_adapter(path):
         raise InputError(f"{path} is an adapter itself: give its base, {base_of(path)}, and it among the adapters")
-    model, fingerprint = read_model(open_model(path), dtype, "cpu", Llama)
+    model, fingerprint = read_model(open_model(path), dtype, "cpu", Llama, bits)
     for name, folder in adapters.items():
         attach(model, resolve(folder), name, fingerprint)
     use_adapter(model, None)

@@ -26,6 +26,11 @@ NAMES = {
 _DTYPES = {name: dtype for dtype, name in NAMES.items()}
 
 
+# Bytes read of a file before it is mapped anew: what was read and let go is no longer the process's. A tensor of fewer
+# than SMALL is copied, that a norm does not keep the matrices around it.
+MAPPED, SMALL = 256 << 20, 1 << 20
+
+
 class OpenFile:
     """The file that is read: one at a time, for what is mapped of it counts as memory. A tensor keeps its own file
     mapped for as long as it lives."""
@@ -33,12 +38,13 @@ class OpenFile:
     def __init__(self) -> None:
         self._path: Path | None = None
         self._file: Any = None
+        self._read_bytes = 0
 
     def _opened(self, path: Path) -> Any:
         from safetensors import safe_open
 
-        if path != self._path:
-            self._path, self._file = None, None
+        if path != self._path or self._read_bytes > MAPPED:
+            self._path, self._file, self._read_bytes = None, None, 0
             self._file = safe_open(path, framework="pt")
             self._path = path
         return self._file
@@ -66,7 +72,8 @@ class OpenFile:
             found: Tensor = self._opened(path).get_tensor(name)
         except SafetensorError as error:
             raise _damaged(path, error) from None
-        return found
+        self._read_bytes += found.nbytes
+        return found.clone() if found.nbytes < SMALL else found
 
 
 def _damaged(path: Path, error: Exception) -> FormatError:

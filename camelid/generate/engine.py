@@ -26,6 +26,7 @@ from camelid.generate.scheduler import Scheduler, run_to_end, step_or_wait
 from camelid.generate.sequence import FinishReason, Sequence
 from camelid.kernels.decoder import PAGE
 from camelid.kernels.device import free_on_gpu, on_its_gpu
+from camelid.kernels.library import library
 from camelid.kernels.memory import installed
 from camelid.model.llama import Llama
 from camelid.model.quantized import BITS
@@ -109,6 +110,9 @@ class Engine:
         """Open MODEL with its tokenizer, and more adapters of it by name, for `SamplingParams.adapter`.
 
         `quantization` "int8" or "int4" rounds the weights of a full-precision model to groups of 32, to nearest.
+        Without it, and without a `dtype`, the layers of a GGUF file that are in Q8_0 or Q4_0 are the file's whole
+        numbers, and those in its other quantised types are rounded to int8 by groups of 32; with dtype float32 all are
+        expanded.
         `threads` is what the native decoder uses, and torch for the process. `kv_cache` "int8" keeps keys and values as
         bytes, each head's of a token by its greatest: half the memory of bfloat16. `draft` names a smaller model that
         guesses for it, rounded by `draft_quantization`. `device` "auto" is a GPU where there is one of whose free
@@ -131,14 +135,20 @@ class Engine:
         tokenizer = load_tokenizer(path)
         if draft is not None:
             check_same(tokenizer, load_tokenizer(draft), str(draft))
-        model: Llama = load_adapters(path, adapters, dtype) if adapters else load(path, dtype=dtype)
+
+        def opened(source: str | Path, form: str | None) -> Llama:
+            whole = form is None and dtype is None and library() is not None
+            return load(source, dtype=dtype, bits=BITS[form] if form else None, whole=whole)
+
+        bits = BITS[quantization] if quantization else None
+        model = load_adapters(path, adapters, dtype, bits) if adapters else opened(path, quantization)
         tokenizer.check_rows(model.config.vocab_size, path)
-        runner = runner_for(model, quantization, threads, kv_cache, device)
+        runner = runner_for(model, None, threads, kv_cache, device, keep=False)
         guessing = None
         if draft is not None:
             try:
                 beside = runner.model.device.type if isinstance(runner, TorchRunner) else "cpu"
-                guessing = runner_for(load(draft, dtype=dtype), draft_quantization, threads, kv_cache, beside)
+                guessing = runner_for(opened(draft, draft_quantization), None, threads, kv_cache, beside, keep=False)
             except InputError as error:
                 raise InputError(f"draft {draft}: {error}") from None
         engine = cls(runner, tokenizer, stop_ids(path), cache_tokens, guessing)

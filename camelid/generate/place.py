@@ -19,10 +19,11 @@ SHARE_OF_GPU = 0.8  # of its free memory that weights may take: the rest is for 
 
 def runner_for(
     model: Llama, quantization: str | None = None, threads: int | None = None,
-    kv_cache: Literal["int8"] | None = None, device: str = "cpu",
+    kv_cache: Literal["int8"] | None = None, device: str = "cpu", keep: bool = True,
 ) -> Runner:  # fmt: skip
     """What runs a model that is on the CPU; the torch model is rounded in place and taken to its `device`. Arguments as
-    in `Engine.from_pretrained`. Raises InputError when a model is to be rounded that is rounded already."""
+    in `Engine.from_pretrained`; without `keep` the native decoder takes the model apart. Raises InputError when a model
+    is to be rounded that is rounded already."""
     bits = BITS[quantization] if quantization else None
     already = is_quantized(model)
     if already and bits is not None:
@@ -34,7 +35,7 @@ def runner_for(
         weights += model.embed_tokens.weight.numel() * 8.5 / 8
     on_gpu = takes_gpu(weights, device)
     if not on_gpu and native_refusal(model) is None:
-        return NativeRunner(model, bits, threads, cache=torch.int8 if kv_cache else None)
+        return NativeRunner(model, bits, threads, cache=torch.int8 if kv_cache else None, keep=keep)
     if bits is not None:
         quantize_layers(model, bits)
     if already or bits is not None:

@@ -17,7 +17,7 @@ from camelid.generate.flat import Flat
 from camelid.generate.graphs import Graphs
 from camelid.kernels.decoder import MATRICES, PAGE, Decoder, LayerWeights, Shape, Text
 from camelid.kernels.device import free_on_gpu, on_its_gpu, runs_triton
-from camelid.kernels.memory import large_pages
+from camelid.kernels.memory import give_back, large_pages
 from camelid.kernels.packed import BLOCK, Packed, Room, pack, pack_integers
 from camelid.model.block import Block
 from camelid.model.config import LlamaConfig
@@ -218,7 +218,8 @@ class TorchRunner:
 class NativeRunner:
     """Runs the native decoder. `bits` rounds the layers' weights first, by groups of `group`; the output projection of
     a quantised model is in int8. Keys and values are kept in `cache`: float32, bfloat16 or int8; by default bfloat16,
-    but for a float32 model whose weights were not rounded."""
+    but for a float32 model whose weights were not rounded. Without `keep` the model loses each layer as it is packed,
+    so that it is not in memory twice."""
 
     at_once = 512
     adapters: Sequence[str] = ()
@@ -226,17 +227,20 @@ class NativeRunner:
 
     def __init__(
         self, model: Llama, bits: int | None = None, threads: int | None = None, group: int = 32,
-        level: str | None = None, cache: torch.dtype | None = None,
+        level: str | None = None, cache: torch.dtype | None = None, keep: bool = True,
     ) -> None:  # fmt: skip
         self.config = model.config
         threads = threads or torch.get_num_threads()
         integers = bits is not None or is_quantized(model)
         kind = str(model.dtype).removeprefix("torch.")
         room = Room()
-        layers = [_layer(layer, bits, group, kind, room) for layer in model.layers]
+        blocks = iter(model.layers) if keep else _taken(model)
+        layers = [_layer(layer, bits, group, kind, room) for layer in blocks]
         head = _packed(model.lm_head, 8 if integers else None, 32, kind, room)
-        # Copies: what is only looked at would keep the whole file in memory.
-        self._embeddings = model.embed_tokens.weight.detach().clone()
+        embeddings = model.embed_tokens.weight.detach()
+        # What is only looked at would keep the whole file in memory.
+        alone = not keep and embeddings.untyped_storage().nbytes() == embeddings.nbytes
+        self._embeddings = embeddings if alone else embeddings.clone()
         self._decoder = Decoder(shape_of(model.config), layers, _norm(model.norm.weight), head, threads, level)
         whole = torch.float32 if kind == "float32" and not integers else torch.bfloat16
         self._kind = cache or whole
@@ -321,6 +325,12 @@ def native_refusal(model: Llama) -> str | None:
     if any(isinstance(m, QuantizedLinear) and m.group % BLOCK for m in model.modules()):
         return f"a layer's groups are not multiples of {BLOCK}"
     return shape_of(model.config).refusal()
+
+
+def _taken(model: Llama) -> Iterator[torch.nn.Module]:
+    while len(model.layers):
+        yield model.layers.pop(0)
+        give_back()
 
 
 def _layer(layer: torch.nn.Module, bits: int | None, group: int, kind: str, room: Room) -> LayerWeights:

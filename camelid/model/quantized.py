@@ -23,6 +23,7 @@ from camelid.kernels.packed import round_symmetric, rounded
 from camelid.model.llama import Llama
 
 BITS = {"int8": 8, "int4": 4}
+GROUP = 32  # weights that share a scale unless told otherwise
 
 
 @dataclass(frozen=True)

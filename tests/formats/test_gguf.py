@@ -15,10 +15,11 @@ import torch
 from camelid.errors import FormatError, InputError
 from camelid.formats import load
 from camelid.formats.gguf import TYPE_NAMES, _config, _stops, parse
-from camelid.formats.gguf_blocks import BLOCKS, expand
+from camelid.formats.gguf_blocks import BLOCKS, WHOLE, expand, whole
 from camelid.formats.load import load_tokenizer
 from camelid.model.config import LlamaConfig, RopeScaling
 from camelid.model.llama import Llama
+from camelid.model.quantized import Integers
 from camelid.model.rope import half_split_to_interleaved
 from camelid.tokenizer.gguf_fields import from_gguf
 from camelid.tokenizer.tokenizer import Tokenizer
@@ -59,13 +60,25 @@ def write_model(path: Path, model: Llama, kind: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_blocks_are_the_reference_bit_for_bit(kind: str) -> None:
-    """10,000 random blocks of each type, infinite and NaN scales among them."""
-    _, width, _ = BLOCKS[kind]
+    """10,000 random blocks of each type, infinite and NaN scales among them, with the library and without."""
+    _, width, function = BLOCKS[kind]
     raw = np.random.default_rng(0).integers(0, 256, (10_000, width), dtype=np.uint8)
     with np.errstate(all="ignore"):
-        ours = expand(kind, raw.reshape(-1))
         theirs = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[kind]).reshape(-1)
-    assert ((ours.view(np.uint32) == theirs.view(np.uint32)) | (np.isnan(ours) & np.isnan(theirs))).all()
+        for ours in (expand(kind, raw.reshape(-1)), function(raw).reshape(-1)):
+            assert ((ours.view(np.uint32) == theirs.view(np.uint32)) | (np.isnan(ours) & np.isnan(theirs))).all()
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("kind", sorted(WHOLE))
+def test_whole_numbers_mean_what_the_blocks_do(kind: str, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not native:
+        monkeypatch.setattr("camelid.kernels.gguf.library", lambda: None)
+    raw = np.random.default_rng(1).integers(0, 256, (3000, BLOCKS[kind][1]), dtype=np.uint8)
+    raw[:, 1] &= 0xBF  # finite scales, negative ones too
+    q, scale = whole(kind, raw.reshape(-1))
+    meant = Integers(torch.from_numpy(q), torch.from_numpy(scale), None, WHOLE[kind]).dense()
+    assert np.array_equal(meant.numpy().reshape(-1), expand(kind, raw.reshape(-1)))
 
 
 @pytest.fixture
@@ -342,8 +355,8 @@ def test_one_of_several_files_of_a_model_is_told(tmp_path: Path, wide: Llama) ->
     file = parse(tmp_path / "m.gguf")
     with pytest.raises(FormatError, match="is one of 3 files of a model: join them first"):
         _config(dataclasses.replace(file, metadata={**file.metadata, "split.count": 3}))
-    for whole in (0, 1):
-        _config(dataclasses.replace(file, metadata={**file.metadata, "split.count": whole}))
+    for joined in (0, 1):
+        _config(dataclasses.replace(file, metadata={**file.metadata, "split.count": joined}))
 
 
 def test_a_file_without_a_name_is_known_by_its_beginning(tmp_path: Path, wide: Llama) -> None:
@@ -358,8 +371,9 @@ def test_a_file_without_a_name_is_known_by_its_beginning(tmp_path: Path, wide: L
 
 @pytest.mark.parametrize("kind", sorted(BLOCKS))
 def test_blocks_are_expanded_a_stretch_at_a_time(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("camelid.kernels.gguf.library", lambda: None)
     size, width, _ = BLOCKS[kind]
     raw = np.random.default_rng(0).integers(0, 60, 7 * width, dtype=np.uint8)
-    whole = expand(kind, raw)
+    at_once = expand(kind, raw)
     monkeypatch.setattr("camelid.formats.gguf_blocks.AT_ONCE", 3 * size)
-    assert np.array_equal(expand(kind, raw), whole, equal_nan=True)
+    assert np.array_equal(expand(kind, raw), at_once, equal_nan=True)

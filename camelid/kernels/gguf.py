@@ -1,0 +1,39 @@
+"""GGUF's quantised blocks (native/gguf.cpp), for `formats.gguf_blocks`, which is the reference."""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+from numpy.typing import NDArray
+
+from camelid.kernels.library import library
+from camelid.kernels.text import address
+from camelid.kernels.threads import cores
+
+KINDS = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS")
+
+
+def expand(kind: str, blocks: NDArray[np.uint8], values: int) -> NDArray[np.float32] | None:
+    """Contiguous blocks [count, bytes] of a `kind` among KINDS -> float32 [count, values]; None where the library is
+    not there."""
+    native = library()
+    if native is None:
+        return None
+    out = np.empty((len(blocks), values), np.float32)
+    native.camelid_gguf_expand(KINDS.index(kind), address(blocks), ctypes.c_int64(len(blocks)), address(out), cores())
+    return out
+
+
+def whole(kind: str, blocks: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float16]] | None:
+    """Contiguous blocks of Q8_0 or Q4_0 -> what `formats.gguf_blocks.whole` says; None where the library is not
+    there."""
+    native = library()
+    if native is None:
+        return None
+    q = np.empty((len(blocks), 32 if kind == "Q8_0" else 16), np.uint8)
+    scale = np.empty((len(blocks), 1), np.float16)
+    native.camelid_gguf_whole(
+        KINDS.index(kind), address(blocks), ctypes.c_int64(len(blocks)), address(q), address(scale), cores()
+    )
+    return q, scale

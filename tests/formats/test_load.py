@@ -1,0 +1,147 @@
+"""Opening a model in whole numbers: rounded as it is read, or as a GGUF file has it; and what stays in memory."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors
+import torch
+
+from camelid.errors import FormatError, InputError
+from camelid.formats import safetensors_file
+from camelid.formats.convert import convert
+from camelid.formats.gguf import parse
+from camelid.formats.hf import save
+from camelid.formats.load import load
+from camelid.generate.engine import Engine
+from camelid.generate.runner import Chunk, NativeRunner
+from camelid.generate.sampling import SamplingParams
+from camelid.kernels.library import library
+from camelid.model.config import LlamaConfig
+from camelid.model.llama import Llama
+from camelid.model.quantized import QuantizedLinear, quantize_layers
+from camelid.quantize.job import Wish, quantize
+from camelid.tokenizer.tokenizer import Tokenizer
+
+needs_library = pytest.mark.skipif(library() is None, reason="the native library is not built")
+PARAMS = SamplingParams(max_new_tokens=12, temperature=0.0)
+PROMPT = [5, 40, 7, 100, 30]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tokenizer: Tokenizer, tokenizers: dict[str, Path]) -> Path:
+    """Random weights in bfloat16, with biases, of a shape whose rows fill blocks of 256."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, attention_bias=True, mlp_bias=True,
+    )  # fmt: skip
+    model = Llama(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    save(model.bfloat16(), tmp_path / "model")
+    for file in tokenizers["byte-level"].iterdir():
+        shutil.copy(file, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def same(first: Llama, second: Llama) -> None:
+    ours, theirs = first.state_dict(), second.state_dict()
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_rounded_while_it_is_read_is_rounded_afterwards(folder: Path, bits: int, dtype: torch.dtype | None) -> None:
+    whole: Llama = load(folder, dtype=dtype)
+    quantize_layers(whole, bits)
+    read: Llama = load(folder, dtype=dtype, bits=bits)
+    same(read, whole)
+    assert read.dtype == whole.dtype
+    assert not isinstance(read.lm_head, QuantizedLinear)
+
+
+@pytest.mark.parametrize("kind", ["q8_0", "q4_0", "q4_k_m", "f16"])
+def test_a_gguf_files_layers_in_whole_numbers(folder: Path, kind: str, tmp_path: Path) -> None:
+    """Those of Q8_0 and Q4_0 are the file's; others are off by half a step of 127 at most; what is not rounded there is
+    not rounded here."""
+    path = tmp_path / "m.gguf"
+    convert(folder, path, "gguf", kind=kind.upper())
+    dense: Llama = load(path)
+    weights = dict(dense.named_parameters())
+    found = {n: m for n, m in load(path, whole=True).named_modules() if isinstance(m, QuantizedLinear)}
+    assert len(found) == (0 if kind == "f16" else 14)
+    for name, layer in found.items():
+        meant = weights[f"{name}.weight"].detach()
+        if kind in ("q8_0", "q4_0"):
+            assert layer.bits == int(kind[1])
+            assert torch.equal(layer.integers().dense(), meant), name
+        else:
+            most = meant.view(len(meant), -1, 32).abs().amax(-1).repeat_interleave(32, 1)
+            assert ((layer.integers().dense() - meant).abs() <= most / 254 * 1.01).all(), name
+        assert torch.equal(layer.bias, weights[f"{name}.bias"])
+
+
+@needs_library
+@pytest.mark.parametrize("kind", ["q8_0", "q4_0", "q4_k_m"])
+def test_the_engine_keeps_a_gguf_file_in_whole_numbers(folder: Path, kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    convert(folder, path, "gguf", kind=kind.upper())
+    whole, dense = Engine.from_pretrained(path), Engine.from_pretrained(path, dtype=torch.float32)
+    assert isinstance(whole.runner, NativeRunner)
+    assert isinstance(dense.runner, NativeRunner)
+    assert whole.runner.weight_bytes < 0.4 * dense.runner.weight_bytes
+    expected = NativeRunner(load(path, whole=True))
+    expected.reserve(4)
+    whole.runner.reserve(4)
+    chunk = Chunk(PROMPT, 0, [0])
+    assert torch.equal(whole.runner.run([chunk])[0], expected.run([chunk])[0])
+    asked = Engine.from_pretrained(path, quantization="int4").runner
+    assert isinstance(asked, NativeRunner)
+    assert asked.weight_bytes == NativeRunner(load(path, bits=4)).weight_bytes
+
+
+def test_a_scale_that_is_no_number_is_refused(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    convert(folder, path, "gguf", kind="Q8_0")
+    at = parse(path).tensors["blk.1.ffn_up.weight"].start
+    data = bytearray(path.read_bytes())
+    data[at : at + 2] = b"\x00\x7e"
+    path.write_bytes(data)
+    with pytest.raises(FormatError, match=r"'blk.1.ffn_up.weight' has a scale that is NaN or infinite"):
+        load(path, whole=True)
+
+
+@pytest.mark.parametrize("form", ["int8", "int4"])
+def test_the_engine_rounds_as_the_runner_does(folder: Path, form: str) -> None:
+    """A model that the native decoder took apart gives what one gives that it left whole."""
+    engine = Engine.from_pretrained(folder, quantization=form)
+    model: Llama = load(folder)
+    quantize_layers(model, int(form[3:]))
+    ours = engine.generate([PROMPT], PARAMS)[0]
+    if isinstance(engine.runner, NativeRunner):
+        kept = Engine(NativeRunner(model), None, engine.stop_ids)
+        assert kept.generate([PROMPT], PARAMS)[0].ids == ours.ids
+        assert len(model.layers) == 2
+    quantize(folder, folder.parent / "small", Wish("int8"))
+    with pytest.raises(InputError, match="quantised already"):
+        load(folder.parent / "small", bits=8)
+
+
+def test_a_file_that_is_mapped_anew_is_read_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected: Llama = load(folder)
+    monkeypatch.setattr(safetensors_file, "MAPPED", 1 << 16)
+    opened, real = list[Path](), safetensors.safe_open
+
+    def counted(path: Path, **more: Any) -> Any:
+        opened.append(path)
+        return real(path, **more)
+
+    monkeypatch.setattr(safetensors, "safe_open", counted)
+    same(load(folder), expected)
+    assert len(opened) > 10
