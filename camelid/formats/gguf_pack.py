@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from camelid.formats.gguf_blocks import BLOCKS, Bytes, Floats
+from camelid.kernels import gguf as native
 
 CHUNK = 1 << 22  # numbers at a time
 MIXTURES = {"Q4_K_M": "Q4_K", "Q5_K_M": "Q5_K"}
@@ -40,8 +41,10 @@ def block_type(kind: str, name: str, columns: int, layers: int, tied: bool) -> s
 
 def quantize(kind: str, values: Floats) -> Bytes:
     """Rows of whole blocks -> their bytes."""
-    pack, size = PACKERS[kind], BLOCKS[kind][0]
+    pack, (size, width, _) = PACKERS[kind], BLOCKS[kind]
     blocks = np.ascontiguousarray(values, dtype=np.float32).reshape(-1, size)
+    if (found := native.pack(kind, blocks, width)) is not None:
+        return found
     step = max(1, CHUNK // size)
     return np.concatenate([pack(blocks[start : start + step]) for start in range(0, len(blocks), step)])
 

@@ -13,6 +13,8 @@ from camelid.kernels.threads import cores
 
 KINDS = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS")
 
+PACKED = ("Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K")
+
 
 def expand(kind: str, blocks: NDArray[np.uint8], values: int) -> NDArray[np.float32] | None:
     """Contiguous blocks [count, bytes] of a `kind` among KINDS -> float32 [count, values]; None where the library is
@@ -37,3 +39,14 @@ def whole(kind: str, blocks: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDAr
         KINDS.index(kind), address(blocks), ctypes.c_int64(len(blocks)), address(q), address(scale), cores()
     )
     return q, scale
+
+
+def pack(kind: str, values: NDArray[np.float32], size: int) -> NDArray[np.uint8] | None:
+    """Contiguous values [count, values of a block] -> blocks [count, size] of a `kind`; None where that is not among
+    PACKED, or the library is not there."""
+    native = library()
+    if native is None or kind not in PACKED:
+        return None
+    out = np.empty((len(values), size), np.uint8)
+    native.camelid_gguf_pack(PACKED.index(kind), address(values), ctypes.c_int64(len(values)), address(out), cores())
+    return out
