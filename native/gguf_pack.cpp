@@ -52,10 +52,20 @@ INLINE void store_planes(const std::uint8_t* q, int move, std::uint8_t* out) {
         }
 }
 
+// Of `count`, a multiple of 8, the first of those that none exceeds in size.
 INLINE float of_greatest_size(const float* x, int count) {
-    float most = 0;
-    for (int i = 0; i < count; ++i) most = (x[i] < 0 ? -x[i] : x[i]) > (most < 0 ? -most : most) ? x[i] : most;
-    return most;
+    Lanes<8>::Values here, low = {}, high = {};
+    for (int i = 0; i < count; i += 8) {
+        Lanes<8>::load(x + i, &here);
+        low = here < low ? here : low;
+        high = here > high ? here : high;
+    }
+    low = -low;
+    const float above = greatest(high), below = greatest(low);
+    if (above != below) return above > below ? above : -below;
+    for (int i = 0; i < count; ++i)
+        if (x[i] == above || x[i] == -below) return x[i];
+    return 0;
 }
 
 INLINE void q8_0(const float* x, std::uint8_t* out) {

@@ -42,7 +42,7 @@ def engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int)
     devices = ("auto", "cpu", "cuda")
     parser.add_argument("--device", choices=devices, default="auto", help="auto: a GPU that holds it, else the CPU")
-    parser.add_argument("--dtype", help="of the weights; by default the file's own")
+    parser.add_argument("--dtype", help="of the weights; by default the file's own, and whole numbers of a GGUF file")
     parser.add_argument("--quantization", choices=("int8", "int4"), help="round the weights while opening the model")
     parser.add_argument("--kv-cache", choices=("int8",), help="keep keys and values so: half of bfloat16's memory")
     parser.add_argument(

@@ -7,6 +7,7 @@ converter has them; q and k go back to the interleaved pairing.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -114,9 +115,10 @@ def _bytes(tensor: Tensor, kind: str, config: LlamaConfig, name: str) -> memoryv
         )
     tensor = tensor.cpu().contiguous()
     if kind in BLOCKS:
-        if not bool(torch.isfinite(tensor).all()):
+        values = tensor.float()
+        if not all(map(math.isfinite, map(float, values.aminmax()))):
             raise InputError(f"the tensor {name} holds NaN or infinity, which no {kind} keeps")
-        return np.ascontiguousarray(quantize(kind, tensor.float().numpy())).data.cast("B")
+        return np.ascontiguousarray(quantize(kind, values.numpy())).data.cast("B")
     return memoryview(tensor.to(PLAIN[kind]).flatten().view(torch.uint8).numpy().data)
 
 
