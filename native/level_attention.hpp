@@ -17,9 +17,20 @@ struct Factors {
     using One = float;
     static constexpr std::int64_t together = 1;
 };
+#ifdef HAS_BF16
+using Pair = std::uint32_t;
+#else
+struct Pair {  // wide already: each is multiplied with every page's lines
+    float even, odd;
+};
+INLINE void spread(const Pair& pair, Words* out) {
+    out->even = pair.even - Values{};  // a sum would make 0 of -0, and so be computed
+    out->odd = pair.odd - Values{};
+}
+#endif
 template <>
 struct Factors<Half> {
-    using One = std::uint32_t;
+    using One = Pair;
     static constexpr std::int64_t together = 2;
 };
 
@@ -73,7 +84,7 @@ INLINE void add_lines(const T* lines, const T* next, std::int64_t line, std::int
 }
 
 template <int R, int W>
-INLINE void add_pair(const Half* pair, std::uint32_t kept, std::int64_t at, const std::uint32_t* const* factors,
+INLINE void add_pair(const Half* pair, std::uint32_t kept, std::int64_t at, const Pair* const* factors,
                      Values (*sum)[W]) {
     Words words[W], two;
     for (int w = 0; w < W; ++w) {
@@ -89,7 +100,7 @@ INLINE void add_pair(const Half* pair, std::uint32_t kept, std::int64_t at, cons
 
 template <typename T, int R, int W>
 INLINE void add_lines(const Half* lines, const Half* next, std::int64_t line, std::int64_t count,
-                      const std::uint32_t* const* factors, Values (*sum)[W]) {
+                      const Pair* const* factors, Values (*sum)[W]) {
     for (std::int64_t k = 0; k + 2 <= count; k += 2) {
         for (int w = 0; w < W; ++w) __builtin_prefetch(next + k * line + 2 * LANES * w, 0, 2);
         add_pair<R, W>(lines + k * line, 0xFFFFFFFFu, k / 2, factors, sum);
@@ -100,11 +111,18 @@ INLINE void add_lines(const Half* lines, const Half* next, std::int64_t line, st
 
 // A row's factors from floats, in `room` where they need some.
 INLINE const float* as_factors(const float* from, std::int64_t, float*) { return from; }
-INLINE const std::uint32_t* as_factors(const float* from, std::int64_t count, std::uint32_t* room) {
+INLINE const Pair* as_factors(const float* from, std::int64_t count, Pair* room) {
     for (std::int64_t i = 0; i < count; i += LANES) {
         Values values;
         Register::load(from + i, &values);
+#ifdef HAS_BF16
         narrow_lanes(values, reinterpret_cast<Half*>(room) + i);
+#else
+        Half halves[LANES];
+        narrow_lanes(values, halves);
+        Register::load(halves, &values);
+        std::memcpy(reinterpret_cast<char*>(room) + i * sizeof(float), &values, sizeof values);
+#endif
     }
     return room;
 }
