@@ -19,14 +19,15 @@ from camelid.generate.place import runner_for
 from camelid.generate.runner import NativeRunner
 from camelid.generate.sampling import SamplingParams
 from camelid.model.llama import Llama
+from camelid.model.quantized import BITS
 
 
 def main() -> None:
     kind, started = os.environ["BENCH_FORM"], time.perf_counter()
     torch.set_num_threads(threads())
-    model: Llama = load(Path(sys.argv[2]) / "model", dtype=torch.bfloat16)
+    model: Llama = load(Path(sys.argv[2]) / "model", dtype=torch.bfloat16, bits=BITS.get(kind))
     cache: Literal["int8"] | None = "int8" if os.environ.get("BENCH_CACHE") == "int8" else None
-    runner = runner_for(model, None if kind == "bf16" else kind, threads(), cache)
+    runner = runner_for(model, None, threads(), cache, keep=False)
     del model
     engine = Engine(runner, None, stop_ids=())
     loaded = time.perf_counter() - started
