@@ -82,7 +82,7 @@ struct Prepared {
         else if (form(kind) == BFLOATS)
             to = {bfloats.reserve(size), nullptr, nullptr, columns};
         else
-            to = {bytes.reserve(size), scales.reserve(blocks), sums.reserve(2 * blocks), columns};
+            to = {bytes.reserve(size), scales.reserve(blocks), sums.reserve(SUMS * blocks), columns};
     }
 };
 
@@ -294,9 +294,9 @@ const char* camelid_decoder_level(int level) {
 
 // Which matrix: q, k, v, o, gate, up, down of a layer, or layer -1: the output projection.
 void camelid_decoder_matrix(void* handle, std::int64_t layer, int which, int kind, std::int64_t rows, std::int64_t columns,
-                            std::int64_t group, int zeros, const std::uint8_t* packed, const float* bias) {
+                            std::int64_t group, int zero, const std::uint8_t* packed, const float* bias) {
     Decoder& d = *static_cast<Decoder*>(handle);
-    const Matrix m = {packed, rows, columns, group, static_cast<Number>(kind), zeros != 0};
+    const Matrix m = {packed, rows, columns, group, static_cast<Number>(kind), static_cast<Zero>(zero)};
     if (layer < 0) {
         d.head = m;
         return;
@@ -316,9 +316,9 @@ void camelid_decoder_norm(void* handle, std::int64_t layer, int which, const flo
 }
 
 // out [count, rows] = rows of floats [count, columns] times a packed matrix: for tests and for measuring.
-void camelid_decoder_product(void* handle, int kind, std::int64_t rows, std::int64_t columns, std::int64_t group, int zeros,
+void camelid_decoder_product(void* handle, int kind, std::int64_t rows, std::int64_t columns, std::int64_t group, int zero,
                              const std::uint8_t* packed, const float* by, std::int64_t count, float* out) {
-    const Matrix m = {packed, rows, columns, group, static_cast<Number>(kind), zeros != 0};
+    const Matrix m = {packed, rows, columns, group, static_cast<Number>(kind), static_cast<Zero>(zero)};
     const Product product = {&m, nullptr, out};
     Decoder& d = *static_cast<Decoder*>(handle);
     d.pool.together(

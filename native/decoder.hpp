@@ -11,6 +11,7 @@ constexpr int BLOCK = 32;  // columns whose activations share a scale
 constexpr int PAGE = 32;   // tokens of a page of the cache
 
 enum Number { FLOAT32, FLOAT16, BFLOAT16, INT8, INT4 };
+enum Zero { MIDDLE, BYTES, OFFSETS };  // what says which number means nothing
 
 // A weight [rows, columns] as panels of 32 rows, the last one filled up with zeros.
 //   FLOAT32   [columns][32 rows]; FLOAT16 likewise, multiplied as floats
@@ -18,16 +19,16 @@ enum Number { FLOAT32, FLOAT16, BFLOAT16, INT8, INT4 };
 //   INT8      of each group: scales, then [group / 4][32 rows][4 columns], each q + 128
 //   INT4      of each group: scales, then [group / 8][32 rows][4 bytes]: the low halves are four columns, the high ones
 //             the next four
-// Scales are float16 [32 rows], a line of the cache; with `zeros`, a second line holds bytes [32 rows], the q that means
-// nothing; without, it is 128 of INT8 and 8 of INT4. A weight is scale * (q - zero). So a panel is one stretch of memory
-// that is read from its first byte to its last.
+// Scales are float16 [32 rows], a line of the cache. A weight is scale * (q - zero), with `zero` MIDDLE 128 of INT8 and 8
+// of INT4, with BYTES the bytes [32 rows] of a second line; or, of INT4 with OFFSETS, scale * q + least, with the float16
+// [32 rows] of that line. So a panel is one stretch of memory that is read from its first byte to its last.
 struct Matrix {
     const std::uint8_t* data;
     std::int64_t rows, columns, group;
     Number kind;
-    bool zeros;
+    Zero zero;
 
-    std::int64_t scale_bytes() const { return kind < INT8 ? 0 : zeros ? 128 : 64; }  // before each group's data
+    std::int64_t scale_bytes() const { return kind < INT8 ? 0 : zero == MIDDLE ? 64 : 128; }  // before each group's data
     std::int64_t group_bytes() const {
         const std::int64_t halves[] = {8, 4, 4, 2, 1};
         return scale_bytes() + group * PANEL * halves[kind] / 2;
@@ -37,7 +38,9 @@ struct Matrix {
 };
 
 // Rows of activations in the form that a kind of matrix is multiplied by. Of INT8 and INT4: bytes, and of each block a
-// scale and two sums to start from, those of products of its bytes with INT8's zero and with INT4's, negated. Of the others only `values`, as they are or as bfloat16.
+// scale and three words: the sums to start from, those of products of its bytes with INT8's zero and with INT4's, negated,
+// and as a float what its bytes are worth together. Of the others only `values`, as they are or as bfloat16.
+constexpr int SUMS = 3;
 struct Activations {
     void* values;
     float* scales;

@@ -8,8 +8,8 @@
 
 namespace {
 
-Matrix described(int kind, std::int64_t rows, std::int64_t columns, std::int64_t group, int zeros) {
-    return {nullptr, rows, columns, group, static_cast<Number>(kind), zeros != 0};
+Matrix described(int kind, std::int64_t rows, std::int64_t columns, std::int64_t group, int zero) {
+    return {nullptr, rows, columns, group, static_cast<Number>(kind), static_cast<Zero>(zero)};
 }
 
 // to [count][32 rows] = load(row, 0 … count - 1), of rows that are not there 0. A line of each row at a time: rows often lie
@@ -79,8 +79,8 @@ void pack_group(const Matrix& m, const std::uint8_t* q, std::int64_t row_words, 
 
 extern "C" {
 
-std::int64_t camelid_packed_bytes(int kind, std::int64_t rows, std::int64_t columns, std::int64_t group, int zeros) {
-    const Matrix m = described(kind, rows, columns, group, zeros);
+std::int64_t camelid_packed_bytes(int kind, std::int64_t rows, std::int64_t columns, std::int64_t group, int zero) {
+    const Matrix m = described(kind, rows, columns, group, zero);
     return m.panels() * m.panel_bytes();
 }
 
@@ -88,7 +88,7 @@ std::int64_t camelid_packed_bytes(int kind, std::int64_t rows, std::int64_t colu
 // two bytes a value.
 void camelid_pack_floats(int kind, const void* weight, int halves, std::int64_t rows, std::int64_t columns,
                          std::uint8_t* out, int threads) {
-    const Matrix m = described(kind, rows, columns, columns, 0);
+    const Matrix m = described(kind, rows, columns, columns, MIDDLE);
     const auto* bytes = static_cast<const std::uint8_t*>(weight);
     const std::int64_t panel_rows = PANEL * columns * (halves ? 2 : 4);
     each(m.panels(), threads, [&](std::int64_t p) {
@@ -98,10 +98,11 @@ void camelid_pack_floats(int kind, const void* weight, int halves, std::int64_t 
 }
 
 // q [rows, columns * bits / 8]: bytes, or of 4 bits two a byte, the even column low; scales [rows, columns / group] float16,
-// zeros likewise in bytes or null.
-void camelid_pack_integers(int kind, const std::uint8_t* q, const std::uint16_t* scales, const std::uint8_t* zeros,
+// zeros likewise, in bytes (`zero` BYTES) or float16 (OFFSETS).
+void camelid_pack_integers(int kind, const std::uint8_t* q, const std::uint16_t* scales, int zero, const void* zeros,
                            std::int64_t rows, std::int64_t columns, std::int64_t group, std::uint8_t* out, int threads) {
-    const Matrix m = described(kind, rows, columns, group, zeros != nullptr);
+    const Matrix m = described(kind, rows, columns, group, zero);
+    const int zero_bytes = zero == MIDDLE ? 0 : zero == BYTES ? 1 : 2;
     const std::int64_t groups = columns / group, row_bytes = columns * (kind == INT8 ? 2 : 1) / 2;
     each(m.panels(), threads, [&](std::int64_t p) {
         std::uint8_t* to = out + p * m.panel_bytes();
@@ -111,7 +112,9 @@ void camelid_pack_integers(int kind, const std::uint8_t* q, const std::uint16_t*
             for (std::int64_t r = 0; r < filled; ++r) {
                 const std::int64_t at = (first + r) * groups + g;
                 std::memcpy(to + r * 2, scales + at, 2);
-                if (zeros) to[64 + r] = zeros[at];
+                if (zeros)
+                    std::memcpy(to + 64 + r * zero_bytes, static_cast<const std::uint8_t*>(zeros) + at * zero_bytes,
+                                static_cast<std::size_t>(zero_bytes));
             }
             pack_group(m, q + first * row_bytes + g * row_bytes / groups, row_bytes / 4, filled, to + m.scale_bytes());
         }

@@ -129,18 +129,52 @@ void iq4_xs(Bytes b, float* out) {
     }
 }
 
-// The values of Q8_0 and of Q4_0 as `Integers` of camelid/model/quantized.py keeps them: from 0 on, two a byte the even one low.
-void whole_q8_0(Bytes b, std::uint8_t* q) {
+// COUNT bytes, each a value low and one COUNT columns after it high, as `Integers` of camelid/model/quantized.py keeps them:
+// two neighbours a byte, the even one low.
+template <int COUNT>
+INLINE void neighbours(Bytes b, std::uint8_t* q) {
+    for (int i = 0; i < COUNT / 2; ++i) {
+        const int even = b[2 * i], odd = b[2 * i + 1];
+        q[i] = static_cast<std::uint8_t>((even & 15) | odd << 4);
+        q[COUNT / 2 + i] = static_cast<std::uint8_t>(even >> 4 | (odd & 0xF0));
+    }
+}
+
+// A block's whole numbers; of each group the scale and, where a group has one, the least value, in float16.
+void whole_q8_0(Bytes b, std::uint8_t* q, std::uint16_t* scale, std::uint16_t*) {
+    std::memcpy(scale, b, 2);
     for (int i = 0; i < 32; ++i) q[i] = static_cast<std::uint8_t>(b[2 + i] ^ 128);
 }
 
-void whole_q4_0(Bytes b, std::uint8_t* q) {
-    for (int i = 0; i < 8; ++i) {
-        const int even = b[2 + 2 * i], odd = b[3 + 2 * i];  // each two values, 16 columns apart
-        q[i] = static_cast<std::uint8_t>((even & 15) | odd << 4);
-        q[8 + i] = static_cast<std::uint8_t>(even >> 4 | (odd & 0xF0));
-    }
+void whole_q4_0(Bytes b, std::uint8_t* q, std::uint16_t* scale, std::uint16_t*) {
+    std::memcpy(scale, b, 2);
+    neighbours<16>(b + 2, q);
 }
+
+void whole_q4_1(Bytes b, std::uint8_t* q, std::uint16_t* scale, std::uint16_t* least) {
+    std::memcpy(scale, b, 2);
+    std::memcpy(least, b + 2, 2);
+    neighbours<16>(b + 4, q);
+}
+
+void whole_q4_k(Bytes b, std::uint8_t* q, std::uint16_t* scale, std::uint16_t* least) {
+    float wide[8], offset[8];
+    six_bits(b + 4, half_at(b, 0), half_at(b, 2), wide, offset);
+    for (int g = 0; g < 8; ++g) {
+        scale[g] = float_to_half(wide[g]);
+        least[g] = float_to_half(-offset[g]);
+    }
+    for (int i = 0; i < 4; ++i) neighbours<32>(b + 16 + i * 32, q + i * 32);
+}
+
+struct WholeKind {
+    int values, bytes, numbers;  // of a block: values, bytes, and bytes of its whole numbers
+    void (*whole)(Bytes, std::uint8_t*, std::uint16_t*, std::uint16_t*);
+};
+
+// In the order of WHOLE in camelid/kernels/gguf.py.
+constexpr WholeKind WHOLE_KINDS[] = {
+    {32, 34, 32, whole_q8_0}, {32, 18, 16, whole_q4_0}, {32, 20, 16, whole_q4_1}, {256, 144, 128, whole_q4_k}};
 
 struct BlockKind {
     int values, bytes;
@@ -164,14 +198,13 @@ extern "C" void camelid_gguf_expand(int kind, const std::uint8_t* raw, std::int6
     });
 }
 
-// The whole numbers of Q8_0 (kind 0, 32 bytes a block) or Q4_0 (1, 16 bytes), and the float16 scales.
+// Their whole numbers, and a scale and a least value (which may be null) of every 32, in float16.
 extern "C" void camelid_gguf_whole(int kind, const std::uint8_t* raw, std::int64_t blocks, std::uint8_t* q,
-                                   std::uint16_t* scales, int threads) {
-    const int bytes = KINDS[kind].bytes;
+                                   std::uint16_t* scales, std::uint16_t* least, int threads) {
+    const auto& k = WHOLE_KINDS[kind];
+    const int groups = k.values / 32;
     shared_out(blocks, 1024, threads, [&](std::int64_t first, std::int64_t last) {
-        for (std::int64_t i = first; i < last; ++i) {
-            std::memcpy(scales + i, raw + i * bytes, 2);
-            kind ? whole_q4_0(raw + i * bytes, q + i * 16) : whole_q8_0(raw + i * bytes, q + i * 32);
-        }
+        for (std::int64_t i = first; i < last; ++i)
+            k.whole(raw + i * k.bytes, q + i * k.numbers, scales + i * groups, least ? least + i * groups : nullptr);
     });
 }

@@ -24,21 +24,6 @@ INLINE float whole_between(float x, float low, float high) { return between(betw
 
 INLINE float with_sign_of(float size, float x) { return x < 0 ? -size : size; }
 
-// To nearest, ties to even.
-INLINE std::uint16_t to_half(float value) {
-    std::uint32_t bits;
-    std::memcpy(&bits, &value, 4);
-    const std::uint32_t sign = bits >> 16 & 0x8000, magnitude = bits & 0x7FFFFFFF;
-    if (magnitude >= 0x7F800000) return static_cast<std::uint16_t>(sign | 0x7C00 | (magnitude > 0x7F800000 ? 0x200 : 0));
-    if (magnitude < 0x38800000) {  // below the normal ones: steps of 2^-24
-        float size;
-        std::memcpy(&size, &magnitude, 4);
-        return static_cast<std::uint16_t>(sign | static_cast<std::uint32_t>(size * 16777216.0f + ROUNDS - ROUNDS));
-    }
-    const std::uint32_t half = (magnitude + 0xFFF + (magnitude >> 13 & 1)) >> 13;
-    return static_cast<std::uint16_t>(sign | (half < 0x1C000 + 0x7C00 ? half - 0x1C000 : 0x7C00));
-}
-
 INLINE void store_half(std::uint16_t half, std::uint8_t* to) { std::memcpy(to, &half, 2); }
 
 // Whole numbers of BITS in stretches of 8 / BITS planes of WIDTH.
@@ -70,7 +55,7 @@ INLINE float of_greatest_size(const float* x, int count) {
 
 INLINE void q8_0(const float* x, std::uint8_t* out) {
     const float top = of_greatest_size(x, 32), d = (top < 0 ? -top : top) / 127, inverse = reciprocal(d);
-    store_half(to_half(d), out);
+    store_half(float_to_half(d), out);
     for (int i = 0; i < 32; ++i) {
         const float steps = x[i] * inverse, size = steps < 0 ? -steps : steps;
         out[2 + i] = static_cast<std::uint8_t>(static_cast<int>(with_sign_of(size + 0.5f, steps)));
@@ -79,7 +64,7 @@ INLINE void q8_0(const float* x, std::uint8_t* out) {
 
 INLINE void q4_0(const float* x, std::uint8_t* out) {
     const float d = of_greatest_size(x, 32) / -8, inverse = reciprocal(d);
-    store_half(to_half(d), out);
+    store_half(float_to_half(d), out);
     int q[32];
     for (int i = 0; i < 32; ++i) q[i] = static_cast<int>(between(x[i] * inverse + 8.5f, 0, 15));
     for (int i = 0; i < 16; ++i) out[2 + i] = static_cast<std::uint8_t>(q[i] | q[16 + i] << 4);
@@ -153,7 +138,7 @@ INLINE void search(const float* x, double least, int tries, float* scale_out, fl
 // Eight numbers, none negative, as whole ones of six bits and their scale in float16; they become what both say.
 INLINE std::uint16_t six_bits(float* x, std::uint8_t* q) {
     const float top = of_greatest_size(x, 8) / 63, inverse = reciprocal(top);
-    const std::uint16_t d = to_half(top);
+    const std::uint16_t d = float_to_half(top);
     for (int g = 0; g < 8; ++g) {
         const float whole = whole_between(x[g] * inverse, 0, 63);
         q[g] = static_cast<std::uint8_t>(whole);
@@ -212,7 +197,7 @@ INLINE void q6_k(const float* x, std::uint8_t* out) {
     float found[16];
     std::memcpy(found, &scale, sizeof found);
     const float step = of_greatest_size(found, 16) / -128, many = reciprocal(step);
-    const std::uint16_t d = to_half(step);
+    const std::uint16_t d = float_to_half(step);
     std::uint8_t q[256];
     for (int g = 0; g < 16; ++g) {
         const float whole = whole_between(found[g] * many, -128, 127), each = reciprocal(half_to_float(d) * whole);

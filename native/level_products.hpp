@@ -52,8 +52,11 @@ void prepare(Number kind, const float* row, const Activations& to, std::int64_t 
     for (std::int64_t b = 0; b < blocks; ++b) {
         std::int32_t sum;
         to.scales[at * blocks + b] = as_bytes(row + b * BLOCK, BLOCK, out + b * BLOCK, &sum);
-        to.sums[(at * blocks + b) * 2] = WHOLE - 128 * sum;
-        to.sums[(at * blocks + b) * 2 + 1] = WHOLE - 8 * sum;
+        std::int32_t* const sums = to.sums + (at * blocks + b) * SUMS;
+        sums[0] = WHOLE - 128 * sum;
+        sums[1] = WHOLE - 8 * sum;
+        const float worth = to.scales[at * blocks + b] * static_cast<float>(sum);
+        std::memcpy(sums + 2, &worth, sizeof worth);
     }
 }
 
@@ -65,20 +68,20 @@ struct Block {
     std::int64_t row, blocks;
 };
 
-// sum[t][part …] += a block of ABREAST registers of a panel's rows times T tokens' blocks. `scale` and `zeros` are the
-// weights'; the data AHEAD bytes behind this block's is fetched meanwhile.
-template <Number K, bool ZEROS, int T, int AHEAD>
+// sum[t][part …] += a block of ABREAST registers of a panel's rows times T tokens' blocks. `scale` and `zeros`, which are
+// bytes or halves, are the weights'; the data AHEAD bytes behind this block's is fetched meanwhile.
+template <Number K, Zero Z, int T, int AHEAD>
 INLINE void integer_rows(const Values* scale, const std::uint8_t* zeros, const std::uint8_t* data, const Block& by,
                          int part, Values (*sum)[PARTS]) {
     Sums sums[T][ABREAST];
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
-        const std::int32_t* from = by.starts + 2 * t * by.blocks;
+        const std::int32_t* from = by.starts + SUMS * t * by.blocks;
         for (int h = 0; h < ABREAST; ++h)
-            if (ZEROS)
+            if (Z == BYTES)
                 start(zeros + (part + h) * LANES, (WHOLE - from[1]) / 8, &sums[t][h]);
             else
-                start(K == INT4 ? from + 1 : from, &sums[t][h]);
+                start(Z == OFFSETS ? &WHOLE : K == INT4 ? from + 1 : from, &sums[t][h]);
     }
     constexpr int together = K == INT4 ? 2 : 1;  // fours of columns that share a register of weights
 #pragma GCC unroll 8
@@ -97,12 +100,19 @@ INLINE void integer_rows(const Values* scale, const std::uint8_t* zeros, const s
                 for (int h = 0; h < ABREAST; ++h) add(w[i][h], four, &sums[t][h]);
             }
     }
-    Values product;
+    Values product, least[ABREAST];
+    if (Z == OFFSETS)
+        for (int h = 0; h < ABREAST; ++h) load_halves(zeros + (part + h) * LANES * 2, &least[h]);
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t)
         for (int h = 0; h < ABREAST; ++h) {
             as_floats(sums[t][h], &product);
             sum[t][part + h] += product * (scale[part + h] * by.scales[t * by.blocks]);
+            if (Z == OFFSETS) {
+                float worth;
+                std::memcpy(&worth, by.starts + SUMS * t * by.blocks + 2, sizeof worth);
+                sum[t][part + h] += least[h] * worth;
+            }
         }
 }
 
@@ -179,13 +189,13 @@ template <Number K, int T>
 constexpr int AHEAD = T > 1 ? 8192 : K == INT8 ? 2048 : 4096;
 
 // out [T, rows of a panel] = a panel times T rows of bytes. Whoever comes FIRST over a panel fetches what follows.
-template <Number K, bool ZEROS, int T, bool FIRST>
+template <Number K, Zero Z, int T, bool FIRST>
 void integer_tile(const Matrix& m, const std::uint8_t* panel, const Activations& by, std::int64_t token, float* out,
                   std::int64_t out_row, std::int64_t rows) {
-    constexpr int before = ZEROS ? 128 : 64, step = BLOCK * PANEL * (K == INT8 ? 2 : 1) / 2, ahead = FIRST ? AHEAD<K, T> : 0;
+    constexpr int before = Z == MIDDLE ? 64 : 128, step = BLOCK * PANEL * (K == INT8 ? 2 : 1) / 2, ahead = FIRST ? AHEAD<K, T> : 0;
     const std::int64_t together = m.group / BLOCK, blocks = m.columns / BLOCK;
     Block block = {static_cast<const std::int8_t*>(by.values) + token * m.columns, by.scales + token * blocks,
-                   by.sums + 2 * token * blocks, m.columns, blocks};
+                   by.sums + SUMS * token * blocks, m.columns, blocks};
     Values sum[T][PARTS] = {}, scale[PARTS];
     for (std::int64_t b = 0; b < blocks;) {
         for (int h = 0; h < PARTS; ++h) load_halves(panel + h * LANES * 2, &scale[h]);
@@ -195,10 +205,10 @@ void integer_tile(const Matrix& m, const std::uint8_t* panel, const Activations&
         panel += before;
         for (const std::int64_t end = b + together; b < end; ++b, panel += step) {
             for (int part = 0; part < PARTS; part += ABREAST)
-                integer_rows<K, ZEROS, T, ahead>(scale, zeros, panel, block, part, sum);
+                integer_rows<K, Z, T, ahead>(scale, zeros, panel, block, part, sum);
             block.bytes += BLOCK;
             block.scales += 1;
-            block.starts += 2;
+            block.starts += SUMS;
         }
     }
     for (int t = 0; t < T; ++t)
@@ -221,20 +231,20 @@ void float_tile(const Matrix& m, const std::uint8_t* panel, const Activations& b
 using Tile = void (*)(const Matrix&, const std::uint8_t*, const Activations&, std::int64_t, float*, std::int64_t,
                       std::int64_t);
 
-template <Number K, bool ZEROS, int T, bool FIRST>
+template <Number K, Zero Z, int T, bool FIRST>
 constexpr Tile tile_of() {
     if constexpr (K >= INT8)
-        return integer_tile<K, ZEROS, T, FIRST>;
+        return integer_tile<K, Z, T, FIRST>;
     else
         return float_tile<K, T>;
 }
 
-template <Number K, bool ZEROS, bool FIRST>
-constexpr Tile TILES[] = {tile_of<K, ZEROS, 1, FIRST>(), tile_of<K, ZEROS, 2, FIRST>(), tile_of<K, ZEROS, 3, FIRST>(),
-                          tile_of<K, ZEROS, 4, FIRST>(), tile_of<K, ZEROS, 5, FIRST>(), tile_of<K, ZEROS, 6, FIRST>(),
-                          tile_of<K, ZEROS, 7, FIRST>(), tile_of<K, ZEROS, 8, FIRST>()};
+template <Number K, Zero Z, bool FIRST>
+constexpr Tile TILES[] = {tile_of<K, Z, 1, FIRST>(), tile_of<K, Z, 2, FIRST>(), tile_of<K, Z, 3, FIRST>(),
+                          tile_of<K, Z, 4, FIRST>(), tile_of<K, Z, 5, FIRST>(), tile_of<K, Z, 6, FIRST>(),
+                          tile_of<K, Z, 7, FIRST>(), tile_of<K, Z, 8, FIRST>()};
 
-template <Number K, bool ZEROS>
+template <Number K, Zero Z>
 void multiply_kind(const Matrix& m, const Activations& by, std::int64_t tokens, std::int64_t from, std::int64_t to,
                    float* out, std::int64_t out_row) {
     constexpr int most = LANES == 16 ? (K >= INT8 ? 6 : 8) : (K >= INT8 ? 5 : 4);  // what the registers hold
@@ -243,7 +253,7 @@ void multiply_kind(const Matrix& m, const Activations& by, std::int64_t tokens, 
         const std::int64_t rows = m.rows - p * PANEL < PANEL ? m.rows - p * PANEL : PANEL;
         for (std::int64_t token = 0; token < tokens; token += most) {
             const std::int64_t some = tokens - token < most ? tokens - token : most;
-            const Tile tile = (token ? TILES<K, ZEROS, false> : TILES<K, ZEROS, true>)[some - 1];
+            const Tile tile = (token ? TILES<K, Z, false> : TILES<K, Z, true>)[some - 1];
             tile(m, m.data + p * panel_bytes, by, token, out + p * PANEL, out_row, rows);
         }
     }
@@ -251,13 +261,13 @@ void multiply_kind(const Matrix& m, const Activations& by, std::int64_t tokens, 
 
 void multiply(const Matrix& m, const Activations& by, std::int64_t tokens, std::int64_t from, std::int64_t to, float* out,
               std::int64_t out_row) {
-    using Multiply = decltype(&multiply_kind<FLOAT32, false>);
-    static constexpr Multiply kinds[][2] = {
-        {multiply_kind<FLOAT32, false>, nullptr},
-        {multiply_kind<FLOAT16, false>, nullptr},
-        {multiply_kind<BFLOAT16, false>, nullptr},
-        {multiply_kind<INT8, false>, multiply_kind<INT8, true>},
-        {multiply_kind<INT4, false>, multiply_kind<INT4, true>},
+    using Multiply = decltype(&multiply_kind<FLOAT32, MIDDLE>);
+    static constexpr Multiply kinds[][3] = {
+        {multiply_kind<FLOAT32, MIDDLE>},
+        {multiply_kind<FLOAT16, MIDDLE>},
+        {multiply_kind<BFLOAT16, MIDDLE>},
+        {multiply_kind<INT8, MIDDLE>, multiply_kind<INT8, BYTES>},
+        {multiply_kind<INT4, MIDDLE>, multiply_kind<INT4, BYTES>, multiply_kind<INT4, OFFSETS>},
     };
-    kinds[m.kind][m.zeros ? 1 : 0](m, by, tokens, from, to, out, out_row);
+    kinds[m.kind][m.zero](m, by, tokens, from, to, out, out_row);
 }

@@ -105,6 +105,21 @@ INLINE float half_to_float(std::uint16_t half) {
     return sign ? -value : value;
 }
 
+// A float16: to nearest, ties to even.
+INLINE std::uint16_t float_to_half(float value) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    const std::uint32_t sign = bits >> 16 & 0x8000, magnitude = bits & 0x7FFFFFFF;
+    if (magnitude >= 0x7F800000) return static_cast<std::uint16_t>(sign | 0x7C00 | (magnitude > 0x7F800000 ? 0x200 : 0));
+    if (magnitude < 0x38800000) {  // below the normal ones: steps of 2^-24
+        float size;
+        std::memcpy(&size, &magnitude, 4);
+        return static_cast<std::uint16_t>(sign | static_cast<std::uint32_t>(size * 16777216.0f + 12582912.0f - 12582912.0f));
+    }
+    const std::uint32_t half = (magnitude + 0xFFF + (magnitude >> 13 & 1)) >> 13;
+    return static_cast<std::uint16_t>(sign | (half < 0x1C000 + 0x7C00 ? half - 0x1C000 : 0x7C00));
+}
+
 INLINE void narrow(float value, float* out) { *out = value; }
 constexpr std::uint16_t NO_NUMBER = 0x7FC0;  // of a NaN whose bits are all ones, rounding would make 0
 INLINE void narrow(float value, std::uint16_t* out) {  // round to nearest, ties to even

@@ -81,12 +81,14 @@ class GGUF:
         if info.type not in WHOLE:
             return round_to_nearest(self.tensor(name), 8, GROUP)
         with self._raw(info) as raw:
-            q, scale = whole(info.type, raw)
-        if not np.isfinite(scale).all():
-            raise FormatError(f"{self.path}: tensor {name!r} has a scale that is NaN or infinite: copy the file again")
+            parts = whole(info.type, raw)
         rows = info.shape[0]
-        parts = torch.from_numpy(q).view(rows, -1), torch.from_numpy(scale).view(rows, -1)
-        return Integers(*parts, None, WHOLE[info.type])
+        q, scale, least = (None if part is None else torch.from_numpy(part).view(rows, -1) for part in parts)
+        assert q is not None
+        assert scale is not None
+        if not all(bool(part.isfinite().all()) for part in (scale, least) if part is not None):
+            raise FormatError(f"{self.path}: tensor {name!r} has a scale that is NaN or infinite: copy the file again")
+        return Integers(q, scale, None, WHOLE[info.type][0], least)
 
     @contextmanager
     def _raw(self, info: TensorInfo) -> Iterator[NDArray[np.uint8]]:
@@ -243,7 +245,8 @@ def open_file(path: Path) -> Checkpoint:
 
     def integers(name: str) -> Integers:
         found = file.integers(name)
-        return replace(found, packed=ordered(name, found.packed), scale=ordered(name, found.scale))
+        least = None if found.least is None else ordered(name, found.least)
+        return replace(found, packed=ordered(name, found.packed), scale=ordered(name, found.scale), least=least)
 
     def stored(name: str, info: TensorInfo) -> Stored:
         if info.type in PLAIN:

@@ -149,18 +149,34 @@ def expand(kind: str, raw: Bytes) -> Floats:
     return values.reshape(-1)
 
 
-WHOLE = {"Q8_0": 8, "Q4_0": 4}  # types whose values are a scale times whole numbers around a middle, and their bits
+# Types whose values are whole numbers times a scale for every 32: their bits, and whether a least value is added.
+WHOLE = {"Q8_0": (8, False), "Q4_0": (4, False), "Q4_1": (4, True), "Q4_K": (4, True)}
+Halves = NDArray[np.float16]
 
 
-def whole(kind: str, raw: Bytes) -> tuple[Bytes, NDArray[np.float16]]:
-    """Blocks of a type of WHOLE as `model.quantized.Integers` keeps them: q uint8 [blocks, 32 * bits / 8], of 4 bits
-    two a byte, the even one low; scale [blocks, 1]."""
-    blocks = raw.reshape(-1, BLOCKS[kind][1])
-    if (found := native.whole(kind, blocks)) is not None:
+def whole(kind: str, raw: Bytes) -> tuple[Bytes, Halves, Halves | None]:
+    """Blocks of a type of WHOLE as `model.quantized.Integers` keeps them: q uint8 [blocks, bytes], of 4 bits two a
+    byte, the even one low; scale and, of some, least [blocks, groups]. Exact but for Q4_K, whose scales and offsets are
+    products, here rounded to float16."""
+    size, width, _ = BLOCKS[kind]
+    bits, has_least = WHOLE[kind]
+    blocks = raw.reshape(-1, width)
+    if (found := native.whole(kind, blocks, size * bits // 8, size // 32, has_least)) is not None:
         return found
-    scale, q = np.ascontiguousarray(blocks[:, :2]).view(np.float16), blocks[:, 2:]
     if kind == "Q8_0":
-        return q ^ np.uint8(128), scale
-    even, odd = q[:, ::2], q[:, 1::2]  # each the values i and 16 + i
-    packed: Bytes = np.concatenate([even & 15 | odd << 4, even >> 4 | odd & 0xF0], axis=1)
-    return packed, scale
+        return blocks[:, 2:] ^ np.uint8(128), _halves_at(blocks, 0), None
+    if kind == "Q4_K":
+        scales, offsets = _six_bits(blocks[:, 4:16])
+        scale, least = half(blocks[:, :2]) * scales, -(half(blocks[:, 2:4]) * offsets)
+        return _neighbours(_planes(blocks[:, 16:], 32, 4)), scale.astype(np.float16), least.astype(np.float16)
+    q = _neighbours(_nibbles(blocks[:, 4 if has_least else 2 :]))
+    return q, _halves_at(blocks, 0), _halves_at(blocks, 2) if has_least else None
+
+
+def _halves_at(blocks: Bytes, at: int) -> Halves:
+    return np.ascontiguousarray(blocks[:, at : at + 2]).view(np.float16)
+
+
+def _neighbours(q: Bytes) -> Bytes:
+    packed: Bytes = np.bitwise_or(q[:, ::2], q[:, 1::2] << 4, dtype=np.uint8)
+    return packed

@@ -193,8 +193,8 @@ def _assign_integers(
     if not isinstance(linear, torch.nn.Linear) or not parent.startswith("layers."):
         raise FormatError(f"{checkpoint.path}: {path!r} is quantised, but it is not a linear layer of a LLaMA's blocks")
     check_shape(checkpoint.path, name, weight.shape, linear.weight.shape)
-    zero = None if weight.zero is None else weight.zero.to(device)
-    here = Integers(weight.packed.to(device), weight.scale.to(device), zero, weight.bits)
+    zero, least = (None if t is None else t.to(device) for t in (weight.zero, weight.least))
+    here = Integers(weight.packed.to(device), weight.scale.to(device), zero, weight.bits, least)
     made = QuantizedLinear(here, None, torch.float32, rounds_inputs=weight.shape[1] % BLOCK == 0)
     made.bias = linear.bias  # filled by its own tensor
     setattr(model.get_submodule(parent), leaf, made)

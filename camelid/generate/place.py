@@ -11,7 +11,7 @@ from camelid.errors import InputError
 from camelid.generate.runner import NativeRunner, Runner, TorchRunner, native_refusal
 from camelid.kernels.device import free_on_gpu
 from camelid.model.llama import Llama
-from camelid.model.quantized import BITS, is_quantized, quantize_head, quantize_layers
+from camelid.model.quantized import BITS, is_quantized, quantize_head, quantize_layers, without_least
 
 DEVICES = ("auto", "cpu", "cuda")
 SHARE_OF_GPU = 0.8  # of its free memory that weights may take: the rest is for the cache and a step
@@ -41,6 +41,7 @@ def runner_for(
     if already or bits is not None:
         quantize_head(model)
     if on_gpu:
+        without_least(model)
         model.to("cuda")
     return TorchRunner(model, integers=kv_cache is not None)
 

@@ -353,7 +353,7 @@ def _packed(linear: torch.nn.Module, bits: int | None, group: int, kind: str, ro
     else:
         assert isinstance(linear, torch.nn.Linear)
         weight = round_to_nearest(linear.weight, bits, group)
-    return pack_integers(weight.packed, weight.scale, weight.zero, weight.bits, room)
+    return pack_integers(weight.packed, weight.scale, weight.zero, weight.bits, room, weight.least)
 
 
 def _norm(weight: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from camelid.kernels.threads import cores
 
 KINDS = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS")
 
+WHOLE = ("Q8_0", "Q4_0", "Q4_1", "Q4_K")
 PACKED = ("Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K")
 
 
@@ -27,18 +28,22 @@ def expand(kind: str, blocks: NDArray[np.uint8], values: int) -> NDArray[np.floa
     return out
 
 
-def whole(kind: str, blocks: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float16]] | None:
-    """Contiguous blocks of Q8_0 or Q4_0 -> what `formats.gguf_blocks.whole` says; None where the library is not
-    there."""
+def whole(
+    kind: str, blocks: NDArray[np.uint8], numbers: int, groups: int, has_least: bool
+) -> tuple[NDArray[np.uint8], NDArray[np.float16], NDArray[np.float16] | None] | None:
+    """Contiguous blocks of a `kind` among WHOLE -> what `formats.gguf_blocks.whole` says: `numbers` bytes and `groups`
+    scales of each; None where the library is not there."""
     native = library()
     if native is None:
         return None
-    q = np.empty((len(blocks), 32 if kind == "Q8_0" else 16), np.uint8)
-    scale = np.empty((len(blocks), 1), np.float16)
+    q = np.empty((len(blocks), numbers), np.uint8)
+    scale = np.empty((len(blocks), groups), np.float16)
+    least = np.empty_like(scale) if has_least else None
     native.camelid_gguf_whole(
-        KINDS.index(kind), address(blocks), ctypes.c_int64(len(blocks)), address(q), address(scale), cores()
-    )
-    return q, scale
+        WHOLE.index(kind), address(blocks), ctypes.c_int64(len(blocks)), address(q), address(scale),
+        None if least is None else address(least), cores(),
+    )  # fmt: skip
+    return q, scale, least
 
 
 def pack(kind: str, values: NDArray[np.float32], size: int) -> NDArray[np.uint8] | None:

@@ -21,25 +21,27 @@ LINE = 64  # bytes of the cache's
 BLOCK = 32  # activations that share a scale; columns of a packed matrix are a multiple of it
 LEAST = 1e-30  # of a block's greatest value: below, its 127th part could not be divided by
 KINDS = ("float32", "float16", "bfloat16", "int8", "int4")
+MIDDLE, BYTES, OFFSETS = range(3)  # what says which number of a group means nothing (native/decoder.hpp)
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A weight [rows, columns]: `data` uint8, aligned to a cache line, of a `kind` among KINDS."""
+    """A weight [rows, columns]: `data` uint8, aligned to a cache line, of a `kind` among KINDS; `zero` is MIDDLE, BYTES
+    or OFFSETS."""
 
     kind: str
     rows: int
     columns: int
     group: int
-    zeros: bool
+    zero: int
     data: Tensor
 
     def described(self) -> tuple[ctypes._SimpleCData[int] | ctypes.c_void_p, ...]:
-        """kind, rows, columns, group, zeros, data: as the library's functions take them."""
+        """kind, rows, columns, group, zero, data: as the library's functions take them."""
         return (
             ctypes.c_int(KINDS.index(self.kind)),
             *(ctypes.c_int64(n) for n in (self.rows, self.columns, self.group)),
-            ctypes.c_int(self.zeros),
+            ctypes.c_int(self.zero),
             ctypes.c_void_p(self.data.data_ptr()),
         )
 
@@ -69,7 +71,7 @@ def pack(weight: Tensor, kind: str, room: Room | None = None) -> Packed:
         weight = weight.to(wanted)
     weight = weight.contiguous()
     rows, columns = weight.shape
-    packed = _empty(kind, rows, columns, columns, False, room or Room())
+    packed = _empty(kind, rows, columns, columns, MIDDLE, room or Room())
     _native().camelid_pack_floats(
         ctypes.c_int(KINDS.index(kind)), ctypes.c_void_p(weight.data_ptr()),
         ctypes.c_int(weight.itemsize == 2), ctypes.c_int64(rows), ctypes.c_int64(columns),
@@ -78,22 +80,31 @@ def pack(weight: Tensor, kind: str, room: Room | None = None) -> Packed:
     return packed
 
 
-def pack_integers(q: Tensor, scale: Tensor, zero: Tensor | None, bits: int, room: Room | None = None) -> Packed:
+def pack_integers(
+    q: Tensor, scale: Tensor, zero: Tensor | None, bits: int, room: Room | None = None, least: Tensor | None = None
+) -> Packed:
     """scale * (q - zero): q uint8 [rows, columns * bits / 8], of 4 bits two a byte, the even column low; scale float16
-    [rows, columns / group], or a dtype into which a model was cast; zero uint8 like it, None for 2^(bits - 1). Raises
-    ValueError for other integers, or groups that are not multiples of BLOCK."""
+    [rows, columns / group], or a dtype into which a model was cast; zero uint8 like it, None for 2^(bits - 1). Or, of 4
+    bits, scale * q + least, which is like scale. Raises ValueError for other integers, or groups that are not multiples
+    of BLOCK."""
     q, scale, zero = q.contiguous(), scale.half().contiguous(), None if zero is None else zero.contiguous()
+    least = None if least is None else least.half().contiguous()
     rows, columns = q.shape[0], q.shape[1] * 8 // bits
     group = columns // scale.shape[1]
     if group % BLOCK:
         raise ValueError(f"groups of {group} are not multiples of {BLOCK}")
     if any(t is not None and t.dtype != torch.uint8 for t in (q, zero)):
         raise ValueError("q and zero must be in bytes")
-    packed = _empty(f"int{bits}", rows, columns, group, zero is not None, room or Room())
+    if least is not None and (bits != 4 or zero is not None):
+        raise ValueError("least values are of four bits without zeros")
+    how = OFFSETS if least is not None else MIDDLE if zero is None else BYTES
+    offsets = zero if least is None else least
+    packed = _empty(f"int{bits}", rows, columns, group, how, room or Room())
     _native().camelid_pack_integers(
         ctypes.c_int(KINDS.index(packed.kind)), ctypes.c_void_p(q.data_ptr()), ctypes.c_void_p(scale.data_ptr()),
-        ctypes.c_void_p(None if zero is None else zero.data_ptr()), ctypes.c_int64(rows), ctypes.c_int64(columns),
-        ctypes.c_int64(group), ctypes.c_void_p(packed.data.data_ptr()), ctypes.c_int(torch.get_num_threads()),
+        ctypes.c_int(how), ctypes.c_void_p(None if offsets is None else offsets.data_ptr()), ctypes.c_int64(rows),
+        ctypes.c_int64(columns), ctypes.c_int64(group), ctypes.c_void_p(packed.data.data_ptr()),
+        ctypes.c_int(torch.get_num_threads()),
     )  # fmt: skip
     return packed
 
@@ -139,13 +150,13 @@ def _whole(blocks: Tensor) -> tuple[Tensor, Tensor]:
     return (blocks * torch.where(most > 0, 127.0 / most, 0.0)).round_(), most / 127.0
 
 
-def _empty(kind: str, rows: int, columns: int, group: int, zeros: bool, room: Room) -> Packed:
+def _empty(kind: str, rows: int, columns: int, group: int, zero: int, room: Room) -> Packed:
     native = _native()
     native.camelid_packed_bytes.restype = ctypes.c_int64
     size = native.camelid_packed_bytes(
-        ctypes.c_int(KINDS.index(kind)), *(ctypes.c_int64(n) for n in (rows, columns, group)), ctypes.c_int(zeros)
+        ctypes.c_int(KINDS.index(kind)), *(ctypes.c_int64(n) for n in (rows, columns, group)), ctypes.c_int(zero)
     )
-    return Packed(kind, rows, columns, group, zeros, room.take(size))
+    return Packed(kind, rows, columns, group, zero, room.take(size))
 
 
 def _native() -> ctypes.CDLL:

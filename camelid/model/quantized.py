@@ -29,12 +29,14 @@ GROUP = 32  # weights that share a scale unless told otherwise
 @dataclass(frozen=True)
 class Integers:
     """packed uint8 [out, in * bits / 8]: q in 0 … 2^bits - 1, of 4 bits two a byte, the even column low. scale float16
-    [out, in / group]; zero uint8 like it, None for 2^(bits - 1)."""
+    [out, in / group]; zero uint8 like it, None for 2^(bits - 1). With `least`, float16 like scale, a weight of 4 bits
+    is scale * q + least, as in some blocks of GGUF."""
 
     packed: Tensor
     scale: Tensor
     zero: Tensor | None
     bits: int
+    least: Tensor | None = None
 
     @classmethod
     def of(cls, q: Tensor, scale: Tensor, zero: Tensor | None, bits: int) -> Self:
@@ -56,11 +58,14 @@ class Integers:
         return unpacked(self.packed, self.bits)
 
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The weight [out, in]; exact in float32."""
-        zero = 2 ** (self.bits - 1) if self.zero is None else self.zero[..., None]
-        steps = self.q.view(len(self.packed), -1, self.group).to(torch.float32) - zero
-        dense: Tensor = steps.mul_(self.scale[..., None].float()).flatten(1).to(dtype)
-        return dense
+        """The weight [out, in]; exact in float32, but for a `least`."""
+        steps = self.q.view(len(self.packed), -1, self.group).to(torch.float32)
+        if self.least is None:
+            steps -= 2 ** (self.bits - 1) if self.zero is None else self.zero[..., None]
+        steps *= self.scale[..., None].float()
+        if self.least is not None:
+            steps += self.least[..., None].float()
+        return steps.flatten(1).to(dtype)
 
 
 def packed(q: Tensor, bits: int) -> Tensor:
@@ -106,6 +111,7 @@ class QuantizedLinear(nn.Module):
     packed: Tensor
     scale: Tensor
     zero: Tensor | None
+    least: Tensor | None
     bias: Tensor | None
 
     def __init__(self, weight: Integers, bias: Tensor | None, dtype: torch.dtype, rounds_inputs: bool = False) -> None:
@@ -115,11 +121,12 @@ class QuantizedLinear(nn.Module):
         self.register_buffer("packed", weight.packed)
         self.register_buffer("scale", weight.scale)
         self.register_buffer("zero", weight.zero)
+        self.register_buffer("least", weight.least)
         self.register_buffer("bias", bias)
 
     def integers(self) -> Integers:
         """The weight as it is kept."""
-        return Integers(self.packed, self.scale, self.zero, self.bits)
+        return Integers(self.packed, self.scale, self.zero, self.bits, self.least)
 
     def dense(self) -> Tensor:
         """The weight [out, in] as it is multiplied, in the layer's dtype."""
@@ -127,7 +134,7 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         plain = torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type)
-        if not plain and runs_triton(x):
+        if not plain and self.least is None and runs_triton(x):
             from camelid.kernels.gpu.products import product
 
             out = product(x.flatten(0, -2), self.packed, self.scale, self.zero, self.bias, self.bits)
@@ -182,6 +189,15 @@ def keep_inputs(model: Llama) -> None:
     for module in model.modules():
         if isinstance(module, QuantizedLinear):
             module.rounds_inputs = False
+
+
+def without_least(model: Llama) -> None:
+    """Layers with a least value for each group as int8 around a middle, in place: what a GPU multiplies."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, QuantizedLinear) and child.least is not None:
+                weight = round_to_nearest(child.integers().dense(), 8, GROUP)
+                setattr(module, name, QuantizedLinear(weight, child.bias, child.dtype, child.rounds_inputs))
 
 
 def is_quantized(model: Llama) -> bool:

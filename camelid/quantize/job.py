@@ -200,6 +200,8 @@ def _cost(
         found["layers"] = sensitivity(full, before, measured_on, scheme.bits, scheme.group, scheme.symmetric)
     how = f"weights {scheme.label}, inputs and output projection int8 in groups of 32"
     how += ", keys and values int8" if wish.kv_cache else ""
+    if wish.data and wish.calibration and {*files_of(wish.data)} & {*files_of(wish.calibration)}:
+        how += ", calibrated on a text that this is measured on"  # and so flattering
     found["protocol"] = _protocol(found, wish.data, full, how, tokenizer)
     return found
 

@@ -75,10 +75,20 @@ def test_whole_numbers_mean_what_the_blocks_do(kind: str, native: bool, monkeypa
     if not native:
         monkeypatch.setattr("camelid.kernels.gguf.library", lambda: None)
     raw = np.random.default_rng(1).integers(0, 256, (3000, BLOCKS[kind][1]), dtype=np.uint8)
-    raw[:, 1] &= 0xBF  # finite scales, negative ones too
-    q, scale = whole(kind, raw.reshape(-1))
-    meant = Integers(torch.from_numpy(q), torch.from_numpy(scale), None, WHOLE[kind]).dense()
-    assert np.array_equal(meant.numpy().reshape(-1), expand(kind, raw.reshape(-1)))
+    raw[:, (1, 3)] &= 0xBF  # finite scales, negative ones too
+    if kind == "Q4_K":
+        raw[:, (1, 3)] = raw[:, (1, 3)] & 0x83 | 0x18  # around 0.003, as they are
+    q, scale, least = (None if part is None else torch.from_numpy(part) for part in whole(kind, raw.reshape(-1)))
+    assert q is not None
+    assert scale is not None
+    meant = Integers(q, scale, None, WHOLE[kind][0], least).dense().numpy()
+    exact = expand(kind, raw.reshape(-1)).reshape(meant.shape)
+    if kind != "Q4_K":
+        assert np.array_equal(meant, exact)
+    else:
+        assert least is not None
+        most = (15 * scale.float().abs() + least.float().abs()).repeat_interleave(32, 1).numpy()
+        assert (np.abs(meant - exact) <= most * 2.0**-11).all()
 
 
 @pytest.fixture

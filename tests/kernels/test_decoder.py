@@ -63,13 +63,17 @@ def runner(model: Llama, **options: Any) -> NativeRunner:
     return made
 
 
-def random_weight(kind: str, rows: int, columns: int, group: int, symmetric: bool) -> tuple[Packed, Tensor]:
-    """A packed weight, and what it stands for in float64."""
+def random_weight(kind: str, rows: int, columns: int, group: int, symmetric: bool | None) -> tuple[Packed, Tensor]:
+    """A packed weight, and what it stands for in float64. `symmetric` None: with a least value for each group."""
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows))
     if kind.startswith("int"):
         weight[:, : columns // 2] += 0.7  # so that zeros are not in the middle
-        found = round_to_nearest(weight, int(kind[3:]), group, symmetric)
-        return pack_integers(found.packed, found.scale, found.zero, found.bits), found.dense(torch.float64)
+        found = round_to_nearest(weight, int(kind[3:]), group, bool(symmetric))
+        if symmetric is None and kind == "int4":
+            assert found.zero is not None
+            found = dataclasses.replace(found, zero=None, least=(-found.scale.float() * found.zero - 0.01).half())
+        packed = pack_integers(found.packed, found.scale, found.zero, found.bits, least=found.least)
+        return packed, found.dense(torch.float64)
     weight = weight.to(getattr(torch, kind))
     return pack(weight, kind), weight.double()
 
@@ -84,9 +88,9 @@ def decoders() -> dict[str, Decoder]:
 @pytest.mark.parametrize(
     ("rows", "columns", "group"), [(1, 32, 32), (31, 64, 32), (33, 96, 32), (64, 256, 128), (100, 192, 192)]
 )
-@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("symmetric", [True, False, None])
 def test_products(
-    decoders: dict[str, Decoder], kind: str, rows: int, columns: int, group: int, symmetric: bool
+    decoders: dict[str, Decoder], kind: str, rows: int, columns: int, group: int, symmetric: bool | None
 ) -> None:
     packed, weight = random_weight(kind, rows, columns, group, symmetric)
     for count in (1, 2, 3, 4, 5, 7, 8, 9, 17):
@@ -96,8 +100,9 @@ def test_products(
         expected = seen.double() @ weight.T
         size = seen.double().abs() @ weight.abs().T
         for name, decoder in decoders.items():
-            error = (decoder.product(packed, x).double() - expected).abs()
-            assert (error <= 2e-6 * size).all(), (name, count)
+            found = decoder.product(packed, x)
+            assert ((found.double() - expected).abs() <= 2e-6 * size).all(), (name, count)
+            assert torch.equal(found[-1:], decoder.product(packed, x[-1:])), (name, count)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -160,8 +165,10 @@ def test_a_quantised_model_is_its_torch_reference(bits: int, symmetric: bool) ->
     else:
         quantize_layers(model, bits)
         for layer in model.layers:
-            rough = layer.mlp.up_proj
+            rough, other = layer.mlp.up_proj, layer.self_attn.o_proj
             rough.__init__(round_to_nearest(rough.dense(), bits, 32, symmetric=False), None, rough.dtype, True)
+            least = dataclasses.replace(other.integers(), least=other.scale * -7.9)
+            other.__init__(least, None, other.dtype, True)
     quantize_head(model)
     by_name["given layers"] = runner(model, cache=torch.float32)
     with torch.inference_mode():
@@ -388,6 +395,8 @@ def test_integers_as_a_cast_model_keeps_them() -> None:
     assert torch.equal(pack_integers(found.packed, found.scale.float(), found.zero, 8).data, plain)
     with pytest.raises(ValueError, match="in bytes"):
         pack_integers(found.packed, found.scale, found.zero.half(), 8)
+    with pytest.raises(ValueError, match="four bits without zeros"):
+        pack_integers(found.packed, found.scale, None, 8, least=found.scale)
     small = round_to_nearest(torch.randn(64, 64), 8, 16, symmetric=True)
     with pytest.raises(ValueError, match="groups of 16"):
         pack_integers(small.packed, small.scale, None, 8)

@@ -149,6 +149,8 @@ def test_gptq_and_the_cost_of_each_layer(tmp_path: Path, tokenizer: Tokenizer, t
     assert [row["layer"] for row in nearest["layers"]] == [0, 1]
     assert all(0 < row["kl"] < nearest["kl"] for row in nearest["layers"])
     assert "GPTQ on" in better["method"]
+    assert "calibrated on a text that this is measured on" in better["protocol"]
+    assert "calibrated" not in nearest["protocol"]
     assert "<svg" in (tmp_path / "a" / "report.html").read_text()
 
 
