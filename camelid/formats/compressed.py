@@ -143,11 +143,14 @@ def parts_of(layer: QuantizedLinear) -> dict[str, Tensor]:
 
 def named_tensors(model: Llama) -> tuple[dict[str, Tensor], Scheme | None]:
     """A model's tensors as a folder holds them, by the model's own names, and how its quantised layers are kept, if
-    any. Raises InputError when they are not all kept alike, or the output projection is one of them."""
+    any. Raises InputError when they are not all kept alike, the output projection is one of them, or a group has a
+    least value, for which compressed-tensors has no word."""
     layers = {name: m for name, m in model.named_modules() if isinstance(m, QuantizedLinear)}
     tensors: dict[str, Tensor] = dict(model.named_parameters())
     if not layers:
         return tensors, None
+    if any(m.least is not None for m in layers.values()):
+        raise InputError("the layers have least values, as in GGUF's Q4_1 and Q4_K: a folder of integers has zeros")
     groups, kinds = {m.group for m in layers.values()}, {(m.bits, m.zero is None) for m in layers.values()}
     whole_rows = all(m.group == m.in_features for m in layers.values())
     if "lm_head" in layers or len(kinds) > 1 or (len(groups) > 1 and not whole_rows):

@@ -115,6 +115,8 @@ def test_a_gpu_gets_them_around_a_middle(folder: Path, tmp_path: Path) -> None:
     model: Llama = load(path, whole=True)
     ids = torch.tensor([PROMPT])
     before = model(ids).logits
+    with pytest.raises(InputError, match="least values"):
+        save(model, tmp_path / "folder")
     assert any(m.least is not None for m in model.modules() if isinstance(m, QuantizedLinear))
     without_least(model)
     assert all(m.least is None for m in model.modules() if isinstance(m, QuantizedLinear))
