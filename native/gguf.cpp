@@ -5,8 +5,11 @@
 #include "share.hpp"
 #include "vector.hpp"
 
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC optimize("fp-contract=off")  // a product is rounded before anything is taken from it
+// A product is rounded before anything is added to it.
+#ifdef __clang__
+#pragma STDC FP_CONTRACT OFF
+#elif defined(__GNUC__)
+#pragma GCC optimize("fp-contract=off")
 #endif
 
 namespace {

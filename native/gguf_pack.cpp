@@ -6,7 +6,10 @@
 #include "share.hpp"
 #include "vector.hpp"
 
-#if defined(__GNUC__) && !defined(__clang__)
+// A product is rounded before anything is added to it.
+#ifdef __clang__
+#pragma STDC FP_CONTRACT OFF
+#elif defined(__GNUC__)
 #pragma GCC optimize("fp-contract=off")
 #endif
 
