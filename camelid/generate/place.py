@@ -10,6 +10,7 @@ from torch import nn
 from camelid.errors import InputError
 from camelid.generate.runner import NativeRunner, Runner, TorchRunner, native_refusal
 from camelid.kernels.device import free_on_gpu
+from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
 from camelid.model.quantized import BITS, is_quantized, quantize_head, quantize_layers, without_least
 
@@ -67,3 +68,13 @@ def takes_gpu(weights: float, device: str) -> bool:
 def weight_bytes(module: nn.Module) -> int:
     """Of all weights as they are; a tied projection counts once."""
     return sum(t.nbytes for t in (*module.parameters(), *module.buffers()))
+
+
+def bytes_to_run(config: LlamaConfig, itemsize: int, bits: int | None) -> int:
+    """Of the weights that the native decoder holds of a model whose numbers take `itemsize`, as it is or rounded to
+    `bits`: with a scale of two bytes for every 32, the output projection in int8, and the embedding as it is."""
+    embedding = config.vocab_size * config.hidden_size
+    layers = config.num_parameters() - embedding * (1 if config.tie_word_embeddings else 2)
+    if bits is None:
+        return (layers + 2 * embedding) * itemsize
+    return layers * (2 * bits + 1) // 16 + embedding * 17 // 16 + embedding * itemsize

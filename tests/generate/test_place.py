@@ -13,7 +13,7 @@ from camelid.errors import InputError
 from camelid.formats.hf import save
 from camelid.generate import place
 from camelid.generate.engine import Engine
-from camelid.generate.place import runner_for, takes_gpu, weight_bytes
+from camelid.generate.place import bytes_to_run, runner_for, takes_gpu, weight_bytes
 from camelid.generate.runner import NativeRunner, TorchRunner
 from camelid.kernels.library import library
 from camelid.model.config import LlamaConfig
@@ -70,6 +70,15 @@ def test_on_a_cpu_natively_where_that_is_built() -> None:
     model = Llama(CONFIG).eval()
     assert isinstance(runner_for(model), NativeRunner if library() is not None else TorchRunner)
     assert isinstance(runner_for(model.double()), TorchRunner)
+
+
+@pytest.mark.skipif(library() is None, reason="the native library is not built")
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("bits", [None, 8, 4])
+def test_what_a_model_takes_is_told_before(bits: int | None, tied: bool) -> None:
+    model = Llama(replace(CONFIG, vocab_size=320, intermediate_size=128, tie_word_embeddings=tied)).bfloat16()
+    held = NativeRunner(model, bits).weight_bytes + model.embed_tokens.weight.nbytes
+    assert bytes_to_run(model.config, 2, bits) == pytest.approx(held, rel=0.02)  # norms are in float32
 
 
 def test_from_the_command_line(
