@@ -11,7 +11,7 @@ constexpr int BLOCK = 32;  // columns whose activations share a scale
 constexpr int PAGE = 32;   // tokens of a page of the cache
 
 enum Number { FLOAT32, FLOAT16, BFLOAT16, INT8, INT4 };
-enum Zero { MIDDLE, BYTES, OFFSETS };  // what says which number means nothing
+enum Zero { MIDDLE, BYTES, LEASTS };  // what says which number means nothing
 
 // A weight [rows, columns] as panels of 32 rows, the last one filled up with zeros.
 //   FLOAT32   [columns][32 rows]; FLOAT16 likewise, multiplied as floats
@@ -20,7 +20,7 @@ enum Zero { MIDDLE, BYTES, OFFSETS };  // what says which number means nothing
 //   INT4      of each group: scales, then [group / 8][32 rows][4 bytes]: the low halves are four columns, the high ones
 //             the next four
 // Scales are float16 [32 rows], a line of the cache. A weight is scale * (q - zero), with `zero` MIDDLE 128 of INT8 and 8
-// of INT4, with BYTES the bytes [32 rows] of a second line; or, of INT4 with OFFSETS, scale * q + least, with the float16
+// of INT4, with BYTES the bytes [32 rows] of a second line; or, of INT4 with LEASTS, scale * q + least, with the float16
 // [32 rows] of that line. So a panel is one stretch of memory that is read from its first byte to its last.
 struct Matrix {
     const std::uint8_t* data;

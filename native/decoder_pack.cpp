@@ -98,7 +98,7 @@ void camelid_pack_floats(int kind, const void* weight, int halves, std::int64_t 
 }
 
 // q [rows, columns * bits / 8]: bytes, or of 4 bits two a byte, the even column low; scales [rows, columns / group] float16,
-// zeros likewise, in bytes (`zero` BYTES) or float16 (OFFSETS).
+// zeros likewise, in bytes (`zero` BYTES) or float16 (LEASTS).
 void camelid_pack_integers(int kind, const std::uint8_t* q, const std::uint16_t* scales, int zero, const void* zeros,
                            std::int64_t rows, std::int64_t columns, std::int64_t group, std::uint8_t* out, int threads) {
     const Matrix m = described(kind, rows, columns, group, zero);

@@ -22,7 +22,7 @@ constexpr float ROUNDS = 12582912.0f;              // 1.5 * 2^23: added and take
 constexpr double ROUNDS_DOUBLE = 6755399441055744.0;  // 1.5 * 2^52
 
 INLINE float reciprocal(float x) { return x == 0 ? 0 : 1 / x; }
-INLINE float between(float x, float low, float high) { return x < low ? low : x > high ? high : x; }
+INLINE float between(float x, float low, float high) { return x > low ? x < high ? x : high : low; }  // no number: low
 INLINE float whole_between(float x, float low, float high) { return between(between(x, -1e6f, 1e6f) + ROUNDS - ROUNDS, low, high); }
 
 INLINE float with_sign_of(float size, float x) { return x < 0 ? -size : size; }
@@ -57,11 +57,11 @@ INLINE float of_greatest_size(const float* x, int count) {
 }
 
 INLINE void q8_0(const float* x, std::uint8_t* out) {
-    const float top = of_greatest_size(x, 32), d = (top < 0 ? -top : top) / 127, inverse = reciprocal(d);
+    const float top = of_greatest_size(x, 32), d = ((top < 0 ? -top : top) + 0.0f) / 127, inverse = reciprocal(d);
     store_half(float_to_half(d), out);
     for (int i = 0; i < 32; ++i) {
         const float steps = x[i] * inverse, size = steps < 0 ? -steps : steps;
-        out[2 + i] = static_cast<std::uint8_t>(static_cast<int>(with_sign_of(size + 0.5f, steps)));
+        out[2 + i] = static_cast<std::uint8_t>(static_cast<int>(with_sign_of(between(size + 0.5f, 0, 127), steps)));
     }
 }
 

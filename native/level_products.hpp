@@ -81,7 +81,7 @@ INLINE void integer_rows(const Values* scale, const std::uint8_t* zeros, const s
             if (Z == BYTES)
                 start(zeros + (part + h) * LANES, (WHOLE - from[1]) / 8, &sums[t][h]);
             else
-                start(Z == OFFSETS ? &WHOLE : K == INT4 ? from + 1 : from, &sums[t][h]);
+                start(Z == LEASTS ? &WHOLE : K == INT4 ? from + 1 : from, &sums[t][h]);
     }
     constexpr int together = K == INT4 ? 2 : 1;  // fours of columns that share a register of weights
 #pragma GCC unroll 8
@@ -101,14 +101,14 @@ INLINE void integer_rows(const Values* scale, const std::uint8_t* zeros, const s
             }
     }
     Values product, least[ABREAST];
-    if (Z == OFFSETS)
+    if (Z == LEASTS)
         for (int h = 0; h < ABREAST; ++h) load_halves(zeros + (part + h) * LANES * 2, &least[h]);
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t)
         for (int h = 0; h < ABREAST; ++h) {
             as_floats(sums[t][h], &product);
             sum[t][part + h] += product * (scale[part + h] * by.scales[t * by.blocks]);
-            if (Z == OFFSETS) {
+            if (Z == LEASTS) {
                 float worth;
                 std::memcpy(&worth, by.starts + SUMS * t * by.blocks + 2, sizeof worth);
                 sum[t][part + h] += least[h] * worth;
@@ -267,7 +267,7 @@ void multiply(const Matrix& m, const Activations& by, std::int64_t tokens, std::
         {multiply_kind<FLOAT16, MIDDLE>},
         {multiply_kind<BFLOAT16, MIDDLE>},
         {multiply_kind<INT8, MIDDLE>, multiply_kind<INT8, BYTES>},
-        {multiply_kind<INT4, MIDDLE>, multiply_kind<INT4, BYTES>, multiply_kind<INT4, OFFSETS>},
+        {multiply_kind<INT4, MIDDLE>, multiply_kind<INT4, BYTES>, multiply_kind<INT4, LEASTS>},
     };
     kinds[m.kind][m.zero](m, by, tokens, from, to, out, out_row);
 }

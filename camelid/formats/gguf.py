@@ -12,7 +12,7 @@ import mmap
 import struct
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -96,7 +96,8 @@ class GGUF:
         yield np.frombuffer(self.data, np.uint8, info.size, info.start)
         if hasattr(mmap, "MADV_DONTNEED"):
             first = info.start // mmap.PAGESIZE * mmap.PAGESIZE
-            self.data.madvise(mmap.MADV_DONTNEED, first, info.start + info.size - first)
+            with suppress(OSError):
+                self.data.madvise(mmap.MADV_DONTNEED, first, info.start + info.size - first)
 
 
 class _Reader:
@@ -149,7 +150,7 @@ class _Reader:
         for _ in range(count):
             if at + 8 > len(data) or size_at(data, at)[0] > len(data) - at - 8:
                 self.at = at
-                found.append(self.string())  # which says what is wrong
+                self.string()  # says what is wrong
             end = at + 8 + size_at(data, at)[0]
             found.append(str(data[at + 8 : end], "utf-8", "replace"))
             at = end
@@ -238,6 +239,8 @@ def open_file(path: Path) -> Checkpoint:
     def ordered(name: str, rows: Tensor) -> Tensor:
         heads = {".q_proj.": config.num_attention_heads, ".k_proj.": config.kv_heads}
         of = next((heads[part] for part in heads if part in our_name(name)), None)
+        if of is not None and rows.dim() > 2:
+            raise FormatError(f"{path}: tensor {name!r} has {rows.dim()} dimensions")
         return rows if of is None else interleaved_to_half_split(rows, of)
 
     def read(name: str) -> Tensor:

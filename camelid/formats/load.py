@@ -94,10 +94,10 @@ def load(
     device: str | torch.device = "cpu",
     model_class: type[Model] = Llama,  # type: ignore[assignment]
     bits: int | None = None,
-    whole: bool = False,
+    integers: bool = False,
 ) -> Model:
-    """Read MODEL into a Llama in evaluation mode. dtype None keeps the file's own. `bits` and `whole` as in
-    `read_model`; an adapter's base is never `whole`.
+    """Read MODEL into a Llama in evaluation mode. dtype None keeps the file's own. `bits` and `integers` as in
+    `read_model`; an adapter's base is expanded.
 
     Every tensor of the model must be in the file with the right shape, and none may be left over: a model is
     never opened with weights missing. An adapter is put on its base, which stays as it is. Raises FormatError naming
@@ -105,7 +105,7 @@ def load(
     """
     path = resolve(source)
     adapter = path.is_dir() and is_adapter(path)
-    model, fingerprint = read_model(open_model(path), dtype, device, model_class, bits, whole and not adapter)
+    model, fingerprint = read_model(open_model(path), dtype, device, model_class, bits, integers and not adapter)
     if adapter:
         attach(model, path, fingerprint=fingerprint)
     return model.eval()
@@ -113,12 +113,13 @@ def load(
 
 def read_model(
     checkpoint: Checkpoint, dtype: torch.dtype | None, device: str | torch.device, model_class: type[Model],
-    bits: int | None = None, whole: bool = False,
+    bits: int | None = None, integers: bool = False,
 ) -> tuple[Model, str]:  # fmt: skip
     """All weights of an opened model, and their fingerprint. Quantised layers stay quantised, whatever the dtype.
 
     With `bits` the blocks' layers are rounded to so many, to nearest by groups of 32, each when it has been read: the
-    model is never whole in memory. With `whole` those that a GGUF file keeps in blocks are not expanded: see `Stored`.
+    model is never whole in memory. Else, with `integers`, those that a GGUF file keeps in blocks are not expanded: see
+    `Stored`.
     Raises InputError when a model is to be rounded that is already.
     """
     fingerprint = Fingerprint()
@@ -128,10 +129,11 @@ def read_model(
     tensors = checkpoint.tensors()
     drop_tied_head(checkpoint, tensors)
     for name, stored in tensors.items():
-        inner = _inner(model, name) if whole or bits else None
+        inner = _inner(model, name) if integers or bits else None
         if inner is not None:
             check_shape(checkpoint.path, name, stored.shape, inner.weight.shape)
-        tensor = stored.whole() if whole and inner is not None and stored.whole else stored.read()
+        kept = stored.integers if integers and inner is not None and bits is None else None
+        tensor = kept() if kept else stored.read()
         if isinstance(tensor, Integers):
             if bits is not None:
                 raise InputError(f"{checkpoint.path}: the model is quantised already; open it without quantization")

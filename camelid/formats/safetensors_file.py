@@ -32,8 +32,8 @@ MAPPED, SMALL = 256 << 20, 1 << 20
 
 
 class OpenFile:
-    """The file that is read: one at a time, for what is mapped of it counts as memory. A tensor keeps its own file
-    mapped for as long as it lives."""
+    """The file that is read: one at a time, for what is mapped of it counts as memory. A tensor that is not SMALL keeps
+    its own file mapped for as long as it lives."""
 
     def __init__(self) -> None:
         self._path: Path | None = None

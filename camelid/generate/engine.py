@@ -20,13 +20,12 @@ from camelid.generate.beam import BeamParams, Hypothesis, beam_search
 from camelid.generate.constrain import Matcher
 from camelid.generate.draft import Draft, check_same
 from camelid.generate.place import runner_for
-from camelid.generate.runner import Runner, TorchRunner, depends_on_length
+from camelid.generate.runner import Runner, TorchRunner, depends_on_length, shape_of
 from camelid.generate.sampling import SamplingParams, TokenLogprob, generator_for, mean_logprob, nth, whole
 from camelid.generate.scheduler import Scheduler, run_to_end, step_or_wait
 from camelid.generate.sequence import FinishReason, Sequence
 from camelid.kernels.decoder import PAGE
 from camelid.kernels.device import free_on_gpu, on_its_gpu
-from camelid.kernels.library import library
 from camelid.kernels.memory import installed
 from camelid.model.llama import Llama
 from camelid.model.quantized import BITS
@@ -110,9 +109,9 @@ class Engine:
         """Open MODEL with its tokenizer, and more adapters of it by name, for `SamplingParams.adapter`.
 
         `quantization` "int8" or "int4" rounds the weights of a full-precision model to groups of 32, to nearest.
-        Without it, and without a `dtype`, the layers of a GGUF file that are in Q8_0, Q4_0, Q4_1 or Q4_K are the file's
-        whole numbers, and those in its other quantised types are rounded to int8 by groups of 32; with dtype float32
-        all are expanded.
+        Without it, a `dtype` and adapters, where the native library takes the model's shape, the layers of a GGUF file
+        that are in Q8_0, Q4_0, Q4_1 or Q4_K are the file's whole numbers (on a GPU those of the last two in int8), and
+        those in its other quantised types are rounded to int8 by groups of 32.
         `threads` is what the native decoder uses, and torch for the process. `kv_cache` "int8" keeps keys and values as
         bytes, each head's of a token by its greatest: half the memory of bfloat16. `draft` names a smaller model that
         guesses for it, rounded by `draft_quantization`. `device` "auto" is a GPU where there is one of whose free
@@ -137,8 +136,9 @@ class Engine:
             check_same(tokenizer, load_tokenizer(draft), str(draft))
 
         def opened(source: str | Path, form: str | None) -> Llama:
-            whole = form is None and dtype is None and library() is not None
-            return load(source, dtype=dtype, bits=BITS[form] if form else None, whole=whole)
+            # Where torch runs the layers on a CPU they are expanded at every step: once is better.
+            kept = form is None and dtype is None and shape_of(open_model(source).config).refusal() is None
+            return load(source, dtype=dtype, bits=BITS[form] if form else None, integers=kept)
 
         bits = BITS[quantization] if quantization else None
         model = load_adapters(path, adapters, dtype, bits) if adapters else opened(path, quantization)

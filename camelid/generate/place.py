@@ -12,7 +12,7 @@ from camelid.generate.runner import NativeRunner, Runner, TorchRunner, native_re
 from camelid.kernels.device import free_on_gpu
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
-from camelid.model.quantized import BITS, is_quantized, quantize_head, quantize_layers, without_least
+from camelid.model.quantized import BITS, QuantizedLinear, is_quantized, quantize_head, quantize_layers, without_least
 
 DEVICES = ("auto", "cpu", "cuda")
 SHARE_OF_GPU = 0.8  # of its free memory that weights may take: the rest is for the cache and a step
@@ -29,9 +29,9 @@ def runner_for(
     already = is_quantized(model)
     if already and bits is not None:
         raise InputError(f"quantization={quantization!r}: the model is quantised already; open it without")
-    layers = weight_bytes(model.layers)
+    layers = weight_bytes(model.layers) + widening(model)
     rounded = layers * (bits + 0.5) / (8 * model.dtype.itemsize) if bits else layers
-    weights = weight_bytes(model) - layers + rounded
+    weights = weight_bytes(model) - weight_bytes(model.layers) + rounded
     if model.config.tie_word_embeddings and (already or bits is not None):  # the head becomes a matrix of its own
         weights += model.embed_tokens.weight.numel() * 8.5 / 8
     on_gpu = takes_gpu(weights, device)
@@ -63,6 +63,12 @@ def takes_gpu(weights: float, device: str) -> bool:
             "with quantization int8 or int4, or on the CPU"
         )
     return weights <= room
+
+
+def widening(model: Llama) -> int:
+    """Bytes that `without_least` would add: a weight and its share of scales take 8.5 bits instead of 5."""
+    layers = [m for m in model.modules() if isinstance(m, QuantizedLinear) and m.least is not None]
+    return sum(m.in_features * m.out_features for m in layers) * 7 // 16
 
 
 def weight_bytes(module: nn.Module) -> int:

@@ -234,13 +234,16 @@ class NativeRunner:
         integers = bits is not None or is_quantized(model)
         kind = str(model.dtype).removeprefix("torch.")
         room = Room()
-        blocks = iter(model.layers) if keep else _taken(model)
-        layers = [_layer(layer, bits, group, kind, room) for layer in blocks]
+        if keep:
+            layers = [_layer(layer, bits, group, kind, room) for layer in model.layers]
+        else:
+            layers = []
+            while len(model.layers):
+                layers.append(_layer(model.layers.pop(0), bits, group, kind, room))
+                give_back()
         head = _packed(model.lm_head, 8 if integers else None, 32, kind, room)
-        embeddings = model.embed_tokens.weight.detach()
-        # What is only looked at would keep the whole file in memory.
-        alone = not keep and embeddings.untyped_storage().nbytes() == embeddings.nbytes
-        self._embeddings = embeddings if alone else embeddings.clone()
+        # Copies: what is only looked at would keep the whole file in memory, and be lost with it.
+        self._embeddings = model.embed_tokens.weight.detach().clone()
         self._decoder = Decoder(shape_of(model.config), layers, _norm(model.norm.weight), head, threads, level)
         whole = torch.float32 if kind == "float32" and not integers else torch.bfloat16
         self._kind = cache or whole
@@ -325,12 +328,6 @@ def native_refusal(model: Llama) -> str | None:
     if any(isinstance(m, QuantizedLinear) and m.group % BLOCK for m in model.modules()):
         return f"a layer's groups are not multiples of {BLOCK}"
     return shape_of(model.config).refusal()
-
-
-def _taken(model: Llama) -> Iterator[torch.nn.Module]:
-    while len(model.layers):
-        yield model.layers.pop(0)
-        give_back()
 
 
 def _layer(layer: torch.nn.Module, bits: int | None, group: int, kind: str, room: Room) -> LayerWeights:

@@ -21,13 +21,13 @@ LINE = 64  # bytes of the cache's
 BLOCK = 32  # activations that share a scale; columns of a packed matrix are a multiple of it
 LEAST = 1e-30  # of a block's greatest value: below, its 127th part could not be divided by
 KINDS = ("float32", "float16", "bfloat16", "int8", "int4")
-MIDDLE, BYTES, OFFSETS = range(3)  # what says which number of a group means nothing (native/decoder.hpp)
+MIDDLE, BYTES, LEASTS = range(3)  # what says which number of a group means nothing (native/decoder.hpp)
 
 
 @dataclass(frozen=True)
 class Packed:
     """A weight [rows, columns]: `data` uint8, aligned to a cache line, of a `kind` among KINDS; `zero` is MIDDLE, BYTES
-    or OFFSETS."""
+    or LEASTS."""
 
     kind: str
     rows: int
@@ -97,7 +97,7 @@ def pack_integers(
         raise ValueError("q and zero must be in bytes")
     if least is not None and (bits != 4 or zero is not None):
         raise ValueError("least values are of four bits without zeros")
-    how = OFFSETS if least is not None else MIDDLE if zero is None else BYTES
+    how = LEASTS if least is not None else MIDDLE if zero is None else BYTES
     offsets = zero if least is None else least
     packed = _empty(f"int{bits}", rows, columns, group, how, room or Room())
     _native().camelid_pack_integers(

@@ -28,8 +28,11 @@ gguf = pytest.importorskip("gguf")
 TYPES = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"]
 
 
-def write_model(path: Path, model: Llama, kind: str) -> dict[str, Any]:
-    """Write `model` with the reference package; returns each tensor as that package reads it back."""
+def write_model(
+    path: Path, model: Llama, kind: str, shapes: dict[str, tuple[int, ...]] | None = None
+) -> dict[str, Any]:
+    """Write `model` with the reference package, some tensors of other `shapes`; returns each tensor as that package
+    reads it back."""
     writer = gguf.GGUFWriter(path, "llama")
     c = model.config
     writer.add_context_length(c.max_position_embeddings)
@@ -48,6 +51,8 @@ def write_model(path: Path, model: Llama, kind: str) -> dict[str, Any]:
         full = name if name.startswith("lm_head") else f"model.{name}"
         target = names.get_name(full, try_suffixes=(".weight",))
         wanted = gguf.GGMLQuantizationType[kind if tensor.dim() == 2 else "F32"]
+        if shapes and name in shapes:
+            tensor = tensor.new_ones(shapes[name])
         data = gguf.quants.quantize(tensor.numpy(), wanted)
         writer.add_tensor(target, data, raw_dtype=wanted)
         expected[name] = gguf.quants.dequantize(data, wanted)
@@ -114,6 +119,16 @@ def test_an_unsupported_type_is_refused_by_name(tmp_path: Path, wide: Llama) -> 
     write_model(tmp_path / "m.gguf", wide, "MXFP4")
     with pytest.raises(FormatError, match=r"has the type MXFP4, which camelid does not read"):
         load(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize("options", [{}, {"integers": True}, {"bits": 4}])
+@pytest.mark.parametrize("shape", [(4, 64, 64), (1, 64, 64), (64 * 64,)])
+def test_a_matrix_of_another_number_of_dimensions_is_refused(
+    tmp_path: Path, wide: Llama, shape: tuple[int, ...], options: dict[str, Any]
+) -> None:
+    write_model(tmp_path / "m.gguf", wide, "Q4_0", {"layers.0.self_attn.q_proj.weight": shape})
+    with pytest.raises(FormatError, match=r"attn_q|q_proj"):
+        load(tmp_path / "m.gguf", **options)
 
 
 def test_types_go_by_the_references_numbers() -> None:

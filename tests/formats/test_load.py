@@ -17,6 +17,7 @@ from camelid.formats.gguf import parse
 from camelid.formats.hf import save
 from camelid.formats.load import load
 from camelid.generate.engine import Engine
+from camelid.generate.place import weight_bytes, widening
 from camelid.generate.runner import Chunk, NativeRunner
 from camelid.generate.sampling import SamplingParams
 from camelid.kernels.library import library
@@ -74,7 +75,7 @@ def test_a_gguf_files_layers_in_whole_numbers(folder: Path, kind: str, tmp_path:
     convert(folder, path, "gguf", kind=kind.upper())
     dense: Llama = load(path)
     weights = dict(dense.named_parameters())
-    found = {n: m for n, m in load(path, whole=True).named_modules() if isinstance(m, QuantizedLinear)}
+    found = {n: m for n, m in load(path, integers=True).named_modules() if isinstance(m, QuantizedLinear)}
     assert len(found) == (0 if kind == "f16" else 14)
     for name, layer in found.items():
         meant = weights[f"{name}.weight"].detach()
@@ -95,16 +96,16 @@ def test_a_gguf_files_layers_in_whole_numbers(folder: Path, kind: str, tmp_path:
 def test_the_engine_keeps_a_gguf_file_in_whole_numbers(folder: Path, kind: str, tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     convert(folder, path, "gguf", kind=kind.upper())
-    whole, dense = Engine.from_pretrained(path), Engine.from_pretrained(path, dtype=torch.float32)
+    whole, dense = (Engine.from_pretrained(path, dtype=d, device="cpu") for d in (None, torch.float32))
     assert isinstance(whole.runner, NativeRunner)
     assert isinstance(dense.runner, NativeRunner)
     assert whole.runner.weight_bytes < 0.4 * dense.runner.weight_bytes
-    expected = NativeRunner(load(path, whole=True))
+    expected = NativeRunner(load(path, integers=True))
     expected.reserve(4)
     whole.runner.reserve(4)
     chunk = Chunk(PROMPT, 0, [0])
     assert torch.equal(whole.runner.run([chunk])[0], expected.run([chunk])[0])
-    asked = Engine.from_pretrained(path, quantization="int4").runner
+    asked = Engine.from_pretrained(path, quantization="int4", device="cpu").runner
     assert isinstance(asked, NativeRunner)
     assert asked.weight_bytes == NativeRunner(load(path, bits=4)).weight_bytes
 
@@ -112,13 +113,15 @@ def test_the_engine_keeps_a_gguf_file_in_whole_numbers(folder: Path, kind: str, 
 def test_a_gpu_gets_them_around_a_middle(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     convert(folder, path, "gguf", kind="Q4_K_M")
-    model: Llama = load(path, whole=True)
+    model: Llama = load(path, integers=True)
     ids = torch.tensor([PROMPT])
     before = model(ids).logits
     with pytest.raises(InputError, match="least values"):
         save(model, tmp_path / "folder")
     assert any(m.least is not None for m in model.modules() if isinstance(m, QuantizedLinear))
+    expected = weight_bytes(model) + widening(model)
     without_least(model)
+    assert weight_bytes(model) == expected
     assert all(m.least is None for m in model.modules() if isinstance(m, QuantizedLinear))
     after = model(ids).logits
     assert 0 < (after - before).abs().mean() < 0.05 * before.abs().mean()
@@ -132,13 +135,13 @@ def test_a_scale_that_is_no_number_is_refused(folder: Path, tmp_path: Path) -> N
     data[at : at + 2] = b"\x00\x7e"
     path.write_bytes(data)
     with pytest.raises(FormatError, match=r"'blk.1.ffn_up.weight' has a scale that is NaN or infinite"):
-        load(path, whole=True)
+        load(path, integers=True)
 
 
 @pytest.mark.parametrize("form", ["int8", "int4"])
 def test_the_engine_rounds_as_the_runner_does(folder: Path, form: str) -> None:
     """A model that the native decoder took apart gives what one gives that it left whole."""
-    engine = Engine.from_pretrained(folder, quantization=form)
+    engine = Engine.from_pretrained(folder, quantization=form, device="cpu")
     model: Llama = load(folder)
     quantize_layers(model, int(form[3:]))
     ours = engine.generate([PROMPT], PARAMS)[0]
@@ -146,6 +149,10 @@ def test_the_engine_rounds_as_the_runner_does(folder: Path, form: str) -> None:
         kept = Engine(NativeRunner(model), None, engine.stop_ids)
         assert kept.generate([PROMPT], PARAMS)[0].ids == ours.ids
         assert len(model.layers) == 2
+        lost: Llama = load(folder, bits=8)
+        runner = NativeRunner(lost, keep=False)
+        assert not len(lost.layers)
+        assert runner._embeddings.data_ptr() != lost.embed_tokens.weight.data_ptr()  # which the file's end would end
     quantize(folder, folder.parent / "small", Wish("int8"))
     with pytest.raises(InputError, match="quantised already"):
         load(folder.parent / "small", bits=8)

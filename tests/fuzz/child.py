@@ -112,6 +112,7 @@ def open_all(folder: Path, kind: str) -> None:
     source = next(folder.glob("*.gguf"), folder)
     open_model(source)
     load(source)
+    load(source, integers=True)  # as the engine does
     stop_ids(source)
     if kind == "gguf":
         load_tokenizer(source)

@@ -59,6 +59,8 @@ def gguf(data: bytes, folder: Path) -> None:
     parsed = gguf.parse(path)
     for name in parsed.tensors:
         parsed.tensor(name)
+        if parsed.tensors[name].type not in gguf.PLAIN:
+            parsed.integers(name)
     gguf.open_file(path).tensors()
     from_gguf(path, parsed.metadata).encode("The meaning of 骆驼")
 
