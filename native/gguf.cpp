@@ -1,16 +1,5 @@
 // GGUF's quantised blocks to floats, the bits that camelid/formats/gguf_blocks.py gives (ggml-quants.c, ggml-common.h).
-#include <cstdint>
-#include <cstring>
-
-#include "share.hpp"
-#include "vector.hpp"
-
-// A product is rounded before anything is added to it.
-#ifdef __clang__
-#pragma STDC FP_CONTRACT OFF
-#elif defined(__GNUC__)
-#pragma GCC optimize("fp-contract=off")
-#endif
+#include "gguf.hpp"
 
 namespace {
 

@@ -1,17 +1,6 @@
 // Numbers into GGUF's quantised blocks, as camelid/formats/gguf_pack.py does it: Q8_0 and Q4_0 to the bit, of the _K types
 // by sums in another order, so that of two candidates that are equally good it may take the other one.
-#include <cstdint>
-#include <cstring>
-
-#include "share.hpp"
-#include "vector.hpp"
-
-// A product is rounded before anything is added to it.
-#ifdef __clang__
-#pragma STDC FP_CONTRACT OFF
-#elif defined(__GNUC__)
-#pragma GCC optimize("fp-contract=off")
-#endif
+#include "gguf.hpp"
 
 namespace {
 
