@@ -21,8 +21,9 @@ from torch import Tensor
 from camelid.disk import new_file
 from camelid.errors import InputError
 from camelid.formats.checkpoint import Stored, dense
-from camelid.formats.gguf import LAYER_NAMES, PLAIN, STOPS, TOP_NAMES, TYPE_NAMES
+from camelid.formats.gguf import LAYER_NAMES, STOPS, TOP_NAMES
 from camelid.formats.gguf_blocks import BLOCKS
+from camelid.formats.gguf_file import PLAIN, TYPE_NAMES
 from camelid.formats.gguf_pack import block_type, quantize
 from camelid.model.config import LlamaConfig, RopeScaling
 from camelid.model.rope import half_split_to_interleaved, inverse_frequencies

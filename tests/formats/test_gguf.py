@@ -14,8 +14,9 @@ import torch
 
 from camelid.errors import FormatError, InputError
 from camelid.formats import load
-from camelid.formats.gguf import TYPE_NAMES, _config, _stops, parse
+from camelid.formats.gguf import _config, _stops
 from camelid.formats.gguf_blocks import BLOCKS, WHOLE, expand, whole
+from camelid.formats.gguf_file import TYPE_NAMES, parse
 from camelid.formats.load import load_tokenizer
 from camelid.model.config import LlamaConfig, RopeScaling
 from camelid.model.llama import Llama

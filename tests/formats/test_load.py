@@ -13,7 +13,7 @@ import torch
 from camelid.errors import FormatError, InputError
 from camelid.formats import safetensors_file
 from camelid.formats.convert import convert
-from camelid.formats.gguf import parse
+from camelid.formats.gguf_file import parse
 from camelid.formats.hf import save
 from camelid.formats.load import load
 from camelid.generate.engine import Engine

@@ -52,16 +52,17 @@ def safetensors(data: bytes, folder: Path) -> None:
 
 
 def gguf(data: bytes, folder: Path) -> None:
-    from camelid.formats import gguf
+    from camelid.formats.gguf import open_file
+    from camelid.formats.gguf_file import PLAIN, parse
     from camelid.tokenizer.gguf_fields import from_gguf
 
     path = _file(folder, "model.gguf", data)
-    parsed = gguf.parse(path)
+    parsed = parse(path)
     for name in parsed.tensors:
         parsed.tensor(name)
-        if parsed.tensors[name].type not in gguf.PLAIN:
+        if parsed.tensors[name].type not in PLAIN:
             parsed.integers(name)
-    gguf.open_file(path).tensors()
+    open_file(path).tensors()
     from_gguf(path, parsed.metadata).encode("The meaning of 骆驼")
 
 

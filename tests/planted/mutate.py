@@ -18,7 +18,7 @@ from .__main__ import ROOT, control, noticed
 
 ROOMS = {
     "loaders": (
-        ["formats/hf.py", "formats/gguf.py", "formats/pickle_reader.py"],
+        ["formats/hf.py", "formats/gguf_file.py", "formats/gguf.py", "formats/pickle_reader.py"],
         "tests/formats tests/fuzz",
     ),
     "limits": (["serve/limits.py"], "tests/serve/test_bad_bodies.py tests/serve/test_load.py"),

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from camelid.formats.gguf import parse
+from camelid.formats.gguf_file import parse
 from camelid.formats.gguf_write import _string, _value
 
 from .changes import (
