@@ -119,8 +119,7 @@ def read_model(
 
     With `bits` the blocks' layers are rounded to so many, to nearest by groups of 32, each when it has been read: the
     model is never whole in memory. Else, with `integers`, those that a GGUF file keeps in blocks are not expanded: see
-    `Stored`.
-    Raises InputError when a model is to be rounded that is already.
+    `Stored`. Raises InputError when a model is to be rounded that is already.
     """
     fingerprint = Fingerprint()
     with torch.device("meta"):
