@@ -7,7 +7,6 @@ converter has them; q and k go back to the interleaved pairing.
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -26,6 +25,7 @@ from camelid.formats.gguf_blocks import BLOCKS
 from camelid.formats.gguf_file import PLAIN, TYPE_NAMES
 from camelid.formats.gguf_pack import block_type, quantize
 from camelid.model.config import LlamaConfig, RopeScaling
+from camelid.model.quantized import all_finite
 from camelid.model.rope import half_split_to_interleaved, inverse_frequencies
 from camelid.tokenizer.gguf_fields import tokenizer_metadata
 from camelid.tokenizer.tokenizer import Tokenizer
@@ -117,7 +117,7 @@ def _bytes(tensor: Tensor, kind: str, config: LlamaConfig, name: str) -> memoryv
     tensor = tensor.cpu().contiguous()
     if kind in BLOCKS:
         values = tensor.float()
-        if not all(map(math.isfinite, map(float, values.aminmax()))):
+        if not all_finite(values):
             raise InputError(f"the tensor {name} holds NaN or infinity, which no {kind} keeps")
         return np.ascontiguousarray(quantize(kind, values.numpy())).data.cast("B")
     return memoryview(tensor.to(PLAIN[kind]).flatten().view(torch.uint8).numpy().data)

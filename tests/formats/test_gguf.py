@@ -1,4 +1,4 @@
-"""GGUF: blocks against the gguf package, refusals by name, hostile headers, and a real model."""
+"""GGUF: files of the gguf package, refusals by name, hostile headers, and a real model."""
 
 from __future__ import annotations
 
@@ -15,12 +15,10 @@ import torch
 from camelid.errors import FormatError, InputError
 from camelid.formats import load
 from camelid.formats.gguf import _config, _stops
-from camelid.formats.gguf_blocks import BLOCKS, WHOLE, expand, whole
 from camelid.formats.gguf_file import TYPE_NAMES, parse
 from camelid.formats.load import load_tokenizer
 from camelid.model.config import LlamaConfig, RopeScaling
 from camelid.model.llama import Llama
-from camelid.model.quantized import Integers
 from camelid.model.rope import half_split_to_interleaved
 from camelid.tokenizer.gguf_fields import from_gguf
 from camelid.tokenizer.tokenizer import Tokenizer
@@ -62,39 +60,6 @@ def write_model(
     writer.write_tensors_to_file()
     writer.close()
     return expected
-
-
-@pytest.mark.parametrize("kind", BLOCKS)
-def test_blocks_are_the_reference_bit_for_bit(kind: str) -> None:
-    """10,000 random blocks of each type, infinite and NaN scales among them, with the library and without."""
-    _, width, function = BLOCKS[kind]
-    raw = np.random.default_rng(0).integers(0, 256, (10_000, width), dtype=np.uint8)
-    with np.errstate(all="ignore"):
-        theirs = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[kind]).reshape(-1)
-        for ours in (expand(kind, raw.reshape(-1)), function(raw).reshape(-1)):
-            assert ((ours.view(np.uint32) == theirs.view(np.uint32)) | (np.isnan(ours) & np.isnan(theirs))).all()
-
-
-@pytest.mark.parametrize("native", [True, False])
-@pytest.mark.parametrize("kind", sorted(WHOLE))
-def test_whole_numbers_mean_what_the_blocks_do(kind: str, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not native:
-        monkeypatch.setattr("camelid.kernels.gguf.library", lambda: None)
-    raw = np.random.default_rng(1).integers(0, 256, (3000, BLOCKS[kind][1]), dtype=np.uint8)
-    raw[:, (1, 3)] &= 0xBF  # finite scales, negative ones too
-    if kind == "Q4_K":
-        raw[:, (1, 3)] = raw[:, (1, 3)] & 0x83 | 0x18  # around 0.003, as they are
-    q, scale, least = (None if part is None else torch.from_numpy(part) for part in whole(kind, raw.reshape(-1)))
-    assert q is not None
-    assert scale is not None
-    meant = Integers(q, scale, None, WHOLE[kind][0], least).dense().numpy()
-    exact = expand(kind, raw.reshape(-1)).reshape(meant.shape)
-    if kind != "Q4_K":
-        assert np.array_equal(meant, exact)
-    else:
-        assert least is not None
-        most = (15 * scale.float().abs() + least.float().abs()).repeat_interleave(32, 1).numpy()
-        assert (np.abs(meant - exact) <= most * 2.0**-11).all()
 
 
 @pytest.fixture
@@ -393,13 +358,3 @@ def test_a_file_without_a_name_is_known_by_its_beginning(tmp_path: Path, wide: L
     (tmp_path / "other").write_bytes(b"GG")
     with pytest.raises(InputError, match=r"or a \.gguf file"):
         load(tmp_path / "other")
-
-
-@pytest.mark.parametrize("kind", sorted(BLOCKS))
-def test_blocks_are_expanded_a_stretch_at_a_time(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("camelid.kernels.gguf.library", lambda: None)
-    size, width, _ = BLOCKS[kind]
-    raw = np.random.default_rng(0).integers(0, 60, 7 * width, dtype=np.uint8)
-    at_once = expand(kind, raw)
-    monkeypatch.setattr("camelid.formats.gguf_blocks.AT_ONCE", 3 * size)
-    assert np.array_equal(expand(kind, raw), at_once, equal_nan=True)
