@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "pool.hpp"
+#include "step.hpp"
 #include "vector.hpp"
 
 namespace {
@@ -35,6 +36,8 @@ const Level* level_named(int wanted) {  // -1: the best of this CPU
 }
 
 constexpr std::int64_t STRETCH = 64 << 10;  // bytes of weights, below which a thread's share is not cut further
+constexpr std::int64_t MOST_TASKS = 8;      // of a thread in one product
+constexpr std::int64_t NOT_MADE = -2;
 
 enum Weight { Q, K, V, O, GATE, UP, DOWN, WEIGHTS };
 
@@ -43,6 +46,22 @@ struct Layer {
     const float* biases[WEIGHTS];  // null: none
     const float* attention_norm;
     const float* mlp_norm;
+};
+
+// A row of floats for each token of the vocabulary.
+struct Embedding {
+    const void* rows;
+    Number kind;
+
+    void widen(std::int64_t token, std::int64_t size, float* out) const {
+        const auto* halves = static_cast<const std::uint16_t*>(rows) + token * size;
+        if (kind == FLOAT32)
+            std::memcpy(out, static_cast<const float*>(rows) + token * size, static_cast<std::size_t>(size) * sizeof(float));
+        else if (kind == BFLOAT16)
+            for (std::int64_t i = 0; i < size; ++i) out[i] = widened(halves[i]);
+        else
+            for (std::int64_t i = 0; i < size; ++i) out[i] = half_to_float(halves[i]);
+    }
 };
 
 // Memory that grows and is never filled for nothing.
@@ -98,6 +117,7 @@ struct Decoder {
     const Level* level;
     Pool pool;
     std::vector<Layer> layers;
+    Embedding embedding{};
     Matrix head{};
     const float* final_norm = nullptr;
     Prepared prepared;
@@ -117,9 +137,11 @@ struct Decoder {
         });
     }
 
-    // Products of the same rows, of which `fill` makes one at a time.
-    template <typename Fill>
-    void products(std::int64_t tokens, std::int64_t columns, const Product* list, int count, const Fill& fill) {
+    // Products of the same rows, of which `fill` makes one at a time. `then` is told which task has made which rows of a
+    // matrix's product.
+    template <typename Fill, typename Then = void (*)(std::int64_t, std::int64_t, std::int64_t)>
+    void products(std::int64_t tokens, std::int64_t columns, const Product* list, int count, const Fill& fill,
+                  const Then& then = [](std::int64_t, std::int64_t, std::int64_t) {}) {
         const Number* needed[Prepared::FORMS] = {};
         for (int i = 0; i < count; ++i) {
             const Number& kind = list[i].matrix->kind;
@@ -131,10 +153,11 @@ struct Decoder {
             for (int f = 0; f < Prepared::FORMS; ++f)
                 if (needed[f]) level->prepare(*needed[f], row, prepared.rows[f], t);
         });
-        multiply(tokens, list, count);
+        multiply(tokens, list, count, then);
     }
 
-    void multiply(std::int64_t tokens, const Product* list, int count) {
+    template <typename Then>
+    void multiply(std::int64_t tokens, const Product* list, int count, const Then& then) {
         std::int64_t panels = 0, bytes = 0;
         for (int i = 0; i < count; ++i) {
             panels += list[i].matrix->panels();
@@ -142,7 +165,7 @@ struct Decoder {
         }
         // Long stretches read memory best, and what is fetched behind a short one's end is another thread's; enough of
         // them that no thread waits long for the last.
-        const std::int64_t each_thread = std::clamp<std::int64_t>(bytes / (pool.threads() * STRETCH), 1, 8);
+        const std::int64_t each_thread = std::clamp<std::int64_t>(bytes / (pool.threads() * STRETCH), 1, MOST_TASKS);
         const std::int64_t parts = pool.threads() == 1 ? 1 : each_thread * pool.threads();
         const std::int64_t each = std::max<std::int64_t>(1, (panels + parts - 1) / parts);
         pool.run((panels + each - 1) / each, [&](std::int64_t task) {
@@ -153,7 +176,9 @@ struct Decoder {
                 if (from < here) {
                     const std::int64_t last = std::min(to, here);
                     level->multiply(m, prepared.rows[Prepared::form(m.kind)], tokens, from, last, list[i].out, m.rows);
-                    if (list[i].bias) add_bias(list[i], tokens, from * PANEL, std::min(last * PANEL, m.rows));
+                    const std::int64_t end = std::min(last * PANEL, m.rows);
+                    if (list[i].bias) add_bias(list[i], tokens, from * PANEL, end);
+                    then(task, from * PANEL, end);
                 }
                 from = std::max<std::int64_t>(0, from - here);
                 to -= here;
@@ -164,48 +189,6 @@ struct Decoder {
     static void add_bias(const Product& p, std::int64_t tokens, std::int64_t from, std::int64_t to) {
         for (std::int64_t t = 0; t < tokens; ++t)
             for (std::int64_t i = from; i < to; ++i) p.out[t * p.matrix->rows + i] += p.bias[i];
-    }
-};
-
-// Some queries of one text and the heads that share a key-value head.
-struct Task {
-    std::int64_t text, from, to, kv_head;
-};
-
-// A step's texts: tokens starts[i] … starts[i + 1] - 1 belong to text i and stand at positions[i] and after; its pages
-// are tables[i * table_row …]. A page's values lie page_bytes / 2 after its keys; what bytes are worth lies after the bytes.
-struct Step {
-    std::int64_t texts, tokens, table_row, wanted_count;
-    const std::int32_t *starts, *positions, *tables, *wanted;
-    const float *cos, *sin;
-    std::uint8_t* cache;
-    std::int64_t pages, page_bytes;
-    Number kind;
-    std::vector<std::int64_t> text_of{};  // of each token
-    std::vector<Task> tasks{};
-
-    void lay_out(std::int64_t kv_heads) {
-        for (std::int64_t i = 0; i < texts; ++i) {
-            const std::int64_t count = starts[i + 1] - starts[i];
-            text_of.insert(text_of.end(), static_cast<std::size_t>(count), i);
-            for (std::int64_t from = 0; from < count; from += 16)
-                for (std::int64_t h = 0; h < kv_heads; ++h) tasks.push_back({i, from, std::min(count, from + 16), h});
-        }
-    }
-
-    // Each text's pages in one layer, as far as they are used.
-    std::vector<std::vector<Pages>> pages_of(std::int64_t layer, std::int64_t kv_width) const {
-        std::vector<std::vector<Pages>> found(static_cast<std::size_t>(texts));
-        for (std::int64_t i = 0; i < texts; ++i) {
-            const std::int64_t end = positions[i] + starts[i + 1] - starts[i];
-            for (std::int64_t p = 0; p * PAGE < end; ++p) {
-                std::uint8_t* at = cache + (layer * pages + tables[i * table_row + p]) * page_bytes;
-                std::uint8_t* scales = at + kv_width * PAGE;  // of INT8; else they are not looked at
-                found[static_cast<std::size_t>(i)].push_back({at, at + page_bytes / 2, reinterpret_cast<float*>(scales),
-                                                              reinterpret_cast<float*>(scales + page_bytes / 2), kind});
-            }
-        }
-        return found;
     }
 };
 
@@ -275,6 +258,33 @@ void mlp(Decoder& d, const Step& s, const Layer& layer) {
     });
 }
 
+// The wanted logits; what each task has made of them is looked through while it is at hand.
+void output(Decoder& d, const Step& s, const float* x, float* logits, std::int64_t* likeliest) {
+    const std::int64_t count = s.wanted_count;
+    float* normed = d.normed.reserve(count * d.hidden);
+    std::vector<std::int64_t> found(static_cast<std::size_t>(d.pool.threads() * MOST_TASKS * count), NOT_MADE);
+    const Product head = {&d.head, nullptr, logits};
+    const auto norm = [&](std::int64_t i) {
+        d.level->rms_norm(x + s.wanted[i] * d.hidden, d.final_norm, d.hidden, d.eps, normed + i * d.hidden);
+        return normed + i * d.hidden;
+    };
+    d.products(count, d.hidden, &head, 1, norm, [&](std::int64_t task, std::int64_t from, std::int64_t to) {
+        for (std::int64_t i = 0; i < count; ++i) {
+            const std::int64_t at = d.level->likeliest(logits + i * d.vocab + from, to - from);
+            found[static_cast<std::size_t>(task * count + i)] = at < 0 ? at : from + at;
+        }
+    });
+    for (std::int64_t i = 0; i < count; ++i) {
+        const float* row = logits + i * d.vocab;
+        std::int64_t best = 0;
+        for (std::size_t n = static_cast<std::size_t>(i); n < found.size(); n += static_cast<std::size_t>(count)) {
+            if (found[n] == NOT_MADE || best < 0) continue;
+            if (found[n] < 0 || row[found[n]] > row[best]) best = found[n];
+        }
+        likeliest[i] = best;
+    }
+}
+
 }  // namespace
 
 extern "C" {
@@ -290,6 +300,11 @@ void camelid_decoder_free(void* handle) { delete static_cast<Decoder*>(handle); 
 const char* camelid_decoder_level(int level) {
     const Level* chosen = level_named(level);
     return chosen ? chosen->name : "";
+}
+
+// rows [vocab, hidden] of a `kind` among FLOAT32, FLOAT16 and BFLOAT16.
+void camelid_decoder_embedding(void* handle, int kind, const void* rows) {
+    static_cast<Decoder*>(handle)->embedding = {rows, static_cast<Number>(kind)};
 }
 
 // Which matrix: q, k, v, o, gate, up, down of a layer, or layer -1: the output projection.
@@ -325,29 +340,21 @@ void camelid_decoder_product(void* handle, int kind, std::int64_t rows, std::int
         [&] { d.products(count, columns, &product, 1, [&](std::int64_t t) { return by + t * columns; }); });
 }
 
-// embedded [tokens, hidden]: the tokens' embeddings. numbers: as struct Step, in the order of its whole fields.
-// logits [wanted_count, vocab] of the tokens `wanted`.
-void camelid_decoder_step(void* handle, const std::int64_t* numbers, const float* embedded, const std::int32_t* starts,
-                          const std::int32_t* positions, const std::int32_t* tables, const std::int32_t* wanted,
-                          const float* cos, const float* sin, std::uint8_t* cache, float* logits) {
+// numbers: as struct Step has them. logits [wanted_count, vocab] of the tokens `wanted`, and of each where it is greatest;
+// -1 where one is no number.
+void camelid_decoder_step(void* handle, const std::int64_t* numbers, const float* cos, const float* sin,
+                          std::uint8_t* cache, float* logits, std::int64_t* likeliest) {
     Decoder& d = *static_cast<Decoder*>(handle);
-    Step s = {numbers[0], numbers[1], numbers[2], numbers[3], starts, positions, tables, wanted, cos, sin, cache,
-                    numbers[4], numbers[5], static_cast<Number>(numbers[6])};
+    Step s(numbers, cos, sin, cache);
     s.lay_out(d.kv_heads);
     float* x = d.residual.reserve(s.tokens * d.hidden);
-    std::memcpy(x, embedded, static_cast<std::size_t>(s.tokens * d.hidden) * sizeof(float));
-    const Product head = {&d.head, nullptr, logits};
-    float* normed = d.normed.reserve(s.tokens * d.hidden);
     d.pool.together([&] {
+        d.each_token(s.tokens, [&](std::int64_t t) { d.embedding.widen(s.ids[t], d.hidden, x + t * d.hidden); });
         for (std::int64_t n = 0; n < d.layer_count; ++n) {
             attention(d, s, d.layers[static_cast<std::size_t>(n)], n);
             mlp(d, s, d.layers[static_cast<std::size_t>(n)]);
         }
-        if (s.wanted_count > 0)
-            d.products(s.wanted_count, d.hidden, &head, 1, [&](std::int64_t i) {
-                d.level->rms_norm(x + s.wanted[i] * d.hidden, d.final_norm, d.hidden, d.eps, normed + i * d.hidden);
-                return normed + i * d.hidden;
-            });
+        if (s.wanted_count > 0) output(d, s, x, logits, likeliest);
     });
 }
 

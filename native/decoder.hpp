@@ -79,6 +79,7 @@ struct Level {
     void (*keep)(const float* key, const float* value, const Pages& page, std::int64_t kv_head, std::int64_t slot,
                  std::int64_t head_dim);
     void (*attend)(const Attention& text, std::int64_t token_from, std::int64_t token_to, std::int64_t kv_head);
+    std::int64_t (*likeliest)(const float* scores, std::int64_t size);  // the first of the greatest; -1: one is no number
 };
 
 const Level* level_plain();

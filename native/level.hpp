@@ -69,10 +69,42 @@ void rotate_head(float* head, const float* cos, const float* sin, std::int64_t h
     }
 }
 
+std::int64_t likeliest(const float* scores, std::int64_t size) {
+    constexpr std::int64_t stretch = 1024;  // whose greatest is found before it is looked for
+    std::int64_t where = 0, i = 0;
+    float best = scores[0];
+    bool real = true;
+    for (; i < size; i += stretch) {
+        const float* part = scores + i;
+        const std::int64_t here = size - i < stretch ? size - i : stretch;
+        Values x, most = Values{} + part[0];
+        Register::Whole odd = {};
+        std::int64_t j = 0;
+        for (; j + LANES <= here; j += LANES) {
+            Register::load(part + j, &x);
+            most = x > most ? x : most;
+            odd |= x != x;
+        }
+        float found = greatest(most);
+        for (int l = 0; l < LANES; ++l) real = real && !odd[l];
+        for (; j < here; ++j) {
+            found = part[j] > found ? part[j] : found;
+            real = real && part[j] == part[j];
+        }
+        if (found > best) {
+            best = found;
+            where = i;
+        }
+    }
+    if (!real) return -1;
+    while (scores[where] != best) ++where;  // in that stretch: it was the first to have it
+    return where;
+}
+
 }  // namespace
 
 const Level* LEVEL() {
-    static const Level level = {LEVEL_NAME, prepare,     multiply, rms_norm_row,
-                                swiglu_row, rotate_head, keep,     attend};
+    static const Level level = {LEVEL_NAME,  prepare, multiply, rms_norm_row, swiglu_row,
+                                rotate_head, keep,    attend,   likeliest};
     return &level;
 }

@@ -28,7 +28,7 @@ _DTYPES = {name: dtype for dtype, name in NAMES.items()}
 
 # Bytes read of a file before it is mapped anew: what was read and let go is no longer the process's. A tensor of fewer
 # than SMALL is copied, that a norm does not keep the matrices around it.
-MAPPED, SMALL = 256 << 20, 1 << 20
+MAPPED, SMALL = 32 << 20, 1 << 20
 
 
 class OpenFile:

@@ -79,6 +79,11 @@ class Runner(Protocol):
         """The wanted logits of each chunk, float32 or the model's dtype, [wanted, vocab]."""
         ...
 
+    def likeliest(self) -> Sequence[int]:
+        """Of the last run, where each of the wanted rows is greatest, of all chunks in order; -1 where a score is no
+        number. Empty where that has to be asked of the rows."""
+        ...
+
     def states(self, chunk: Chunk) -> Tensor:
         """Feed one chunk; its last layer's normed states [tokens, hidden]."""
         ...
@@ -164,6 +169,9 @@ class TorchRunner:
     def _lays_flat(self) -> bool:
         return self._graphs is not None and runs_triton(self.model.embed_tokens.weight)
 
+    def likeliest(self) -> Sequence[int]:
+        return ()
+
     @torch.inference_mode()
     def states(self, chunk: Chunk) -> Tensor:
         with on_its_gpu(self.model.device), self._using(chunk.adapter):
@@ -242,15 +250,18 @@ class NativeRunner:
                 layers.append(_layer(model.layers.pop(0), bits, group, kind, room))
                 give_back()
         head = _packed(model.lm_head, 8 if integers else None, 32, kind, room)
-        # Copies: what is only looked at would keep the whole file in memory, and be lost with it.
-        self._embeddings = model.embed_tokens.weight.detach().clone()
-        self._decoder = Decoder(shape_of(model.config), layers, _norm(model.norm.weight), head, threads, level)
+        # A copy: what is only looked at would keep the whole file in memory, and be lost with it.
+        embedding = model.embed_tokens.weight.detach().clone()
+        self._decoder = Decoder(
+            shape_of(model.config), embedding, layers, _norm(model.norm.weight), head, threads, level
+        )
         whole = torch.float32 if kind == "float32" and not integers else torch.bfloat16
         self._kind = cache or whole
         if self._kind not in (torch.float32, torch.bfloat16, torch.int8):
             raise InputError(f"the cache can be float32, bfloat16 or int8, not {self._kind}")
         self._cache = torch.empty(0, 0, 0, dtype=torch.uint8, device="cpu")
-        self._turns = torch.empty(2, 0, model.config.head_size // 2, device="cpu")
+        self._turned = 0  # positions of which there are
+        self._cos = self._sin = torch.empty(0, device="cpu")
 
     def stamp(self) -> str:
         return ""  # its weights are its own
@@ -264,43 +275,41 @@ class NativeRunner:
         return self.config.num_hidden_layers * self._decoder.page_bytes(self._kind)
 
     def reserve(self, pages: int) -> None:
-        each = self._decoder.page_bytes(self._kind)
-        size = self.config.num_hidden_layers * pages * each
-        self._cache = large_pages(size).view(self.config.num_hidden_layers, pages, each)
+        self._cache = large_pages(pages * self.page_bytes()).view(pages, self.config.num_hidden_layers, -1)
 
     def copy(self, pages: Sequence[tuple[int, int]]) -> None:
         source, target = map(list, zip(*pages, strict=True))
-        self._cache[:, target] = self._cache[:, source]
+        self._cache[target] = self._cache[source]
 
-    @torch.inference_mode()
     def run(self, chunks: Sequence[Chunk]) -> list[Tensor]:
         wanted: list[int] = []
         at = 0
         for chunk in chunks:
             at += len(chunk.ids)
             wanted += range(at - chunk.wanted, at)
-        ids = torch.tensor([i for chunk in chunks for i in chunk.ids], device="cpu")
+        ids = [i for chunk in chunks for i in chunk.ids]
         texts = [Text(len(c.ids), c.position, c.pages) for c in chunks]
-        cos, sin = self._turned(max(c.position + len(c.ids) for c in chunks))
-        embedded = torch.nn.functional.embedding(ids, self._embeddings).float()
-        logits = self._decoder.step(embedded, texts, wanted, cos, sin, self._cache, self._kind)
+        self._turn(max([c.position + len(c.ids) for c in chunks]))
+        logits = self._decoder.step(ids, texts, wanted, self._cos, self._sin, self._cache, self._kind)
         return _by_chunk(logits, chunks)
+
+    def likeliest(self) -> Sequence[int]:
+        return self._decoder.likeliest
 
     def states(self, chunk: Chunk) -> Tensor:
         self.run([replace(chunk, wanted=0)])
         return self._decoder.states(len(chunk.ids))
 
-    def _turned(self, length: int) -> tuple[Tensor, Tensor]:
-        """cos and sin of at least this many positions."""
-        if self._turns.shape[1] < length:
-            turn = rotation(self.config, torch.arange(max(length, 2 * self._turns.shape[1], 512), device="cpu"))
-            self._turns = torch.stack((turn.cos, turn.sin)).contiguous()
-        return self._turns[0], self._turns[1]
+    def _turn(self, length: int) -> None:
+        """Have cos and sin, [positions, head_dim / 2], of at least this many positions."""
+        if self._turned < length:
+            self._turned = max(length, 2 * self._turned, 512)
+            turn = rotation(self.config, torch.arange(self._turned, device="cpu"))
+            self._cos, self._sin = turn.cos.contiguous(), turn.sin.contiguous()
 
 
 def _by_chunk(logits: Tensor, chunks: Sequence[Chunk]) -> list[Tensor]:
-    parts: list[Tensor] = list(torch.split(logits, [c.wanted for c in chunks]))
-    return parts
+    return [logits] if len(chunks) == 1 else list(logits.split_with_sizes([c.wanted for c in chunks]))
 
 
 def shape_of(config: LlamaConfig) -> Shape:

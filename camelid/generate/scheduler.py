@@ -120,7 +120,7 @@ class Scheduler:
         self._read({s: c.position + len(c.ids) for (s, _), c in zip(planned, chunks, strict=True) if s not in drafted})
         found = self.runner.run(chunks)
         took = []
-        chosen = _chosen([sequence for sequence, _ in planned], found)
+        chosen = _chosen([sequence for sequence, _ in planned], found, self.runner.likeliest())
         for (sequence, _), chunk, logits, tokens in zip(planned, chunks, found, chosen, strict=True):
             guesses = len(sequence.proposed) if chunk.wanted else 0
             sequence.fed += len(chunk.ids) - guesses
@@ -269,14 +269,22 @@ class Scheduler:
         return f"{sequence.params.adapter or ''}/{sequence.salt}"
 
 
-def _chosen(texts: abc.Sequence[Sequence], logits: abc.Sequence[Tensor]) -> list[abc.Sequence[int]]:
-    """What is chosen from each text's rows on a GPU, for all texts that draw alike at once: to ask for each would be to
-    wait for each. Nothing, where a text has to choose by itself."""
+def _chosen(
+    texts: abc.Sequence[Sequence], logits: abc.Sequence[Tensor], likeliest: abc.Sequence[int]
+) -> list[abc.Sequence[int]]:
+    """What is chosen from each text's rows, where that is known already, and on a GPU for all texts that draw alike at
+    once: to ask for each would be to wait for each. Nothing, where a text has to choose by itself."""
     found: list[abc.Sequence[int]] = [()] * len(texts)
     alike: dict[object, list[int]] = {}
+    at = 0
     for number, (text, rows) in enumerate(zip(texts, logits, strict=True)):
-        if rows.is_cuda and len(rows) and text.draws is not None:
-            alike.setdefault(text.draws, []).append(number)
+        count = len(rows)
+        draws = text.draws if count else None
+        if draws is not None and likeliest and text.params.temperature == 0:
+            found[number] = likeliest[at : at + count]
+        elif draws is not None and rows.is_cuda:
+            alike.setdefault(draws, []).append(number)
+        at += count
     for numbers in alike.values():
         generators = [texts[n].generator for n in numbers for _ in logits[n]]
         tokens = iter(choose(torch.cat([logits[n] for n in numbers]), texts[numbers[0]].params, generators))

@@ -59,11 +59,11 @@ class Sequence:
         of logits [1 + proposed, vocab]. One row at a time, so the text is the one that would come without proposals.
         `chosen` is what was chosen from them already, as `draws` allows; -1 where they are no numbers."""
         proposed, self.proposed = self.proposed, []
-        for number, row in enumerate(logits):
+        for number in range(len(logits)):  # a row is only taken out where it is looked at
             try:
-                token = chosen[number] if chosen and chosen[number] >= 0 else self._choose(row)
+                token = chosen[number] if chosen and chosen[number] >= 0 else self._choose(logits[number])
                 if self.params.logprobs is not None:
-                    self.logprobs.append(logprob(row, token, self.params.logprobs))
+                    self.logprobs.append(logprob(logits[number], token, self.params.logprobs))
                 self._append(token)
             except Exception as error:  # of whatever kind: it ends this text and no other
                 self.finish, self.error = "error", str(error) or type(error).__name__

@@ -7,6 +7,7 @@ not on the number of threads. The torch model is the reference; tests compare th
 from __future__ import annotations
 
 import ctypes
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -71,8 +72,8 @@ class Decoder:
     does not have."""
 
     def __init__(
-        self, shape: Shape, layers: Sequence[LayerWeights], final_norm: Tensor, head: Packed, threads: int,
-        level: str | None = None,
+        self, shape: Shape, embedding: Tensor, layers: Sequence[LayerWeights], final_norm: Tensor, head: Packed,
+        threads: int, level: str | None = None,
     ) -> None:  # fmt: skip
         native = library()
         assert native is not None
@@ -97,6 +98,11 @@ class Decoder:
             self._norm(number, 1, layer.mlp_norm)
         self._set(-1, 0, head, None)
         self._norm(-1, 0, final_norm)
+        self.likeliest: list[int] = []  # of the last step
+        self._embedding = embedding.contiguous()
+        native.camelid_decoder_embedding(
+            self._handle, ctypes.c_int(KINDS.index(_name(embedding.dtype))), _pointer(self._embedding)
+        )
         self.weight_bytes = sum(t.nbytes for t in self._kept)
 
     def __del__(self) -> None:
@@ -110,13 +116,14 @@ class Decoder:
         return 2 * PAGE * self.shape.num_key_value_heads * head
 
     def step(
-        self, embedded: Tensor, texts: Sequence[Text], wanted: Sequence[int], cos: Tensor, sin: Tensor, cache: Tensor,
+        self, ids: Sequence[int], texts: Sequence[Text], wanted: Sequence[int], cos: Tensor, sin: Tensor, cache: Tensor,
         kind: torch.dtype,
     ) -> Tensor:  # fmt: skip
-        """Feed the texts' tokens, end to end: embedded float32 [tokens, hidden]. Returns logits float32 [wanted, vocab]
-        of the tokens numbered in `wanted`.
+        """Feed the texts' tokens `ids`, end to end. Returns logits float32 [wanted, vocab] of the tokens numbered in
+        `wanted`; `likeliest` is then where each row is greatest, -1 where a score is no number. Raises IndexError for
+        an id that the vocabulary has not.
 
-        cos and sin: float32 [positions, head_dim / 2]. cache: uint8 [layers, pages, page_bytes] of `kind`, read and
+        cos and sin: float32 [positions, head_dim / 2]. cache: uint8 [pages, layers, page_bytes] of `kind`, read and
         extended.
         """
         starts, at = [0], 0
@@ -124,14 +131,24 @@ class Decoder:
             at += text.tokens
             starts.append(at)
         longest = max(len(text.pages) for text in texts)
-        tables = [list(text.pages) + [0] * (longest - len(text.pages)) for text in texts]
-        numbers = [len(texts), at, longest, len(wanted), cache.shape[1], cache.shape[2], KINDS.index(_name(kind))]
+        if min(ids) < 0 or max(ids) >= self.shape.vocab_size:
+            raise IndexError(f"a token's id is not among 0 … {self.shape.vocab_size - 1}")
+        _, layers, page_bytes = cache.shape
+        numbers = array("q", [len(texts), at, longest, len(wanted), layers, page_bytes, KINDS.index(_name(kind))])
+        numbers.extend(ids)
+        numbers.extend(starts)
+        numbers.extend([text.position for text in texts])
+        for text in texts:
+            numbers.extend(text.pages)
+            numbers.extend([0] * (longest - len(text.pages)))
+        numbers.extend(wanted)
+        likeliest = array("q", [0]) * len(wanted)
         logits = torch.empty(len(wanted), self.shape.vocab_size, dtype=torch.float32, device="cpu")
         self._native.camelid_decoder_step(
-            self._handle, (ctypes.c_int64 * len(numbers))(*numbers), _pointer(embedded), _int32(starts),
-            _int32([text.position for text in texts]), _int32([page for table in tables for page in table]),
-            _int32(wanted), _pointer(cos), _pointer(sin), _pointer(cache), _pointer(logits),
+            self._handle, ctypes.c_void_p(numbers.buffer_info()[0]), _pointer(cos), _pointer(sin), _pointer(cache),
+            _pointer(logits), ctypes.c_void_p(likeliest.buffer_info()[0]),
         )  # fmt: skip
+        self.likeliest = likeliest.tolist()
         return logits
 
     def states(self, tokens: int) -> Tensor:
@@ -181,7 +198,3 @@ def _name(dtype: torch.dtype) -> str:
 
 def _pointer(tensor: Tensor) -> ctypes.c_void_p:
     return ctypes.c_void_p(tensor.data_ptr())
-
-
-def _int32(values: Sequence[int]) -> ctypes.Array[ctypes.c_int32]:
-    return (ctypes.c_int32 * len(values))(*values)

@@ -152,7 +152,7 @@ def test_the_engine_rounds_as_the_runner_does(folder: Path, form: str) -> None:
         lost: Llama = load(folder, bits=8)
         runner = NativeRunner(lost, keep=False)
         assert not len(lost.layers)
-        assert runner._embeddings.data_ptr() != lost.embed_tokens.weight.data_ptr()  # which the file's end would end
+        assert runner._decoder._embedding.data_ptr() != lost.embed_tokens.weight.data_ptr()  # which the file's end would end
     quantize(folder, folder.parent / "small", Wish("int8"))
     with pytest.raises(InputError, match="quantised already"):
         load(folder.parent / "small", bits=8)

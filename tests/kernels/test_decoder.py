@@ -123,6 +123,34 @@ def test_logits_are_the_torch_models(shape: str, name: str) -> None:
     assert (found - expected).abs().max() <= 1e-5
 
 
+@pytest.mark.parametrize("size", [15, 300, 2503])
+@pytest.mark.parametrize("name", HERE)
+def test_where_a_row_is_greatest_is_told_with_it(name: str, size: int) -> None:
+    """By numpy's rule, the first of equal ones: here each score stands there twice."""
+    model, ids = llama(vocab_size=size), [i % size for i in tokens(20)]
+    with torch.no_grad():
+        model.lm_head.weight[-(size // 2) :] = model.lm_head.weight[: size // 2]
+    chunks = [Chunk(ids, 0, [0], 20), Chunk(ids[:3], 0, [1], 0), Chunk(ids[::-1], 0, [2], 1)]
+    for threads in (1, 2):
+        native = runner(model, threads=threads, level=name)
+        rows = torch.cat(native.run(chunks))
+        assert native.likeliest() == rows.numpy().argmax(-1).tolist()
+        assert len(rows) == 21
+    for odd in (0, size - 1):
+        broken = llama(vocab_size=size)
+        with torch.no_grad():
+            broken.lm_head.weight[odd, 5] = torch.nan
+        native = runner(broken, threads=2, level=name)
+        native.run(chunks)
+        assert native.likeliest() == [-1] * 21
+
+
+def test_a_token_that_the_vocabulary_has_not_is_refused() -> None:
+    for id in (-1, 300):
+        with pytest.raises(IndexError, match=r"0 … 299"):
+            runner(llama()).run([Chunk([5, id], 0, [0], 1)])
+
+
 @pytest.mark.parametrize("name", HERE)
 def test_a_long_text_in_pieces_is_the_torch_models(name: str) -> None:
     """Past the 512 positions that rotations are first made for, and past one page of the cache many times."""
