@@ -48,10 +48,13 @@ struct Layer {
     const float* mlp_norm;
 };
 
-// A row of floats for each token of the vocabulary.
+// A row for each token of the vocabulary: floats, or whole numbers q, of INT4 two a byte, the even column low, and float16
+// scales (and least values) of each group: scale * (q - middle), or scale * q + least.
 struct Embedding {
     const void* rows;
     Number kind;
+    std::int64_t group;
+    const std::uint16_t *scales, *least;
 
     void widen(std::int64_t token, std::int64_t size, float* out) const {
         const auto* halves = static_cast<const std::uint16_t*>(rows) + token * size;
@@ -59,8 +62,21 @@ struct Embedding {
             std::memcpy(out, static_cast<const float*>(rows) + token * size, static_cast<std::size_t>(size) * sizeof(float));
         else if (kind == BFLOAT16)
             for (std::int64_t i = 0; i < size; ++i) out[i] = widened(halves[i]);
-        else
+        else if (kind == FLOAT16)
             for (std::int64_t i = 0; i < size; ++i) out[i] = half_to_float(halves[i]);
+        else
+            for (std::int64_t g = 0; g < size / group; ++g) widen_group(token * (size / group) + g, out + g * group);
+    }
+
+    void widen_group(std::int64_t number, float* out) const {
+        const float scale = half_to_float(scales[number]), added = least ? half_to_float(least[number]) : 0.0f;
+        const int middle = least ? 0 : kind == INT8 ? 128 : 8;
+        const auto* bytes = static_cast<const std::uint8_t*>(rows) + number * group / (kind == INT8 ? 1 : 2);
+        for (std::int64_t i = 0; i < group; ++i) {
+            const int q = kind == INT8 ? bytes[i] : bytes[i / 2] >> i % 2 * 4 & 15;
+            const float product = scale * static_cast<float>(q - middle);
+            out[i] = product + added;
+        }
     }
 };
 
@@ -302,9 +318,10 @@ const char* camelid_decoder_level(int level) {
     return chosen ? chosen->name : "";
 }
 
-// rows [vocab, hidden] of a `kind` among FLOAT32, FLOAT16 and BFLOAT16.
-void camelid_decoder_embedding(void* handle, int kind, const void* rows) {
-    static_cast<Decoder*>(handle)->embedding = {rows, static_cast<Number>(kind)};
+// rows [vocab, hidden], and of whole numbers what struct Embedding says; the others' pointers are null.
+void camelid_decoder_embedding(void* handle, int kind, std::int64_t group, const void* rows, const std::uint16_t* scales,
+                               const std::uint16_t* least) {
+    static_cast<Decoder*>(handle)->embedding = {rows, static_cast<Number>(kind), group, scales, least};
 }
 
 // Which matrix: q, k, v, o, gate, up, down of a layer, or layer -1: the output projection.

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from camelid.cli import settings
+
+if TYPE_CHECKING:
+    from camelid.formats.checkpoint import Checkpoint
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,18 +60,34 @@ def _model(source: str) -> dict[str, Any]:
     checkpoint = open_model(source)
     config, dtype = checkpoint.config, checkpoint.tensors()["embed_tokens.weight"].dtype
     forms = {str(dtype).removeprefix("torch."): None, "int8": 8, "int4": 4}
+    takes = {name: bytes_to_run(config, dtype.itemsize, bits) for name, bits in forms.items()}
+    if checkpoint.quantized:
+        takes = {"as it is": _as_it_is(checkpoint)} | ({} if checkpoint.format == "hf" else takes)
     return {
         "path": str(checkpoint.path),
         "format": checkpoint.format,
         "quantized": checkpoint.quantized,
         "parameters": config.num_parameters(),
         "bytes": size_of(checkpoint.path),
-        "bytes_to_run": {name: bytes_to_run(config, dtype.itemsize, bits) for name, bits in forms.items()},
+        "bytes_to_run": takes,
         "cache_bytes_per_token": 4 * config.num_hidden_layers * config.kv_heads * config.head_size,
         "memory": installed(),
         "config": config.to_dict(),
         "generation": checkpoint.generation,
     }
+
+
+def _as_it_is(checkpoint: Checkpoint) -> int:
+    """Bytes of the weights of a quantised model as the native decoder holds them."""
+    config = checkpoint.config
+    if checkpoint.format == "hf":  # its layers' integers are ours; the output projection is made one more, in int8
+        from camelid.formats.convert import size_of
+
+        return size_of(checkpoint.path) + config.vocab_size * config.hidden_size * 17 // 16
+    tensors = checkpoint.tensors()
+    held = sum(stored.integer_bytes or stored.nbytes for stored in tensors.values())
+    embedding = tensors["embed_tokens.weight"]
+    return held + (embedding.integer_bytes or embedding.nbytes if config.tie_word_embeddings else 0)
 
 
 def _shown(found: dict[str, Any]) -> dict[str, Any]:

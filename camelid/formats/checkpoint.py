@@ -21,14 +21,15 @@ from camelid.model.quantized import Integers
 @dataclass(frozen=True)
 class Stored:
     """A tensor on disk. `read()` gives it in `dtype`, or a quantised layer as integers; `shape` and `dtype` are those
-    of the weight that it means (integers: float32). `integers()`, of a matrix that `read()` expands, gives those too:
-    the file's own where they are of our kind, else rounded to int8 by groups of 32. Raises FormatError when the file
-    does not hold what it declares."""
+    of the weight that it means (integers: float32). `integers()`, of a matrix that `read()` expands, gives those too,
+    of `integer_bytes`: the file's own where they are of our kind, else rounded to int8 by groups of 32. Raises
+    FormatError when the file does not hold what it declares."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     read: Callable[[], Tensor | Integers]
     integers: Callable[[], Integers] | None = None
+    integer_bytes: int = 0
 
     @property
     def nbytes(self) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from camelid.errors import FormatError, about
 from camelid.formats.checkpoint import Checkpoint, Stored
-from camelid.formats.gguf_file import GGUF, PLAIN, TensorInfo, parse
+from camelid.formats.gguf_file import GGUF, PLAIN, TensorInfo, integer_bytes, parse
 from camelid.model.config import LlamaConfig, RopeScaling
 from camelid.model.quantized import Integers
 from camelid.model.rope import interleaved_to_half_split, inverse_frequencies
@@ -71,7 +71,7 @@ def open_file(path: Path) -> Checkpoint:
     def stored(name: str, info: TensorInfo) -> Stored:
         if info.type in PLAIN:
             return Stored(info.shape, PLAIN[info.type], partial(read, name))
-        return Stored(info.shape, torch.float32, partial(read, name), partial(integers, name))
+        return Stored(info.shape, torch.float32, partial(read, name), partial(integers, name), integer_bytes(info))
 
     def tensors() -> dict[str, Stored]:
         return {

@@ -36,6 +36,7 @@ TYPE_NAMES = {
 
 
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+AT_ONCE = 8 << 20  # values that are expanded together, to be rounded
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class GGUF:
         """A quantised matrix as whole numbers: see `Stored`."""
         info = self.tensors[name]
         if info.type not in WHOLE:
-            return round_to_nearest(self.tensor(name), 8, GROUP)
+            return self._rounded(info)
         with self._raw(info) as raw:
             parts = whole(info.type, raw)
         rows = info.shape[0]
@@ -81,6 +82,16 @@ class GGUF:
             raise FormatError(f"{self.path}: tensor {name!r} has a scale that is NaN or infinite: copy the file again")
         return Integers(q, scale, None, WHOLE[info.type][0], least)
 
+    def _rounded(self, info: TensorInfo) -> Integers:
+        """To int8, some rows at a time: an embedding that is expanded as a whole is the largest thing in memory."""
+        rows, columns = info.shape
+        some = max(1, AT_ONCE // columns)
+        with self._raw(info) as raw:
+            lines = raw.reshape(rows, -1)
+            expanded = (expand(info.type, lines[at : at + some].ravel()) for at in range(0, rows, some))
+            parts = [round_to_nearest(torch.from_numpy(part).view(-1, columns), 8, GROUP) for part in expanded]
+        return Integers(torch.cat([p.packed for p in parts]), torch.cat([p.scale for p in parts]), None, 8)
+
     @contextmanager
     def _raw(self, info: TensorInfo) -> Iterator[NDArray[np.uint8]]:
         """A tensor's bytes, as they lie in the file. Afterwards they are no longer the process's."""
@@ -89,6 +100,12 @@ class GGUF:
             first = info.start // mmap.PAGESIZE * mmap.PAGESIZE
             with suppress(OSError):
                 self.data.madvise(mmap.MADV_DONTNEED, first, info.start + info.size - first)
+
+
+def integer_bytes(info: TensorInfo) -> int:
+    """Of what `integers` gives."""
+    bits, has_least = WHOLE.get(info.type, (8, False))
+    return math.prod(info.shape) * bits // 8 + math.prod(info.shape) // 32 * (4 if has_least else 2)
 
 
 class _Reader:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +22,7 @@ from camelid.formats.hub import is_hub_id, snapshot
 from camelid.kernels.packed import BLOCK
 from camelid.model.llama import Llama
 from camelid.model.lora import use_adapter
-from camelid.model.quantized import GROUP, Integers, QuantizedLinear, round_to_nearest
+from camelid.model.quantized import GROUP, Integers, QuantizedEmbedding, QuantizedLinear, round_to_nearest
 from camelid.tokenizer.gguf_fields import from_gguf
 from camelid.tokenizer.load import from_folder, from_model_file
 from camelid.tokenizer.tokenizer import Tokenizer
@@ -118,8 +119,9 @@ def read_model(
     """All weights of an opened model, and their fingerprint. Quantised layers stay quantised, whatever the dtype.
 
     With `bits` the blocks' layers are rounded to so many, to nearest by groups of 32, each when it has been read: the
-    model is never whole in memory. Else, with `integers`, those that a GGUF file keeps in blocks are not expanded: see
-    `Stored`. Raises InputError when a model is to be rounded that is already.
+    model is never whole in memory. Else, with `integers`, matrices that a GGUF file keeps in blocks are not expanded,
+    the embedding and the output projection among them: see `Stored`. Raises InputError when a model is to be rounded
+    that is already.
     """
     fingerprint = Fingerprint()
     with torch.device("meta"):
@@ -128,7 +130,7 @@ def read_model(
     tensors = checkpoint.tensors()
     drop_tied_head(checkpoint, tensors)
     for name, stored in tensors.items():
-        inner = _inner(model, name) if integers or bits else None
+        inner = _matrix(model, name, outer=bits is None) if integers or bits else None
         if inner is not None:
             check_shape(checkpoint.path, name, stored.shape, inner.weight.shape)
         kept = stored.integers if integers and inner is not None and bits is None else None
@@ -137,7 +139,11 @@ def read_model(
             if bits is not None:
                 raise InputError(f"{checkpoint.path}: the model is quantised already; open it without quantization")
             fingerprint.add(name, tensor.packed)
-            _assign_integers(model, name, tensor, checkpoint, device)
+            if isinstance(inner, torch.nn.Embedding):
+                check_shape(checkpoint.path, name, tensor.shape, inner.weight.shape)
+                model.add_module("embed_tokens", QuantizedEmbedding(_taken(tensor, device), torch.float32))
+            else:
+                _assign_integers(model, name, tensor, checkpoint, device, anywhere=kept is not None)
         else:
             check_kind(checkpoint.path, name, tensor.dtype)
             fingerprint.add(name, tensor)
@@ -151,22 +157,29 @@ def read_model(
         missing.discard("lm_head.weight")
     if missing:
         raise FormatError(f"{checkpoint.path}: tensor {min(missing)!r} is missing ({len(missing)} in all)")
-    model.tie()
+    embedding: torch.nn.Module = model.embed_tokens
+    if isinstance(embedding, QuantizedEmbedding):
+        computed = embedding.dtype
+        if checkpoint.config.tie_word_embeddings:
+            model.add_module("lm_head", QuantizedLinear(embedding.integers(), None, computed, rounds_inputs=True))
+    else:
+        computed = model.embed_tokens.weight.dtype
+        model.tie()
     if dtype is None:  # files may mix dtypes (norms in float32); computing needs one
         for weight in model.parameters():
-            weight.data = weight.data.to(model.embed_tokens.weight.dtype)
+            weight.data = weight.data.to(computed)
     for module in model.modules():
         if isinstance(module, QuantizedLinear):
-            module.dtype = model.embed_tokens.weight.dtype
+            module.dtype = computed
     return model.eval(), fingerprint.hex()
 
 
-def _inner(model: Llama, name: str) -> torch.nn.Linear | None:
-    """The linear layer of a block whose weight this is."""
+def _matrix(model: Llama, name: str, outer: bool) -> torch.nn.Linear | torch.nn.Embedding | None:
+    """The linear layer of a block whose weight this is; with `outer`, the embedding and the output projection too."""
     path, _, leaf = name.rpartition(".")
     with suppress(AttributeError):
-        found = model.get_submodule(path) if leaf == "weight" and path.startswith("layers.") else None
-        return found if isinstance(found, torch.nn.Linear) else None
+        found = model.get_submodule(path) if leaf == "weight" and (outer or path.startswith("layers.")) else None
+        return found if isinstance(found, torch.nn.Linear | torch.nn.Embedding) else None
     return None
 
 
@@ -182,23 +195,28 @@ def _assign(model: Llama, name: str, tensor: torch.Tensor, checkpoint: Checkpoin
 
 
 def _assign_integers(
-    model: Llama, name: str, weight: Integers, checkpoint: Checkpoint, device: str | torch.device
-) -> None:
-    """Put a quantised layer in the place of a linear one."""
+    model: Llama, name: str, weight: Integers, checkpoint: Checkpoint, device: str | torch.device,
+    anywhere: bool = False,
+) -> None:  # fmt: skip
+    """Put a quantised layer in the place of a linear one, which must be in a block but `anywhere`."""
     path = name.removesuffix(".weight")
     parent, _, leaf = path.rpartition(".")
     try:
         linear = model.get_submodule(path)
     except AttributeError:
         linear = None
-    if not isinstance(linear, torch.nn.Linear) or not parent.startswith("layers."):
+    if not isinstance(linear, torch.nn.Linear) or not (anywhere or parent.startswith("layers.")):
         raise FormatError(f"{checkpoint.path}: {path!r} is quantised, but it is not a linear layer of a LLaMA's blocks")
     check_shape(checkpoint.path, name, weight.shape, linear.weight.shape)
-    zero, least = (None if t is None else t.to(device) for t in (weight.zero, weight.least))
-    here = Integers(weight.packed.to(device), weight.scale.to(device), zero, weight.bits, least)
-    made = QuantizedLinear(here, None, torch.float32, rounds_inputs=weight.shape[1] % BLOCK == 0)
+    made = QuantizedLinear(_taken(weight, device), None, torch.float32, rounds_inputs=weight.shape[1] % BLOCK == 0)
     made.bias = linear.bias  # filled by its own tensor
     setattr(model.get_submodule(parent), leaf, made)
+
+
+def _taken(weight: Integers, device: str | torch.device) -> Integers:
+    """The same on a device."""
+    zero, least = (None if t is None else t.to(device) for t in (weight.zero, weight.least))
+    return replace(weight, packed=weight.packed.to(device), scale=weight.scale.to(device), zero=zero, least=least)
 
 
 def load_tokenizer(source: str | Path) -> Tokenizer:

@@ -109,9 +109,9 @@ class Engine:
         """Open MODEL with its tokenizer, and more adapters of it by name, for `SamplingParams.adapter`.
 
         `quantization` "int8" or "int4" rounds the weights of a full-precision model to groups of 32, to nearest.
-        Without it, a `dtype` and adapters, where the native library takes the model's shape, the layers of a GGUF file
-        that are in Q8_0, Q4_0, Q4_1 or Q4_K are the file's whole numbers (on a GPU those of the last two in int8), and
-        those in its other quantised types are rounded to int8 by groups of 32.
+        Without it, a `dtype` and adapters, where the native library takes the model's shape, the matrices of a GGUF
+        file that are in Q8_0, Q4_0, Q4_1 or Q4_K are the file's whole numbers (on a GPU those of the last two in int8),
+        and those in its other quantised types are rounded to int8 by groups of 32.
         `threads` is what the native decoder uses, and torch for the process. `kv_cache` "int8" keeps keys and values as
         bytes, each head's of a token by its greatest: half the memory of bfloat16. `draft` names a smaller model that
         guesses for it, rounded by `draft_quantization`. `device` "auto" is a GPU where there is one of whose free

@@ -32,8 +32,9 @@ def runner_for(
     layers = weight_bytes(model.layers) + widening(model)
     rounded = layers * (bits + 0.5) / (8 * model.dtype.itemsize) if bits else layers
     weights = weight_bytes(model) - weight_bytes(model.layers) + rounded
-    if model.config.tie_word_embeddings and (already or bits is not None):  # the head becomes a matrix of its own
-        weights += model.embed_tokens.weight.numel() * 8.5 / 8
+    own_head = (already or bits is not None) and isinstance(model.lm_head, nn.Linear)
+    if model.config.tie_word_embeddings and own_head:  # the head becomes a matrix of its own
+        weights += model.config.vocab_size * model.config.hidden_size * 8.5 / 8
     on_gpu = takes_gpu(weights, device)
     if not on_gpu and native_refusal(model) is None:
         return NativeRunner(model, bits, threads, cache=torch.int8 if kv_cache else None, keep=keep)

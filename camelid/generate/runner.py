@@ -15,7 +15,7 @@ from camelid.errors import InputError
 from camelid.generate.cache import KVCache
 from camelid.generate.flat import Flat
 from camelid.generate.graphs import Graphs
-from camelid.kernels.decoder import MATRICES, PAGE, Decoder, LayerWeights, Shape, Text
+from camelid.kernels.decoder import MATRICES, PAGE, Decoder, LayerWeights, Rows, Shape, Text
 from camelid.kernels.device import free_on_gpu, on_its_gpu, runs_triton
 from camelid.kernels.memory import give_back, large_pages
 from camelid.kernels.packed import BLOCK, Packed, Room, pack, pack_integers
@@ -23,7 +23,7 @@ from camelid.model.block import Block
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
 from camelid.model.lora import use_adapter
-from camelid.model.quantized import QuantizedLinear, is_quantized, round_to_nearest
+from camelid.model.quantized import QuantizedEmbedding, QuantizedLinear, is_quantized, round_to_nearest
 from camelid.model.rope import rotation
 
 
@@ -136,7 +136,7 @@ class TorchRunner:
                 room = free_on_gpu() // self.page_bytes()
                 if pages + 1 > room:
                     raise InputError(f"the GPU has room for a cache of {room * PAGE:,} tokens, not {pages * PAGE:,}")
-                self._cache.reserve(pages + 1, self.model.embed_tokens.weight)
+                self._cache.reserve(pages + 1, self.model.norm.weight)
                 self._graphs = Graphs(self.model, self._cache, scrap=pages)
 
     @torch.inference_mode()
@@ -167,7 +167,7 @@ class TorchRunner:
 
     @property
     def _lays_flat(self) -> bool:
-        return self._graphs is not None and runs_triton(self.model.embed_tokens.weight)
+        return self._graphs is not None and runs_triton(self.model.norm.weight)
 
     def likeliest(self) -> Sequence[int]:
         return ()
@@ -187,7 +187,7 @@ class TorchRunner:
             return _by_chunk(logits, chunks)
         hidden = self._hidden(chunks)
         if not any(c.wanted for c in chunks):  # keys and values only: no product with the whole vocabulary
-            return [self.model.embed_tokens.weight.new_empty(0, self.config.vocab_size)] * len(chunks)
+            return [self.model.norm.weight.new_empty(0, self.config.vocab_size)] * len(chunks)
         kept = [states[len(c.ids) - c.wanted :] for states, c in zip(hidden, chunks, strict=True)]
         logits = self.model.lm_head(torch.cat(kept))
         return _by_chunk(logits, chunks)
@@ -250,8 +250,7 @@ class NativeRunner:
                 layers.append(_layer(model.layers.pop(0), bits, group, kind, room))
                 give_back()
         head = _packed(model.lm_head, 8 if integers else None, 32, kind, room)
-        # A copy: what is only looked at would keep the whole file in memory, and be lost with it.
-        embedding = model.embed_tokens.weight.detach().clone()
+        embedding = _embedding(model.embed_tokens)
         self._decoder = Decoder(
             shape_of(model.config), embedding, layers, _norm(model.norm.weight), head, threads, level
         )
@@ -360,6 +359,15 @@ def _packed(linear: torch.nn.Module, bits: int | None, group: int, kind: str, ro
         assert isinstance(linear, torch.nn.Linear)
         weight = round_to_nearest(linear.weight, bits, group)
     return pack_integers(weight.packed, weight.scale, weight.zero, weight.bits, room, weight.least)
+
+
+def _embedding(module: torch.nn.Module) -> Rows:
+    if isinstance(module, QuantizedEmbedding):
+        return Rows(f"int{module.bits}", module.packed, module.scale, module.least)
+    assert isinstance(module, torch.nn.Embedding)
+    weight = module.weight.detach()
+    # A copy: what is only looked at would keep the whole file in memory, and be lost with it.
+    return Rows(str(weight.dtype).removeprefix("torch."), weight.clone(memory_format=torch.contiguous_format))
 
 
 def _norm(weight: Tensor) -> Tensor:

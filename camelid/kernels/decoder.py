@@ -58,6 +58,17 @@ class LayerWeights:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """An embedding, contiguous: `values` [vocab, hidden] of a floating-point kind; or uint8 [vocab, hidden * bits / 8],
+    `scale` float16 [vocab, hidden / group] and perhaps `least` like it, as `pack_integers` takes them."""
+
+    kind: str
+    values: Tensor
+    scale: Tensor | None = None
+    least: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Text:
     """A text's share of a step: how many tokens it feeds, the position of the first, and its pages from the beginning,
     with room for the new tokens."""
@@ -72,7 +83,7 @@ class Decoder:
     does not have."""
 
     def __init__(
-        self, shape: Shape, embedding: Tensor, layers: Sequence[LayerWeights], final_norm: Tensor, head: Packed,
+        self, shape: Shape, embedding: Rows, layers: Sequence[LayerWeights], final_norm: Tensor, head: Packed,
         threads: int, level: str | None = None,
     ) -> None:  # fmt: skip
         native = library()
@@ -99,10 +110,12 @@ class Decoder:
         self._set(-1, 0, head, None)
         self._norm(-1, 0, final_norm)
         self.likeliest: list[int] = []  # of the last step
-        self._embedding = embedding.contiguous()
+        self._embedding = embedding
+        groups = 1 if embedding.scale is None else embedding.scale.shape[1]
         native.camelid_decoder_embedding(
-            self._handle, ctypes.c_int(KINDS.index(_name(embedding.dtype))), _pointer(self._embedding)
-        )
+            self._handle, ctypes.c_int(KINDS.index(embedding.kind)), ctypes.c_int64(shape.hidden_size // groups),
+            *(_pointer(t) for t in (embedding.values, embedding.scale, embedding.least)),
+        )  # fmt: skip
         self.weight_bytes = sum(t.nbytes for t in self._kept)
 
     def __del__(self) -> None:
@@ -196,5 +209,5 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _pointer(tensor: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())
+def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())

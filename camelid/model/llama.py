@@ -74,11 +74,11 @@ class Llama(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.embed_tokens.weight.device
+        return self.norm.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.embed_tokens.weight.dtype
+        return self.norm.weight.dtype
 
     def num_parameters(self) -> int:
         """Number of weights; a tied projection counts once."""
@@ -118,7 +118,7 @@ class Llama(nn.Module):
         if document_ids is not None:
             if cache is not None:
                 raise ValueError("document_ids and cache cannot be combined")
-            mask = packed(document_ids, product_dtype(self.embed_tokens.weight), self.config.head_size)
+            mask = packed(document_ids, product_dtype(self.norm.weight), self.config.head_size)
         # Only dynamic scaling needs the length. Past the trained context its frequencies change as the text grows;
         # like transformers, cached tokens keep the rotation they had when they were read.
         if turn is None:

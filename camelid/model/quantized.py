@@ -151,6 +151,33 @@ class QuantizedLinear(nn.Module):
         return F.linear(x, self.dense().to(x.dtype), self.bias)
 
 
+class QuantizedEmbedding(nn.Module):
+    """A frozen embedding [vocab, hidden] in whole numbers around their middle, or with least values: the rows that are
+    looked up are widened."""
+
+    packed: Tensor
+    scale: Tensor
+    least: Tensor | None
+
+    def __init__(self, weight: Integers, dtype: torch.dtype) -> None:
+        super().__init__()
+        assert weight.zero is None
+        self.bits, self.dtype = weight.bits, dtype
+        self.register_buffer("packed", weight.packed)
+        self.register_buffer("scale", weight.scale)
+        self.register_buffer("least", weight.least)
+
+    def integers(self) -> Integers:
+        """The rows as they are kept."""
+        return Integers(self.packed, self.scale, None, self.bits, self.least)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        flat = ids.flatten()
+        least = None if self.least is None else self.least[flat]
+        rows = Integers(self.packed[flat], self.scale[flat], None, self.bits, least)
+        return rows.dense(self.dtype).view(*ids.shape, -1)
+
+
 class _Frozen(torch.autograd.Function):
     """x W^T + b for a W that is not learned and has to be widened: again for the backward pass, rather than kept."""
 

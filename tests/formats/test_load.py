@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors
+import safetensors.torch
 import torch
 
+from camelid.cli import info
 from camelid.errors import FormatError, InputError
-from camelid.formats import safetensors_file
+from camelid.formats import gguf_file, safetensors_file
 from camelid.formats.convert import convert
 from camelid.formats.gguf_file import parse
 from camelid.formats.hf import save
@@ -23,7 +25,7 @@ from camelid.generate.sampling import SamplingParams
 from camelid.kernels.library import library
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
-from camelid.model.quantized import QuantizedLinear, quantize_layers, without_least
+from camelid.model.quantized import QuantizedEmbedding, QuantizedLinear, quantize_layers, without_least
 from camelid.quantize.job import Wish, quantize
 from camelid.tokenizer.tokenizer import Tokenizer
 
@@ -47,6 +49,15 @@ def folder(tmp_path: Path, tokenizer: Tokenizer, tokenizers: dict[str, Path]) ->
     for file in tokenizers["byte-level"].iterdir():
         shutil.copy(file, tmp_path / "model")
     return tmp_path / "model"
+
+
+def tie(folder: Path) -> None:
+    """Make the model's output projection its embedding."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}), encoding="utf-8")
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    del tensors["lm_head.weight"]
+    safetensors.torch.save_file(tensors, folder / "model.safetensors")
 
 
 def same(first: Llama, second: Llama) -> None:
@@ -75,11 +86,12 @@ def test_a_gguf_files_layers_in_whole_numbers(folder: Path, kind: str, tmp_path:
     convert(folder, path, "gguf", kind=kind.upper())
     dense: Llama = load(path)
     weights = dict(dense.named_parameters())
-    found = {n: m for n, m in load(path, integers=True).named_modules() if isinstance(m, QuantizedLinear)}
-    assert len(found) == (0 if kind == "f16" else 14)
+    kept = (QuantizedLinear, QuantizedEmbedding)
+    found = {n: m for n, m in load(path, integers=True).named_modules() if isinstance(m, kept)}
+    assert len(found) == (0 if kind == "f16" else 16)
     for name, layer in found.items():
         meant = weights[f"{name}.weight"].detach()
-        if kind in ("q8_0", "q4_0"):
+        if kind == "q8_0" or (kind == "q4_0" and layer.bits == 4):
             assert layer.bits == int(kind[1])
             assert torch.equal(layer.integers().dense(), meant), name
         elif layer.bits == 4:
@@ -88,7 +100,28 @@ def test_a_gguf_files_layers_in_whole_numbers(folder: Path, kind: str, tmp_path:
         else:
             most = meant.view(len(meant), -1, 32).abs().amax(-1).repeat_interleave(32, 1)
             assert ((layer.integers().dense() - meant).abs() <= most / 254 * 1.01).all(), name
-        assert torch.equal(layer.bias, weights[f"{name}.bias"])
+        if name.startswith("layers."):
+            assert isinstance(layer, QuantizedLinear)
+            assert torch.equal(layer.bias, weights[f"{name}.bias"])
+
+
+@needs_library
+@pytest.mark.parametrize("kind", ["q8_0", "q4_0", "q4_k_m"])
+def test_a_tied_embedding_is_kept_once(folder: Path, kind: str, tmp_path: Path) -> None:
+    tie(folder)
+    convert(folder, tmp_path / "m.gguf", "gguf", kind=kind.upper())
+    whole: Llama = load(tmp_path / "m.gguf", integers=True)
+    assert isinstance(whole.embed_tokens, QuantizedEmbedding)
+    assert isinstance(whole.lm_head, QuantizedLinear)
+    assert whole.lm_head.packed.data_ptr() == whole.embed_tokens.packed.data_ptr()
+    meant = whole.lm_head.dense()[PROMPT]
+    assert torch.equal(whole.embed_tokens(torch.tensor([PROMPT]))[0], meant)
+    with torch.inference_mode():
+        expected = whole(torch.tensor([PROMPT])).logits[0]
+    runner = NativeRunner(whole, cache=torch.float32)
+    runner.reserve(1)
+    [found] = runner.run([Chunk(PROMPT, 0, [0], len(PROMPT))])
+    assert (found - expected).abs().max() <= 2e-2 * expected.abs().max()  # of values at the edge of two steps
 
 
 @needs_library
@@ -108,6 +141,28 @@ def test_the_engine_keeps_a_gguf_file_in_whole_numbers(folder: Path, kind: str, 
     asked = Engine.from_pretrained(path, quantization="int4", device="cpu").runner
     assert isinstance(asked, NativeRunner)
     assert asked.weight_bytes == NativeRunner(load(path, bits=4)).weight_bytes
+
+
+@needs_library
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", ["q8_0", "q4_k_m"])
+def test_what_a_gguf_file_takes_is_told_before(folder: Path, kind: str, tied: bool, tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    if tied:
+        tie(folder)
+    convert(folder, path, "gguf", kind=kind.upper())
+    runner = Engine.from_pretrained(path, device="cpu").runner
+    assert isinstance(runner, NativeRunner)
+    rows = runner._decoder._embedding
+    held = runner.weight_bytes + sum(t.nbytes for t in (rows.values, rows.scale, rows.least) if t is not None)
+    assert info._model(str(path))["bytes_to_run"]["as it is"] == pytest.approx(held, rel=0.02)
+
+
+def test_rounded_some_rows_at_a_time(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    convert(folder, tmp_path / "m.gguf", "gguf", kind="Q6_K")
+    whole: Llama = load(tmp_path / "m.gguf", integers=True)
+    monkeypatch.setattr(gguf_file, "AT_ONCE", 3 * 256 + 100)
+    same(load(tmp_path / "m.gguf", integers=True), whole)
 
 
 def test_a_gpu_gets_them_around_a_middle(folder: Path, tmp_path: Path) -> None:
@@ -152,7 +207,8 @@ def test_the_engine_rounds_as_the_runner_does(folder: Path, form: str) -> None:
         lost: Llama = load(folder, bits=8)
         runner = NativeRunner(lost, keep=False)
         assert not len(lost.layers)
-        assert runner._decoder._embedding.data_ptr() != lost.embed_tokens.weight.data_ptr()  # which the file's end would end
+        kept_rows = runner._decoder._embedding.values
+        assert kept_rows.data_ptr() != lost.embed_tokens.weight.data_ptr()  # which the file's end would end
     quantize(folder, folder.parent / "small", Wish("int8"))
     with pytest.raises(InputError, match="quantised already"):
         load(folder.parent / "small", bits=8)

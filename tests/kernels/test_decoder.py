@@ -19,7 +19,7 @@ from camelid.kernels.library import library
 from camelid.kernels.packed import KINDS, Packed, pack, pack_integers, rounded
 from camelid.model.config import LlamaConfig, RopeScaling
 from camelid.model.llama import Llama
-from camelid.model.quantized import quantize_head, quantize_layers, round_to_nearest
+from camelid.model.quantized import QuantizedEmbedding, quantize_head, quantize_layers, round_to_nearest
 
 needs_library = pytest.mark.skipif(library() is None, reason="the native library is not built")
 pytestmark = needs_library
@@ -189,6 +189,19 @@ def test_a_quantised_model_is_its_torch_reference(bits: int, symmetric: bool) ->
         # inputs.
         assert (found - expected).abs().max() <= 2e-2 * expected.abs().max(), name
         assert (found - expected).abs().median() <= 1e-5, name
+
+
+@pytest.mark.parametrize(("bits", "least"), [(8, False), (4, False), (4, True)])
+def test_an_embedding_in_whole_numbers(bits: int, least: bool) -> None:
+    model, ids = llama(), tokens(40)
+    rows = round_to_nearest(model.embed_tokens.weight, bits, 32)
+    if least:
+        rows = dataclasses.replace(rows, least=rows.scale * -7.3)
+    model.embed_tokens.weight = torch.nn.Parameter(rows.dense())
+    [expected] = runner(model).run([Chunk(ids, 0, [0, 1], 40)])
+    model.add_module("embed_tokens", QuantizedEmbedding(rows, torch.float32))
+    [found] = runner(model).run([Chunk(ids, 0, [0, 1], 40)])
+    assert (found - expected).abs().max() <= 1e-6 * expected.abs().max()  # a sum may be fused
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not copy processes")
