@@ -38,9 +38,10 @@ struct Matrix {
 };
 
 // Rows of activations in the form that a kind of matrix is multiplied by. Of INT8 and INT4: bytes, and of each block a
-// scale and three words: the sums to start from, those of products of its bytes with INT8's zero and with INT4's, negated,
-// and as a float what its bytes are worth together. Of the others only `values`, as they are or as bfloat16.
-constexpr int SUMS = 3;
+// scale and four words: the sums to start from, those of products of its bytes with INT8's zero and with INT4's, negated,
+// and as floats what its bytes are worth together and what a started sum is worth too much, negated. Of the others only
+// `values`, as they are or as bfloat16.
+constexpr int SUMS = 4;
 struct Activations {
     void* values;
     float* scales;

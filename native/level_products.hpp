@@ -31,6 +31,15 @@ INLINE float as_bytes(const float* from, std::int64_t count, std::int8_t* to, st
     return most / 127.0f;
 }
 
+// A number of 22 bits, so that 1.5 * 2^23 of it are exact.
+INLINE float without_two_bits(float value) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    bits &= ~3u;
+    std::memcpy(&value, &bits, sizeof bits);
+    return value;
+}
+
 // One row of floats in the form that `kind` is multiplied by, as row `at`. A block's bytes are rint(x * 127 / max |x|).
 void prepare(Number kind, const float* row, const Activations& to, std::int64_t at) {
     const std::int64_t columns = to.columns;
@@ -51,12 +60,14 @@ void prepare(Number kind, const float* row, const Activations& to, std::int64_t 
     const std::int64_t blocks = columns / BLOCK;
     for (std::int64_t b = 0; b < blocks; ++b) {
         std::int32_t sum;
-        to.scales[at * blocks + b] = as_bytes(row + b * BLOCK, BLOCK, out + b * BLOCK, &sum);
+        const float one = without_two_bits(as_bytes(row + b * BLOCK, BLOCK, out + b * BLOCK, &sum));
+        to.scales[at * blocks + b] = one;
+        const float together = one * static_cast<float>(sum), less = -WHOLE_FLOAT * one;
         std::int32_t* const sums = to.sums + (at * blocks + b) * SUMS;
         sums[0] = WHOLE - 128 * sum;
         sums[1] = WHOLE - 8 * sum;
-        const float worth = to.scales[at * blocks + b] * static_cast<float>(sum);
-        std::memcpy(sums + 2, &worth, sizeof worth);
+        std::memcpy(sums + 2, &together, sizeof together);
+        std::memcpy(sums + 3, &less, sizeof less);
     }
 }
 
@@ -106,13 +117,12 @@ INLINE void integer_rows(const Values* scale, const std::uint8_t* zeros, const s
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t)
         for (int h = 0; h < ABREAST; ++h) {
-            as_floats(sums[t][h], &product);
-            sum[t][part + h] += product * (scale[part + h] * by.scales[t * by.blocks]);
-            if (Z == LEASTS) {
-                float worth;
-                std::memcpy(&worth, by.starts + SUMS * t * by.blocks + 2, sizeof worth);
-                sum[t][part + h] += least[h] * worth;
-            }
+            float together, less;
+            std::memcpy(&together, by.starts + SUMS * t * by.blocks + 2, sizeof together);
+            std::memcpy(&less, by.starts + SUMS * t * by.blocks + 3, sizeof less);
+            times(sums[t][h], by.scales[t * by.blocks], less, &product);
+            sum[t][part + h] += product * scale[part + h];
+            if (Z == LEASTS) sum[t][part + h] += least[h] * together;
         }
 }
 
@@ -188,6 +198,15 @@ INLINE void float_block(const Matrix& m, const std::uint8_t* data, std::int64_t 
 template <Number K, int T>
 constexpr int AHEAD = T > 1 ? 8192 : K == INT8 ? 2048 : 4096;
 
+template <int T>
+INLINE void keep_rows(const Values (*sum)[PARTS], float* out, std::int64_t out_row, std::int64_t rows) {
+    for (int t = 0; t < T; ++t, out += out_row)
+        if (rows == PANEL)
+            for (int h = 0; h < PARTS; ++h) Register::store(&sum[t][h], out + LANES * h);
+        else
+            std::memcpy(out, sum[t], static_cast<std::size_t>(rows) * sizeof(float));
+}
+
 // out [T, rows of a panel] = a panel times T rows of bytes. Whoever comes FIRST over a panel fetches what follows.
 template <Number K, Zero Z, int T, bool FIRST>
 void integer_tile(const Matrix& m, const std::uint8_t* panel, const Activations& by, std::int64_t token, float* out,
@@ -211,8 +230,7 @@ void integer_tile(const Matrix& m, const std::uint8_t* panel, const Activations&
             block.starts += SUMS;
         }
     }
-    for (int t = 0; t < T; ++t)
-        std::memcpy(out + (token + t) * out_row, &sum[t], static_cast<std::size_t>(rows) * sizeof(float));
+    keep_rows<T>(sum, out + token * out_row, out_row, rows);
 }
 
 template <Number K, int T>
@@ -224,8 +242,7 @@ void float_tile(const Matrix& m, const std::uint8_t* panel, const Activations& b
     Values sum[T][PARTS] = {};
     for (std::int64_t b = 0; b < m.columns / BLOCK; ++b, panel += step)
         K == BFLOAT16 ? bfloat_block<T>(known, panel, b, by, token, sum) : float_block<T>(known, panel, b, by, token, sum);
-    for (int t = 0; t < T; ++t)
-        std::memcpy(out + (token + t) * out_row, &sum[t], static_cast<std::size_t>(rows) * sizeof(float));
+    keep_rows<T>(sum, out + token * out_row, out_row, rows);
 }
 
 using Tile = void (*)(const Matrix&, const std::uint8_t*, const Activations&, std::int64_t, float*, std::int64_t,
