@@ -17,7 +17,7 @@ from torch import Tensor
 
 from camelid.errors import FormatError, about
 from camelid.formats.checkpoint import Checkpoint, Stored
-from camelid.formats.gguf_file import GGUF, PLAIN, TensorInfo, integer_bytes, parse
+from camelid.formats.gguf_file import GGUF, PLAIN, TensorInfo, integer_bytes, parse_whole
 from camelid.model.config import LlamaConfig, RopeScaling
 from camelid.model.quantized import Integers
 from camelid.model.rope import interleaved_to_half_split, inverse_frequencies
@@ -49,7 +49,7 @@ def our_name(name: str) -> str:
 
 def open_file(path: Path) -> Checkpoint:
     """Open a GGUF model of architecture `llama`. Raises FormatError naming the field at fault."""
-    file = parse(path)
+    file = parse_whole(path)
     with about(path):
         config = _config(file)
 
@@ -111,8 +111,6 @@ def _config(file: GGUF) -> LlamaConfig:
     architecture = meta.get("general.architecture")
     if architecture != "llama":
         raise FormatError(f"general.architecture is {architecture!r}; camelid opens 'llama' only")
-    if isinstance(parts := meta.get("split.count"), int) and parts > 1:  # joined ones say 0
-        raise FormatError(f"it is one of {parts} files of a model: join them first (llama-gguf-split --merge)")
 
     def number(key: str, default: float) -> float:
         value = meta.get(f"llama.{key}", default)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -41,23 +42,23 @@ AT_ONCE = 8 << 20  # values that are expanded together, to be rounded
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies: `shape` in torch order, `start` and `size` in bytes of the file."""
+    """Where a tensor lies: `shape` in torch order, `start` and `size` in bytes of the file, which is mapped."""
 
     name: str
     shape: tuple[int, ...]
     type: str
     start: int
     size: int
+    data: mmap.mmap
 
 
 @dataclass(frozen=True)
 class GGUF:
-    """A parsed file: metadata by key, tensors by name, and the mapped bytes."""
+    """A parsed file, or all files of a model that was split: the first one's metadata by key, and tensors by name."""
 
     path: Path
     metadata: dict[str, Any]
     tensors: dict[str, TensorInfo]
-    data: mmap.mmap
 
     def tensor(self, name: str) -> Tensor:
         """One tensor, expanded when quantised. Raises FormatError naming a type that is not supported."""
@@ -95,11 +96,11 @@ class GGUF:
     @contextmanager
     def _raw(self, info: TensorInfo) -> Iterator[NDArray[np.uint8]]:
         """A tensor's bytes, as they lie in the file. Afterwards they are no longer the process's."""
-        yield np.frombuffer(self.data, np.uint8, info.size, info.start)
+        yield np.frombuffer(info.data, np.uint8, info.size, info.start)
         if hasattr(mmap, "MADV_DONTNEED"):
             first = info.start // mmap.PAGESIZE * mmap.PAGESIZE
             with suppress(OSError):
-                self.data.madvise(mmap.MADV_DONTNEED, first, info.start + info.size - first)
+                info.data.madvise(mmap.MADV_DONTNEED, first, info.start + info.size - first)
 
 
 def integer_bytes(info: TensorInfo) -> int:
@@ -186,13 +187,50 @@ def parse(path: Path) -> GGUF:
     base = -(-r.at // alignment) * alignment
     tensors = {}
     for name, shape, kind, offset in entries:
-        info = TensorInfo(name, shape, kind, base + offset, _byte_size(path, name, shape, kind))
+        info = TensorInfo(name, shape, kind, base + offset, _byte_size(path, name, shape, kind), r.data)
         if info.start + info.size > len(r.data):
             raise FormatError(f"{path}: tensor {name!r} ends past the end of the file: truncated, copy it again")
         if name in tensors:
             raise FormatError(f"{path}: two tensors are named {name!r}")
         tensors[name] = info
-    return GGUF(path, metadata, tensors, r.data)
+    return GGUF(path, metadata, tensors)
+
+
+def parts(path: Path) -> list[Path]:
+    """The files of a model of which this is one, by the names that gguf-split gives: NAME-00001-of-00003.gguf."""
+    named = re.fullmatch(r"(.+)-\d{5}-of-(\d{5})\.gguf", path.name)
+    count = int(named[2]) if named else 1
+    return [path.with_name(f"{named[1]}-{n:05d}-of-{count:05d}.gguf") for n in range(1, count + 1)] if named else [path]
+
+
+def parse_whole(path: Path) -> GGUF:
+    """`parse` of a file, or of all files of a model from any one of them. Raises FormatError naming one that is not
+    there, or is another model's."""
+    given = parse(path)
+    count = given.metadata.get("split.count", 1)
+    if count in (0, 1):  # joined ones say 0
+        return given
+    files = parts(path)
+    if len(files) != count:
+        names = f"NAME-00001-of-{count:05d}.gguf" if isinstance(count, int) else "NAME-00001-of-0000N.gguf"
+        raise FormatError(f"{path}: it is one of {count} files of a model, which belong side by side and named {names}")
+    missing = next((file for file in files if not file.is_file()), None)
+    if missing is not None:
+        raise FormatError(f"{path}: of the {count} files of this model {missing.name} is not there: copy it beside")
+    found = [parse(file) for file in files]
+    tensors: dict[str, TensorInfo] = {}
+    for number, (file, part) in enumerate(zip(files, found, strict=True)):
+        if (part.metadata.get("split.no"), part.metadata.get("split.count")) != (number, count):
+            raise FormatError(f"{file}: it does not say that it is file {number + 1} of {count}: it is another model's")
+        if twice := tensors.keys() & part.tensors.keys():
+            raise FormatError(f"{file}: tensor {min(twice)!r} is in another file of this model too")
+        tensors |= part.tensors
+    declared = found[0].metadata.get("split.tensors.count", len(tensors))
+    if declared != len(tensors):
+        raise FormatError(
+            f"{path}: its {count} files hold {len(tensors)} tensors, not {declared}: one is another model's"
+        )
+    return GGUF(files[0], found[0].metadata, tensors)
 
 
 def _entry(r: _Reader) -> tuple[str, tuple[int, ...], str, int]:

@@ -230,9 +230,9 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
     if path.is_dir() and is_adapter(path) and not (path / "tokenizer.json").exists():
         return load_tokenizer(base_of(path))
     if is_gguf(path):
-        from camelid.formats.gguf_file import parse
+        from camelid.formats.gguf_file import parse_whole
 
-        return from_gguf(path, parse(path).metadata)
+        return from_gguf(path, parse_whole(path).metadata)
     if meta.is_meta(path) and not (path / "tokenizer.model").exists() and (path.parent / "tokenizer.model").exists():
         return from_model_file(path.parent / "tokenizer.model")  # where Meta's downloads of LLaMA 1 and 2 have it
     return from_folder(path, _rows_of_base(path) if path.is_dir() and is_adapter(path) else None)

@@ -15,8 +15,9 @@ from camelid.cli import run as cli
 from camelid.errors import FormatError, InputError
 from camelid.formats import load, save
 from camelid.formats.convert import convert
-from camelid.formats.gguf import _of_table, parse
+from camelid.formats.gguf import _of_table
 from camelid.formats.gguf_blocks import expand
+from camelid.formats.gguf_file import parse
 from camelid.formats.gguf_pack import PACKERS, block_type, quantize
 from camelid.formats.gguf_write import FILE_TYPES, write
 from camelid.formats.load import load_tokenizer, open_model

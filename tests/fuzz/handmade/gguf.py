@@ -34,7 +34,7 @@ class Rewritten:
         self.counts: list[int | None] = [None, None]
         numbers = {"F32": 0, "Q8_0": 8}
         self.tensors = [
-            [t.name, [*reversed(t.shape)], numbers[t.type], bytes(file.data[t.start : t.start + t.size])]
+            [t.name, [*reversed(t.shape)], numbers[t.type], bytes(t.data[t.start : t.start + t.size])]
             for t in file.tensors.values()
         ]
         self.offsets: dict[int, int] = {}
