@@ -228,7 +228,7 @@ def parse_whole(path: Path) -> GGUF:
     declared = found[0].metadata.get("split.tensors.count", len(tensors))
     if declared != len(tensors):
         raise FormatError(
-            f"{path}: its {count} files hold {len(tensors)} tensors, not {declared}: one is another model's"
+            f"{path}: the {count} files hold {len(tensors)} tensors, not {declared}: one is of another model"
         )
     return GGUF(files[0], found[0].metadata, tensors)
 
