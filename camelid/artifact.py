@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import time
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -205,7 +206,7 @@ def described(path: Path) -> dict[str, Any]:
     """What a manifest says of an input: its place, its digest and its kind."""
     path = path.resolve()
     if path.is_file():
-        return {"path": str(path), "sha256": sha256_file(path), "bytes": path.stat().st_size}
+        return {"path": str(path), "sha256": identity(path), "bytes": sum(p.stat().st_size for p in parts(path))}
     if (path / MANIFEST).is_file():
         return {"path": str(path), "sha256": sha256_file(path / MANIFEST), "kind": read_manifest(path)["kind"]}
     known = {"sha256": identity(path)} if _of_a_model(path) else {}
@@ -213,13 +214,25 @@ def described(path: Path) -> dict[str, Any]:
 
 
 def identity(path: Path) -> str:
-    """SHA-256 of a file, of a folder's manifest, or of what a folder without one holds of a model."""
-    if path.is_file():
+    """SHA-256 of a file, of a folder's manifest, or of what there is of a model in several files, or in a folder
+    without one."""
+    if path.is_file() and parts(path) == [path]:
         return sha256_file(path)
     if (path / MANIFEST).exists():
         return sha256_file(path / MANIFEST)
-    told = "".join(f"{p.name} {_digest(p, s.st_ino, s.st_size, s.st_mtime_ns)}\n" for p, s in _of_a_model(path))
+    found = [(p, p.stat()) for p in parts(path)] if path.is_file() else _of_a_model(path)
+    told = "".join(f"{p.name} {_digest(p, s.st_ino, s.st_size, s.st_mtime_ns)}\n" for p, s in found)
     return hashlib.sha256(told.encode()).hexdigest()
+
+
+def parts(path: Path) -> list[Path]:
+    """The files beside this one that hold a model together with it, in order and it among them, by the names that
+    gguf-split gives: NAME-00001-of-00003.gguf."""
+    named = re.fullmatch(r"(.+)-\d{5}-of-(\d{5})\.gguf", path.name)
+    if named is None:
+        return [path]
+    files = (path.with_name(f"{named[1]}-{n:05d}-of-{named[2]}.gguf") for n in range(1, int(named[2]) + 1))
+    return [file for file in files if file.is_file()]
 
 
 def _of_a_model(folder: Path) -> list[tuple[Path, os.stat_result]]:

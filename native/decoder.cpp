@@ -209,11 +209,11 @@ struct Decoder {
 };
 
 // Turns queries and keys by their positions and keeps keys and values in their pages.
-void keep_all(Decoder& d, const Step& s, const std::vector<std::vector<Pages>>& pages, float* q, float* k, const float* v) {
+void keep_all(Decoder& d, const Step& s, float* q, float* k, const float* v) {
     const std::int64_t size = d.head_dim, q_row = d.heads * size, kv_row = d.kv_heads * size;
     d.each_token(s.tokens, [&](std::int64_t t) {
         const std::int64_t text = s.text_of[static_cast<std::size_t>(t)], position = s.positions[text] + t - s.starts[text];
-        const Pages& page = pages[static_cast<std::size_t>(text)][static_cast<std::size_t>(position / PAGE)];
+        const Pages& page = s.pages_of(text)[position / PAGE];
         const float *cos = s.cos + position * size / 2, *sin = s.sin + position * size / 2;
         for (std::int64_t h = 0; h < d.heads; ++h) d.level->rotate(q + t * q_row + h * size, cos, sin, size);
         for (std::int64_t h = 0; h < d.kv_heads; ++h) {
@@ -225,7 +225,7 @@ void keep_all(Decoder& d, const Step& s, const std::vector<std::vector<Pages>>& 
 }
 
 // x + attention(norm(x)) but for the sum, which the MLP begins with.
-void attention(Decoder& d, const Step& s, const Layer& layer, std::int64_t number) {
+void attention(Decoder& d, const Step& s, const Layer& layer) {
     const std::int64_t q_row = d.heads * d.head_dim, kv_row = d.kv_heads * d.head_dim;
     float *q = d.q.reserve(s.tokens * q_row), *k = d.k.reserve(s.tokens * kv_row), *v = d.v.reserve(s.tokens * kv_row);
     float *x = d.residual.reserve(s.tokens * d.hidden), *normed = d.normed.reserve(s.tokens * d.hidden);
@@ -236,13 +236,12 @@ void attention(Decoder& d, const Step& s, const Layer& layer, std::int64_t numbe
         d.level->rms_norm(x + t * d.hidden, layer.attention_norm, d.hidden, d.eps, normed + t * d.hidden);
         return normed + t * d.hidden;
     });
-    const auto pages = s.pages_of(number, kv_row);
-    keep_all(d, s, pages, q, k, v);
+    keep_all(d, s, q, k, v);
     float* mixed = d.mixed.reserve(s.tokens * q_row);
     d.pool.run(static_cast<std::int64_t>(s.tasks.size()), [&](std::int64_t n) {
         const Task& task = s.tasks[static_cast<std::size_t>(n)];
         const std::int64_t first = s.starts[task.text];
-        const Attention text = {q + first * q_row, mixed + first * q_row, pages[static_cast<std::size_t>(task.text)].data(),
+        const Attention text = {q + first * q_row, mixed + first * q_row, s.pages_of(task.text),
                                 s.positions[task.text], d.heads, d.kv_heads, d.head_dim};
         d.level->attend(text, task.from, task.to, task.kv_head);
     });
@@ -363,13 +362,15 @@ void camelid_decoder_step(void* handle, const std::int64_t* numbers, const float
                           std::uint8_t* cache, float* logits, std::int64_t* likeliest) {
     Decoder& d = *static_cast<Decoder*>(handle);
     Step s(numbers, cos, sin, cache);
-    s.lay_out(d.kv_heads);
+    s.lay_out(d.kv_heads, d.kv_heads * d.head_dim);
     float* x = d.residual.reserve(s.tokens * d.hidden);
     d.pool.together([&] {
         d.each_token(s.tokens, [&](std::int64_t t) { d.embedding.widen(s.ids[t], d.hidden, x + t * d.hidden); });
         for (std::int64_t n = 0; n < d.layer_count; ++n) {
-            attention(d, s, d.layers[static_cast<std::size_t>(n)], n);
-            mlp(d, s, d.layers[static_cast<std::size_t>(n)]);
+            const Layer& layer = d.layers[static_cast<std::size_t>(n)];
+            attention(d, s, layer);
+            mlp(d, s, layer);
+            s.to_next_layer();
         }
         if (s.wanted_count > 0) output(d, s, x, logits, likeliest);
     });

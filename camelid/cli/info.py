@@ -78,16 +78,16 @@ def _model(source: str) -> dict[str, Any]:
 
 
 def _as_it_is(checkpoint: Checkpoint) -> int:
-    """Bytes of the weights of a quantised model as the native decoder holds them."""
-    config = checkpoint.config
-    if checkpoint.format == "hf":  # its layers' integers are ours; the output projection is made one more, in int8
-        from camelid.formats.convert import size_of
-
-        return size_of(checkpoint.path) + config.vocab_size * config.hidden_size * 17 // 16
-    tensors = checkpoint.tensors()
-    held = sum(stored.integer_bytes or stored.nbytes for stored in tensors.values())
-    embedding = tensors["embed_tokens.weight"]
-    return held + (embedding.integer_bytes or embedding.nbytes if config.tie_word_embeddings else 0)
+    """Bytes of the weights of a quantised model as the native decoder holds them: a plain output projection in int8."""
+    config, tensors = checkpoint.config, checkpoint.tensors()
+    head = tensors.pop("lm_head.weight", None)
+    if checkpoint.format == "hf":  # its integers are ours
+        held = sum(file.stat().st_size for file in checkpoint.path.glob("*.safetensors"))
+        held -= head.nbytes if head else 0
+    else:
+        held = sum(stored.integer_bytes or stored.nbytes for stored in tensors.values())
+    shared = head or tensors["embed_tokens.weight"]
+    return held + (shared.integer_bytes or config.vocab_size * config.hidden_size * 17 // 16)
 
 
 def _shown(found: dict[str, Any]) -> dict[str, Any]:

@@ -69,8 +69,9 @@ def _perplexity(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     counts = [[len(i["nats"]) for i in r["items"]] for r in (a, b)]
     if counts[0] != counts[1]:
         raise InputError(
-            f"the data has {len(a['documents'])} documents, too few to draw from, and the two tokenizers cut them "
-            f"differently: give data of at least {FEW} documents"
+            f"the data has {len(a['documents'])} documents, too few to draw from, and the two measurements cut them "
+            f"into different windows (another tokenizer, --window or --stride): give both the same, or data of at "
+            f"least {FEW} documents"
         )
     blocks = [
         np.array([math.fsum(i["nats"][at : at + BLOCK]) for i in r["items"] for at in range(0, len(i["nats"]), BLOCK)])

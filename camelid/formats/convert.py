@@ -14,12 +14,11 @@ from typing import Any
 
 from torch import Tensor
 
-from camelid.artifact import new_folder, write_manifest
+from camelid.artifact import new_folder, parts, write_manifest
 from camelid.errors import InputError
 from camelid.formats import gguf_write, meta
 from camelid.formats.adapter import is_adapter
 from camelid.formats.checkpoint import Stored, named_weights
-from camelid.formats.gguf_file import parts
 from camelid.formats.hf import write_weights
 from camelid.formats.load import generation_of, load_tokenizer, open_model, resolve, stop_ids
 from camelid.model.config import LlamaConfig
@@ -109,5 +108,5 @@ def _write_meta(config: LlamaConfig, weights: Weights, path: Path, out: Path, sh
 
 def size_of(path: Path) -> int:
     """Bytes of a file (with those that a model was split into), or of the files in a folder."""
-    files = parts(path) if path.is_file() else [p for p in path.iterdir() if p.is_file()]
-    return sum(p.stat().st_size for p in files)
+    files = parts(path) if path.is_file() else list(path.iterdir())
+    return sum(p.stat().st_size for p in files if p.is_file())

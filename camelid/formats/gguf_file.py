@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import mmap
-import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from camelid.artifact import parts
 from camelid.errors import FormatError
 from camelid.formats.gguf_blocks import BLOCKS, WHOLE, expand, whole
 from camelid.model.quantized import GROUP, Integers, round_to_nearest
@@ -196,29 +196,28 @@ def parse(path: Path) -> GGUF:
     return GGUF(path, metadata, tensors)
 
 
-def parts(path: Path) -> list[Path]:
-    """The files of a model of which this is one, by the names that gguf-split gives: NAME-00001-of-00003.gguf."""
-    named = re.fullmatch(r"(.+)-\d{5}-of-(\d{5})\.gguf", path.name)
-    count = int(named[2]) if named else 1
-    return [path.with_name(f"{named[1]}-{n:05d}-of-{count:05d}.gguf") for n in range(1, count + 1)] if named else [path]
+def first_of(path: Path) -> Path:
+    """Of the files of a model that was split, the one that says what it is; any other file itself."""
+    return next(iter(parts(path)), path)
 
 
 def parse_whole(path: Path) -> GGUF:
-    """`parse` of a file, or of all files of a model from any one of them. Raises FormatError naming one that is not
-    there, or is another model's."""
+    """`parse` of a file, or of all files of a model from any one of them. Raises FormatError where one is not there, or
+    is another model's."""
     given = parse(path)
     count = given.metadata.get("split.count", 1)
-    if count in (0, 1):  # joined ones say 0
+    if not isinstance(count, int) or count < 0:
+        raise FormatError(f"{path}: split.count is no number of files, but {type(count).__name__}")
+    if count < 2:  # joined ones say 0
         return given
     files = parts(path)
     if len(files) != count:
-        names = f"NAME-00001-of-{count:05d}.gguf" if isinstance(count, int) else "NAME-00001-of-0000N.gguf"
-        raise FormatError(f"{path}: it is one of {count} files of a model, which belong side by side and named {names}")
-    missing = next((file for file in files if not file.is_file()), None)
-    if missing is not None:
-        raise FormatError(f"{path}: of the {count} files of this model {missing.name} is not there: copy it beside")
-    found = [parse(file) for file in files]
+        raise FormatError(
+            f"{path}: it is one of {count} files of a model, of which {len(files)} are here by names like "
+            f"NAME-00001-of-{count:05d}.gguf: copy all of them into one folder, under their own names"
+        )
     tensors: dict[str, TensorInfo] = {}
+    found = [given if file == path else parse(file) for file in files]
     for number, (file, part) in enumerate(zip(files, found, strict=True)):
         if (part.metadata.get("split.no"), part.metadata.get("split.count")) != (number, count):
             raise FormatError(f"{file}: it does not say that it is file {number + 1} of {count}: it is another model's")
@@ -228,7 +227,7 @@ def parse_whole(path: Path) -> GGUF:
     declared = found[0].metadata.get("split.tensors.count", len(tensors))
     if declared != len(tensors):
         raise FormatError(
-            f"{path}: the {count} files hold {len(tensors)} tensors, not {declared}: one is of another model"
+            f"{path}: the {count} files hold {len(tensors)} tensors, not {str(declared)[:20]}: one is of another model"
         )
     return GGUF(files[0], found[0].metadata, tensors)
 

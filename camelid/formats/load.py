@@ -139,9 +139,10 @@ def read_model(
             if bits is not None:
                 raise InputError(f"{checkpoint.path}: the model is quantised already; open it without quantization")
             fingerprint.add(name, tensor.packed)
-            if isinstance(inner, torch.nn.Embedding):
+            if kept is not None and isinstance(inner, torch.nn.Embedding):
                 check_shape(checkpoint.path, name, tensor.shape, inner.weight.shape)
-                model.add_module("embed_tokens", QuantizedEmbedding(_taken(tensor, device), torch.float32))
+                rows = QuantizedEmbedding(_taken(tensor, device), dtype or torch.float32)
+                model.add_module("embed_tokens", rows)
             else:
                 _assign_integers(model, name, tensor, checkpoint, device, anywhere=kept is not None)
         else:
@@ -230,9 +231,9 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
     if path.is_dir() and is_adapter(path) and not (path / "tokenizer.json").exists():
         return load_tokenizer(base_of(path))
     if is_gguf(path):
-        from camelid.formats.gguf_file import parse_whole
+        from camelid.formats.gguf_file import first_of, parse
 
-        return from_gguf(path, parse_whole(path).metadata)
+        return from_gguf(path, parse(first_of(path)).metadata)
     if meta.is_meta(path) and not (path / "tokenizer.model").exists() and (path.parent / "tokenizer.model").exists():
         return from_model_file(path.parent / "tokenizer.model")  # where Meta's downloads of LLaMA 1 and 2 have it
     return from_folder(path, _rows_of_base(path) if path.is_dir() and is_adapter(path) else None)

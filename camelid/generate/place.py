@@ -35,6 +35,8 @@ def runner_for(
     own_head = (already or bits is not None) and isinstance(model.lm_head, nn.Linear)
     if model.config.tie_word_embeddings and own_head:  # the head becomes a matrix of its own
         weights += model.config.vocab_size * model.config.hidden_size * 8.5 / 8
+    elif model.config.tie_word_embeddings and already:  # its buffers are the embedding's, until they are taken to a GPU
+        weights += weight_bytes(model.embed_tokens)
     on_gpu = takes_gpu(weights, device)
     if not on_gpu and native_refusal(model) is None:
         return NativeRunner(model, bits, threads, cache=torch.int8 if kv_cache else None, keep=keep)

@@ -225,9 +225,9 @@ class TorchRunner:
 
 class NativeRunner:
     """Runs the native decoder. `bits` rounds the layers' weights first, by groups of `group`; the output projection of
-    a quantised model is in int8. Keys and values are kept in `cache`: float32, bfloat16 or int8; by default bfloat16,
-    but for a float32 model whose weights were not rounded. Without `keep` the model loses each layer as it is packed,
-    so that it is not in memory twice."""
+    a quantised model is in int8, but for one that is in whole numbers already. Keys and values are kept in `cache`:
+    float32, bfloat16 or int8; by default bfloat16, but for a float32 model whose weights were not rounded. Without
+    `keep` the model loses each layer as it is packed, so that it is not in memory twice."""
 
     at_once = 512
     adapters: Sequence[str] = ()
@@ -259,7 +259,6 @@ class NativeRunner:
         if self._kind not in (torch.float32, torch.bfloat16, torch.int8):
             raise InputError(f"the cache can be float32, bfloat16 or int8, not {self._kind}")
         self._cache = torch.empty(0, 0, 0, dtype=torch.uint8, device="cpu")
-        self._turned = 0  # positions of which there are
         self._cos = self._sin = torch.empty(0, device="cpu")
 
     def stamp(self) -> str:
@@ -301,9 +300,9 @@ class NativeRunner:
 
     def _turn(self, length: int) -> None:
         """Have cos and sin, [positions, head_dim / 2], of at least this many positions."""
-        if self._turned < length:
-            self._turned = max(length, 2 * self._turned, 512)
-            turn = rotation(self.config, torch.arange(self._turned, device="cpu"))
+        have = len(self._cos)
+        if have < length:
+            turn = rotation(self.config, torch.arange(max(length, 2 * have, 512), device="cpu"))
             self._cos, self._sin = turn.cos.contiguous(), turn.sin.contiguous()
 
 
@@ -363,7 +362,8 @@ def _packed(linear: torch.nn.Module, bits: int | None, group: int, kind: str, ro
 
 def _embedding(module: torch.nn.Module) -> Rows:
     if isinstance(module, QuantizedEmbedding):
-        return Rows(f"int{module.bits}", module.packed, module.scale, module.least)
+        scale, least = (None if t is None else t.half().contiguous() for t in (module.scale, module.least))
+        return Rows(f"int{module.bits}", module.packed.contiguous(), scale, least)  # a model may have been cast
     assert isinstance(module, torch.nn.Embedding)
     weight = module.weight.detach()
     # A copy: what is only looked at would keep the whole file in memory, and be lost with it.

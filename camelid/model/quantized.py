@@ -209,8 +209,8 @@ def quantize_layers(
 
 
 def quantize_head(model: Llama, group: int = 32) -> None:
-    """The output projection in int8, in place, as the engine runs every quantised model; the embedding stays as it
-    is."""
+    """The output projection in int8, in place, as the engine runs quantised models, but for one that is in whole
+    numbers already; the embedding stays as it is."""
     if isinstance(model.lm_head, nn.Linear) and model.lm_head.in_features % group == 0:
         model.add_module("lm_head", quantized(model.lm_head, 8, group, symmetric=True, rounds_inputs=True))
 

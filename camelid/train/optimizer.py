@@ -77,10 +77,10 @@ def optimizer_for(model: Llama, settings: TrainSection) -> AdamW:
     return (Muon if muon else AdamW)(groups, settings.learning_rate, betas, settings.eps)
 
 
-def moment_bytes(model: Llama, settings: TrainSection) -> int:
-    """Of all that the optimizer keeps: two float32 moments a weight, one where Muon moves it."""
-    moved = sum(p.numel() for p in _blocks_matrices(model)) if settings.optimizer == "muon" else 0
-    return 8 * sum(p.numel() for p in learned(model).values()) - 4 * moved
+def moment_bytes(model: Llama, settings: TrainSection) -> dict[str, int]:
+    """Of what the optimizer keeps of each weight, by name: two float32 moments, one where Muon moves it."""
+    moved = set(_blocks_matrices(model)) if settings.optimizer == "muon" else set()
+    return {name: (4 if p in moved else 8) * p.numel() for name, p in learned(model).items()}
 
 
 def learned(model: Llama) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 
 import torch
@@ -42,21 +43,23 @@ def memory(job: Job, who: Ranks | None = None) -> dict[str, int]:
     """
     who = who or Ranks()
     settings = job.recipe.train
-    spread_out, copied = weight_bytes(job.model)
-    learning = 4 * sum(p.numel() for p in learned(job.model).values())
+    weights = {name: p.numel() * p.element_size() for name, p in job.model.named_parameters()}
+    packed = sum(t.numel() * t.element_size() for t in job.model.buffers())
+    gradients = {name: 4 * p.numel() for name, p in learned(job.model).items()}
+    learning = sum(gradients.values())
     moments = moment_bytes(job.model, settings)
     own = _own_rows(settings, who)
     rows = min(micro_rows(settings), own)
     step = step_memory(job.model, rows, -(-own // rows), settings, who.device, who.context)
     parts = {
-        "weights": spread_out // who.world + copied,
-        "optimizer": moments // who.world,
+        "weights": held(weights, who) + packed,  # of packed ones each rank holds all
+        "optimizer": held(moments, who),
         # Between steps the gradients of all ranks are shared out; at the worst moment one layer's are whole.
-        "step": max(step - learning, 0) + learning // who.world,
+        "step": max(step - learning, 0) + held(gradients, who),
     }
     if job.before_step:
         parts["answers"] = max(0, job.before_step - parts["step"])
-    checkpoint = learning + moments
+    checkpoint = learning + sum(moments.values())
     on_cpu = who.device.type == "cpu"
     every, background = job.recipe.checkpoint.every, job.recipe.checkpoint.background
     if every and settings.steps and settings.steps <= every:
@@ -90,10 +93,11 @@ def gaps_share(job: Job, micro_batches: int, who: Ranks) -> float:
     return 0.45 if micro_batches == 1 else 0.7
 
 
-def weight_bytes(model: Llama) -> tuple[int, int]:
-    """Of the weights that ranks share out, learned and frozen, and of packed ones, which each rank holds."""
-    parameters, buffers = ([*model.parameters()], [*model.buffers()])
-    return sum(t.numel() * t.element_size() for t in parameters), sum(t.numel() * t.element_size() for t in buffers)
+def held(sizes: Mapping[str, int], who: Ranks) -> int:
+    """Of bytes by weight, what this rank holds between steps: tensor parallelism cuts the layers' matrices only, and
+    all else is spread over the `shards`."""
+    cut = sum(size for name, size in sizes.items() if name.startswith("layers.") and name.endswith("_proj.weight"))
+    return cut // who.world + (sum(sizes.values()) - cut) // who.shards
 
 
 def _own_rows(settings: TrainSection, who: Ranks) -> int:

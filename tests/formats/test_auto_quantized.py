@@ -121,6 +121,17 @@ def test_configs_that_do_not_fit(changes: dict[str, Any], why: str, tmp_path: Pa
         load(where)
 
 
+@pytest.mark.parametrize("name", ["model.embed_tokens", "lm_head"])
+def test_only_layers_of_blocks_are_in_whole_numbers(name: str, tmp_path: Path) -> None:
+    where, _ = folder(FORMS["gptq"], tmp_path / "model")
+    tensors = load_file(where / "model.safetensors")
+    made, _ = parts(FORMS["gptq"], *tensors.pop(f"{name}.weight").shape, 9)
+    save_file(tensors | {f"{name}.{part}": tensor for part, tensor in made.items()}, where / "model.safetensors")
+    for integers in (False, True):
+        with pytest.raises(FormatError, match="quantised, but it is not a linear layer of a LLaMA's blocks"):
+            load(where, integers=integers)
+
+
 def test_reordered_columns_and_missing_parts(tmp_path: Path) -> None:
     where, _ = folder(FORMS["gptq"], tmp_path / "model")
     path, name = where / "model.safetensors", "model.layers.0.mlp.up_proj"

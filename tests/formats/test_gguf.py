@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from camelid.errors import FormatError
+from camelid.errors import FormatError, InputError
 from camelid.formats import load
-from camelid.formats.convert import size_of
 from camelid.formats.gguf import _config, _stops
-from camelid.formats.gguf_file import TYPE_NAMES, parse, parse_whole
-from camelid.formats.load import load_tokenizer, open_model
+from camelid.formats.gguf_file import TYPE_NAMES, parse
+from camelid.formats.load import load_tokenizer
 from camelid.model.config import LlamaConfig, RopeScaling
 from camelid.model.llama import Llama
 from camelid.model.rope import half_split_to_interleaved
@@ -346,46 +344,11 @@ def test_an_end_of_another_kind_is_a_control_token_too() -> None:
     assert len(words) - 1 not in found.encode("a<|im_end|>", parse_special=False)
 
 
-def test_a_model_in_several_files_is_opened_by_any_of_them(tmp_path: Path, wide: Llama) -> None:
-    """As the gguf package splits it."""
-    (tmp_path / "whole").mkdir()
-    write_model(tmp_path / "whole/m.gguf", wide, "Q8_0")
-    write_model(tmp_path / "m.gguf", wide, "Q8_0", tensors_a_file=8)
-    files = sorted(tmp_path.glob("*.gguf"))
-    assert [f.name for f in files] == [f"m-0000{n}-of-00003.gguf" for n in (1, 2, 3)]
-    expected = load(tmp_path / "whole/m.gguf").state_dict()
-    for file in files:
-        found = load(file).state_dict()
-        assert found.keys() == expected.keys()
-        assert all(torch.equal(found[name], expected[name]) for name in expected)
-        assert size_of(file) == sum(f.stat().st_size for f in files)
-        assert open_model(file).path == file
-
-
-def test_files_that_are_not_all_of_one_model(tmp_path: Path, wide: Llama) -> None:
-    write_model(tmp_path / "m.gguf", wide, "F32", tensors_a_file=8)
-    first, second, third = sorted(tmp_path.glob("*.gguf"))
-    kept = third.read_bytes()
-    third.unlink()
-    with pytest.raises(FormatError, match=r"of the 3 files of this model m-00003-of-00003\.gguf is not there: copy it"):
-        open_model(first)
-    shutil.copy(second, third)
-    with pytest.raises(FormatError, match=r"m-00003-of-00003\.gguf: it does not say that it is file 3 of 3"):
-        open_model(first)
-    third.write_bytes(second.read_bytes().replace(b"split.no\x02\0\0\0\x01", b"split.no\x02\0\0\0\x02"))
-    with pytest.raises(FormatError, match="is in another file of this model too"):
-        open_model(second)
-    third.write_bytes(kept)
-    told = b"split.tensors.count\x05\0\0\0"
-    first.write_bytes(first.read_bytes().replace(told + b"\x15", told + b"\x16"))
-    with pytest.raises(FormatError, match="hold 21 tensors, not 22: one is of another model"):
-        open_model(first)
-    first.rename(tmp_path / "renamed.gguf")
-    with pytest.raises(FormatError, match="one of 3 files of a model, which belong side by side and named NAME-00001"):
-        open_model(tmp_path / "renamed.gguf")
-
-
-@pytest.mark.parametrize("count", [0, 1])
-def test_a_file_that_was_joined_is_whole(tmp_path: Path, wide: Llama, count: int) -> None:
-    write_model(tmp_path / "m.gguf", wide, "F32", split_count=count)
-    assert parse_whole(tmp_path / "m.gguf").metadata["split.count"] == count
+def test_a_file_without_a_name_is_known_by_its_beginning(tmp_path: Path, wide: Llama) -> None:
+    """As Ollama keeps them."""
+    write_model(tmp_path / "m.gguf", wide, "F32")
+    blob = (tmp_path / "m.gguf").rename(tmp_path / "sha256-0123")
+    assert load(blob).num_parameters() == wide.num_parameters()
+    (tmp_path / "other").write_bytes(b"GG")
+    with pytest.raises(InputError, match=r"or a \.gguf file"):
+        load(tmp_path / "other")

@@ -145,12 +145,16 @@ def test_the_engine_keeps_a_gguf_file_in_whole_numbers(folder: Path, kind: str, 
 
 @needs_library
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("kind", ["q8_0", "q4_k_m"])
-def test_what_a_gguf_file_takes_is_told_before(folder: Path, kind: str, tied: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["q8_0", "q4_k_m", "int4"])
+def test_what_a_quantised_model_takes_is_told_before(folder: Path, kind: str, tied: bool, tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     if tied:
         tie(folder)
-    convert(folder, path, "gguf", kind=kind.upper())
+    if kind == "int4":
+        path = tmp_path / "small"
+        quantize(folder, path, Wish("int4"))
+    else:
+        convert(folder, path, "gguf", kind=kind.upper())
     runner = Engine.from_pretrained(path, device="cpu").runner
     assert isinstance(runner, NativeRunner)
     rows = runner._decoder._embedding

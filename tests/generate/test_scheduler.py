@@ -49,12 +49,14 @@ class Counted:
         self.fed += sum(len(c.ids) for c in chunks)
         self.steps += 1
         found = self.runner.run(chunks)
+        self.wrecked = [c.ids[-1] in self.wreck for c in chunks for _ in range(c.wanted)]
         return [
             torch.full_like(x, torch.nan) if c.ids[-1] in self.wreck else x for x, c in zip(found, chunks, strict=True)
         ]
 
     def likeliest(self) -> Sequence[int]:
-        return ()
+        known = self.runner.likeliest()
+        return [-1 if wrecked else token for token, wrecked in zip(known, self.wrecked, strict=True)] if known else ()
 
 
 class Noise:

@@ -22,8 +22,9 @@ from camelid.train import pretrain
 from camelid.train.budget import choose, seconds, shape, wished
 from camelid.train.estimate import estimate
 from camelid.train.log import flops_per_token
+from camelid.train.optimizer import moment_bytes
 from camelid.train.parallel import Ranks
-from camelid.train.plan import steps_wanted
+from camelid.train.plan import held, steps_wanted
 from camelid.train.pretrain import planned
 from camelid.train.rehearse import Live, step_memory
 
@@ -47,6 +48,18 @@ def test_a_rehearsal_counts_what_a_step_allocates() -> None:
         sizes.append(step_memory(model, 4, 1, settings, CPU))
         assert abs(sizes[-1] / live.peak - 1) < 0.03
     assert sizes[1] < sizes[0]
+
+
+def test_what_a_rank_holds_between_steps() -> None:
+    """Of four, two of which share every row: a quarter of the layers' matrices, half of the embedding and the norms."""
+    model = Llama(LlamaConfig.named("1m", vocab_size=500))
+    matrices = sum(p.numel() for layer in model.layers for p in layer.parameters() if p.dim() == 2)
+    rest = sum(p.numel() for p in model.parameters()) - matrices
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    assert held(sizes, Ranks(0, 4, tensor=2)) == matrices // 4 + rest // 2
+    assert held(sizes, Ranks(0, 4)) == matrices // 4 + rest // 4
+    muon = moment_bytes(model, TrainSection(optimizer="muon"))
+    assert held(muon, Ranks(0, 4, tensor=2)) == 4 * matrices // 4 + 8 * rest // 2
 
 
 def test_what_was_there_before_is_not_counted() -> None:

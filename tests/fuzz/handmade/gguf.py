@@ -113,6 +113,8 @@ def gguf_cases() -> Cases:
         yield f"architecture {value!r}", setting("general.architecture", value)
     for value in (0, 3, 8192, 2**31, "32", [32], 2.5):
         yield f"alignment {value!r}", setting("general.alignment", value)
+    for value in ("3", [3] * 9999, 2.5, integer(3), integer(LARGE), struct.pack("<Ii", 5, -1)):
+        yield f"split.count {value!r:.20}", setting("split.count", value)
     for value in ("longrope", 7, ["linear"], "LINEAR", 2.5):
         yield f"scaling {value!r}", setting("llama.rope.scaling.type", value)
     tokens = "tokenizer.ggml.tokens"
