@@ -19,8 +19,9 @@ from camelid.errors import CamelidError, InputError
 from camelid.generate.beam import BeamParams, Hypothesis, beam_search
 from camelid.generate.constrain import Matcher
 from camelid.generate.draft import Draft, check_same
+from camelid.generate.native import shape_of
 from camelid.generate.place import runner_for
-from camelid.generate.runner import Runner, TorchRunner, depends_on_length, shape_of
+from camelid.generate.runner import Runner, TorchRunner, depends_on_length
 from camelid.generate.sampling import SamplingParams, TokenLogprob, generator_for, mean_logprob, nth, whole
 from camelid.generate.scheduler import Scheduler, run_to_end, step_or_wait
 from camelid.generate.sequence import FinishReason, Sequence

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from camelid.errors import InputError
-from camelid.generate.runner import NativeRunner, Runner, TorchRunner, native_refusal
+from camelid.generate.native import NativeRunner, native_refusal
+from camelid.generate.runner import Runner, TorchRunner
 from camelid.kernels.device import free_on_gpu
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from camelid.generate.engine import Engine
+from camelid.generate.native import native_refusal
 from camelid.generate.place import runner_for
-from camelid.generate.runner import Chunk, TorchRunner, native_refusal
+from camelid.generate.runner import Chunk, TorchRunner
 from camelid.generate.sampling import SamplingParams
 from camelid.model.config import RopeScaling
 from camelid.model.llama import Llama

@@ -14,7 +14,8 @@ from torch import Tensor
 from camelid.errors import FormatError, InputError
 from camelid.formats.hf import save
 from camelid.formats.load import load, open_model
-from camelid.generate.runner import Chunk, NativeRunner
+from camelid.generate.native import NativeRunner
+from camelid.generate.runner import Chunk
 from camelid.kernels.library import library
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama

@@ -19,8 +19,9 @@ from camelid.formats.gguf_file import parse
 from camelid.formats.hf import save
 from camelid.formats.load import load
 from camelid.generate.engine import Engine
+from camelid.generate.native import NativeRunner
 from camelid.generate.place import weight_bytes, widening
-from camelid.generate.runner import Chunk, NativeRunner
+from camelid.generate.runner import Chunk
 from camelid.generate.sampling import SamplingParams
 from camelid.kernels.library import library
 from camelid.model.config import LlamaConfig

@@ -15,7 +15,8 @@ from camelid.errors import InputError
 from camelid.formats.hf import save
 from camelid.generate.cache import KVCache
 from camelid.generate.engine import Engine
-from camelid.generate.runner import Chunk, NativeRunner, Runner, TorchRunner
+from camelid.generate.native import NativeRunner
+from camelid.generate.runner import Chunk, Runner, TorchRunner
 from camelid.generate.sampling import SamplingParams
 from camelid.kernels.decoder import LEVELS, PAGE, level
 from camelid.kernels.library import library

@@ -21,7 +21,8 @@ from camelid.generate import draft as drafts
 from camelid.generate.beam import BeamParams
 from camelid.generate.constrain import Form
 from camelid.generate.engine import Engine, result_of
-from camelid.generate.runner import Chunk, NativeRunner, Runner, TorchRunner
+from camelid.generate.native import NativeRunner
+from camelid.generate.runner import Chunk, Runner, TorchRunner
 from camelid.generate.sampling import SamplingParams
 from camelid.generate.scheduler import run_to_end
 from camelid.kernels.decoder import PAGE

@@ -7,7 +7,8 @@ import torch
 
 from camelid.errors import InputError
 from camelid.generate.engine import Engine
-from camelid.generate.runner import NativeRunner, TorchRunner
+from camelid.generate.native import NativeRunner
+from camelid.generate.runner import TorchRunner
 from camelid.generate.sampling import SamplingParams
 from camelid.model.llama import Llama
 

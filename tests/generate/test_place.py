@@ -13,8 +13,9 @@ from camelid.errors import InputError
 from camelid.formats.hf import save
 from camelid.generate import place
 from camelid.generate.engine import Engine
+from camelid.generate.native import NativeRunner
 from camelid.generate.place import bytes_to_run, runner_for, takes_gpu, weight_bytes
-from camelid.generate.runner import NativeRunner, TorchRunner
+from camelid.generate.runner import TorchRunner
 from camelid.kernels.library import library
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama

@@ -13,8 +13,9 @@ from torch import Tensor
 from camelid.errors import CamelidError, InputError
 from camelid.generate.engine import Engine, result_of
 from camelid.generate.lookup import propose
+from camelid.generate.native import NativeRunner
 from camelid.generate.pages import Pages, page_names
-from camelid.generate.runner import Chunk, NativeRunner, Runner, TorchRunner
+from camelid.generate.runner import Chunk, Runner, TorchRunner
 from camelid.generate.sampling import SamplingParams
 from camelid.generate.scheduler import run_to_end
 from camelid.kernels.decoder import PAGE

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from camelid.errors import InputError
-from camelid.generate.runner import Chunk, NativeRunner, native_refusal
+from camelid.generate.native import NativeRunner, native_refusal
+from camelid.generate.runner import Chunk
 from camelid.kernels.decoder import LEVELS, PAGE, Decoder, level
 from camelid.kernels.library import library
 from camelid.kernels.packed import KINDS, Packed, pack, pack_integers, rounded

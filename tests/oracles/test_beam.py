@@ -13,7 +13,8 @@ from camelid.auto import CausalLM
 from camelid.errors import CamelidError, InputError
 from camelid.generate.beam import BeamParams
 from camelid.generate.engine import Engine
-from camelid.generate.runner import NativeRunner, TorchRunner
+from camelid.generate.native import NativeRunner
+from camelid.generate.runner import TorchRunner
 from camelid.generate.sampling import SamplingParams
 from camelid.kernels.decoder import PAGE
 from camelid.kernels.library import library

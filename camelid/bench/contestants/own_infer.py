@@ -15,8 +15,8 @@ from infer_protocol import race, threads
 from camelid import __version__
 from camelid.formats.load import load
 from camelid.generate.engine import Engine
+from camelid.generate.native import NativeRunner
 from camelid.generate.place import runner_for
-from camelid.generate.runner import NativeRunner
 from camelid.generate.sampling import SamplingParams
 from camelid.model.llama import Llama
 from camelid.model.quantized import BITS
