@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from camelid.cli import settings
-
-if TYPE_CHECKING:
-    from camelid.formats.checkpoint import Checkpoint
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +51,7 @@ def _machine() -> dict[str, Any]:
 def _model(source: str) -> dict[str, Any]:
     from camelid.formats import open_model
     from camelid.formats.convert import size_of
-    from camelid.generate.place import bytes_to_run
+    from camelid.generate.place import bytes_as_it_is, bytes_to_run
     from camelid.kernels.memory import installed
 
     checkpoint = open_model(source)
@@ -62,7 +59,7 @@ def _model(source: str) -> dict[str, Any]:
     forms = {str(dtype).removeprefix("torch."): None, "int8": 8, "int4": 4}
     takes = {name: bytes_to_run(config, dtype.itemsize, bits) for name, bits in forms.items()}
     if checkpoint.quantized:
-        takes = {"as it is": _as_it_is(checkpoint)} | ({} if checkpoint.format == "hf" else takes)
+        takes = {"as it is": bytes_as_it_is(checkpoint)} | ({} if checkpoint.format == "hf" else takes)
     return {
         "path": str(checkpoint.path),
         "format": checkpoint.format,
@@ -75,19 +72,6 @@ def _model(source: str) -> dict[str, Any]:
         "config": config.to_dict(),
         "generation": checkpoint.generation,
     }
-
-
-def _as_it_is(checkpoint: Checkpoint) -> int:
-    """Bytes of the weights of a quantised model as the native decoder holds them: a plain output projection in int8."""
-    config, tensors = checkpoint.config, checkpoint.tensors()
-    head = tensors.pop("lm_head.weight", None)
-    if checkpoint.format == "hf":  # its integers are ours
-        held = sum(file.stat().st_size for file in checkpoint.path.glob("*.safetensors"))
-        held -= head.nbytes if head else 0
-    else:
-        held = sum(stored.integer_bytes or stored.nbytes for stored in tensors.values())
-    shared = head or tensors["embed_tokens.weight"]
-    return held + (shared.integer_bytes or config.vocab_size * config.hidden_size * 17 // 16)
 
 
 def _shown(found: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from camelid.errors import InputError
+from camelid.formats.checkpoint import Checkpoint
 from camelid.generate.native import NativeRunner, native_refusal
 from camelid.generate.runner import Runner, TorchRunner
 from camelid.kernels.device import free_on_gpu
@@ -88,3 +89,16 @@ def bytes_to_run(config: LlamaConfig, itemsize: int, bits: int | None) -> int:
     if bits is None:
         return (layers + 2 * embedding) * itemsize
     return layers * (2 * bits + 1) // 16 + embedding * 17 // 16 + embedding * itemsize
+
+
+def bytes_as_it_is(checkpoint: Checkpoint) -> int:
+    """Bytes of the weights of a quantised model as the native decoder holds them: a plain output projection in int8."""
+    config, tensors = checkpoint.config, checkpoint.tensors()
+    head = tensors.pop("lm_head.weight", None)
+    if checkpoint.format == "hf":  # its integers are ours
+        held = sum(file.stat().st_size for file in checkpoint.path.glob("*.safetensors"))
+        held -= head.nbytes if head else 0
+    else:
+        held = sum(stored.integer_bytes or stored.nbytes for stored in tensors.values())
+    shared = head or tensors["embed_tokens.weight"]
+    return held + (shared.integer_bytes or config.vocab_size * config.hidden_size * 17 // 16)
