@@ -1,8 +1,9 @@
 // Softmax of rows of scores and its derivative, once for each width of registers, chosen by the CPU at load.
 #include <cstdint>
+#include <memory>
 
+#include "pairs.hpp"
 #include "share.hpp"
-#include "vector.hpp"
 
 namespace {
 
@@ -24,7 +25,7 @@ INLINE float largest(const T* row, std::int64_t size) {
 }
 
 template <int N, typename T>
-INLINE double sum_of_exp(const T* row, std::int64_t size, float top) {
+INLINE double sum_of_exp(const T* row, std::int64_t size, float top, float* kept) {
     double total = 0;
     for (std::int64_t start = 0; start < size; start += BLOCK) {
         const std::int64_t end = start + BLOCK < size ? start + BLOCK : size;
@@ -34,21 +35,47 @@ INLINE double sum_of_exp(const T* row, std::int64_t size, float top) {
             typename Lanes<N>::Values values;
             exp_below<N>(row + at, top, &values);
             lanes += values;
+            if (kept) Lanes<N>::store(&values, kept + at);
         }
-        for (; at < end; ++at) lanes[0] += exp_negative(widened(row[at]) - top);
+        for (; at < end; ++at) {
+            const float value = exp_negative(widened(row[at]) - top);
+            lanes[0] += value;
+            if (kept) kept[at] = value;
+        }
         for (int i = 0; i < N; ++i) total += lanes[i];
     }
     return total;
 }
 
+#ifdef CAMELID_BF16
+// What was kept times `each`, rounded by the CPU's own instruction.
+INLINE void scale(float* kept, std::int64_t size, float each, std::uint16_t* row) {
+    for (std::int64_t start = 0; start < size; start += BLOCK) {
+        const std::int64_t end = start + BLOCK < size ? start + BLOCK : size, whole = (end - start) / 16 * 16;
+        for (std::int64_t at = start; at < end; ++at) kept[at] *= each;
+        narrow_all(kept + start, whole, row + start);
+        for (std::int64_t at = start + whole; at < end; ++at) narrow(kept[at], &row[at]);
+    }
+}
+#endif
+
+// Where there is room for `size` powers of e in `kept`, each is found once.
 template <int N, typename T>
-INLINE void softmax_row(T* row, std::int64_t size, std::int64_t label, float z, bool gradient, float* log_sum) {
+INLINE void softmax_row(T* row, std::int64_t size, std::int64_t label, float z, bool gradient, float* log_sum, float* kept) {
     const float top = largest<N>(row, size);
-    const double total = sum_of_exp<N>(row, size, top);
+    const double total = sum_of_exp<N>(row, size, top, kept);
     *log_sum = static_cast<float>(top + __builtin_log(total));
     if (!gradient) return;
     const float each = static_cast<float>((1.0 + 2.0 * z * *log_sum) / total);
     const float at_label = exp_negative(widened(row[label]) - top) * each - 1.0f;
+#ifdef CAMELID_BF16
+    if constexpr (sizeof(T) == 2)
+        if (kept) {
+            scale(kept, size, each, row);
+            narrow(at_label, &row[label]);
+            return;
+        }
+#endif
     std::int64_t at = 0;
     for (; at + N <= size; at += N) {
         typename Lanes<N>::Values values;
@@ -71,10 +98,10 @@ struct Rows {
 };
 
 template <int N, typename T>
-INLINE void softmax_rows(const Rows& all, std::int64_t first, std::int64_t last) {
+INLINE void softmax_rows(const Rows& all, std::int64_t first, std::int64_t last, float* kept = nullptr) {
     T* rows = static_cast<T*>(all.logits);
     for (std::int64_t r = first; r < last; ++r)
-        softmax_row<N>(rows + r * all.vocab, all.vocab, all.labels[r], all.z, all.gradient, all.log_sums + r);
+        softmax_row<N>(rows + r * all.vocab, all.vocab, all.labels[r], all.z, all.gradient, all.log_sums + r, kept);
 }
 
 template <int N>
@@ -91,6 +118,20 @@ TARGET_AVX512 void part_avx512(const Rows& all, std::int64_t first, std::int64_t
     softmax_part<16>(all, first, last);
 }
 #endif
+#ifdef CAMELID_BF16
+TARGET_BF16 void part_bf16(const Rows& all, std::int64_t first, std::int64_t last) {
+    if (!all.bfloat || !all.gradient) return softmax_part<16>(all, first, last);
+    const std::unique_ptr<float[]> kept(new float[static_cast<std::size_t>(all.vocab)]);
+    softmax_rows<16, std::uint16_t>(all, first, last, kept.get());
+}
+#endif
+
+auto chosen_part() {
+#ifdef CAMELID_BF16
+    if (has_bf16()) return part_bf16;
+#endif
+    return CHOSEN(part);
+}
 
 }  // namespace
 
@@ -100,5 +141,5 @@ extern "C" void camelid_softmax_gradient(void* logits, const std::int64_t* label
                                          std::int64_t rows, std::int64_t vocab, float z, int gradient, int threads) {
     const Rows all{logits, bfloat != 0, labels, log_sums, vocab, z, gradient != 0};
     shared_out(rows, 1, threads,
-               [&all, run = CHOSEN(part)](std::int64_t first, std::int64_t last) { run(all, first, last); });
+               [&all, run = chosen_part()](std::int64_t first, std::int64_t last) { run(all, first, last); });
 }

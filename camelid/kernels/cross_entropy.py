@@ -15,6 +15,7 @@ from torch import Tensor
 
 from camelid.kernels import elementwise
 from camelid.kernels.precision import product_dtype
+from camelid.kernels.products import by_both, by_columns, by_rows, ready
 
 # Of a chunk's logits. On a CPU they are read three times and should stay near; on a GPU each costs a pass over the
 # whole weight's gradient. One product must be worth its start.
@@ -82,20 +83,16 @@ def _forward(
     total = torch.zeros((), dtype=wide, device=states.device)
     with torch.autocast(states.device.type, enabled=False):
         cast = weight.to(product)
-        for at, chunk, filled in _chunks(states, cast, d_weight is None):
+        for at, chunk, filled in _chunks(states, cast, product, d_weight is None):
             wanted = labels[at]
             logits = filled[: len(wanted)]
             chosen = logits.gather(1, wanted[:, None]).squeeze(1).to(wide)
             log_sum = elementwise.softmax_gradient_(logits, wanted, z_loss, gradient)
             total += (log_sum - chosen + z_loss * log_sum.square()).sum()
             if d_states is not None:
-                d_states[at] = (filled @ cast)[: len(wanted)]
-            if d_weight is None:
-                continue
-            if product == d_weight.dtype:
-                d_weight.addmm_(filled.T, chunk)
-            else:
-                d_weight += filled.T @ chunk
+                d_states[at] = by_columns(filled, cast)[: len(wanted)]
+            if d_weight is not None:
+                by_both(filled, chunk, d_weight)
     return total
 
 
@@ -118,8 +115,8 @@ class _LinearLogProbs(torch.autograd.Function):
         wide = torch.float64 if states.dtype == torch.float64 else torch.float32
         found = torch.empty(len(states), dtype=wide, device=states.device)
         with torch.autocast(states.device.type, enabled=False):
-            cast = weight.to(product)
-            for at, _, filled in _chunks(states, cast, frozen=True):
+            cast = ready(weight, product)
+            for at, _, filled in _chunks(states, cast, product, frozen=True):
                 wanted = labels[at]
                 logits = filled[: len(wanted)]
                 chosen = logits.gather(1, wanted[:, None]).squeeze(1).to(wide)
@@ -132,21 +129,23 @@ class _LinearLogProbs(torch.autograd.Function):
         d_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
         d_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         with torch.autocast(states.device.type, enabled=False):
-            cast = weight.to(ctx.product)
-            for at, chunk, filled in _chunks(states, cast, d_weight is None):
+            cast = ready(weight, ctx.product)
+            for at, chunk, filled in _chunks(states, cast, ctx.product, d_weight is None):
                 wanted = labels[at]
                 logits = filled[: len(wanted)]
                 elementwise.softmax_gradient_(logits, wanted)
                 logits.mul_(-slope[at, None].to(logits.dtype))
                 if d_states is not None:
-                    d_states[at] = (filled @ cast)[: len(wanted)].to(d_states.dtype)
+                    d_states[at] = by_columns(filled, cast)[: len(wanted)].to(d_states.dtype)
                 if d_weight is not None:
-                    d_weight += filled.T @ chunk
+                    by_both(filled, chunk, d_weight)
         return d_states, d_weight, None, None
 
 
-def _chunks(states: Tensor, weight: Tensor, frozen: bool) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """The places of each chunk's tokens, their states in the weight's dtype, and their logits, all chunks' in the same
+def _chunks(
+    states: Tensor, weight: Tensor, product: torch.dtype, frozen: bool
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """The places of each chunk's tokens, their states in `product`, and their logits, all chunks' in the same
     memory.
 
     Both are filled up with rows of zeros to a multiple of ALIKE, all chunks to the same: oneDNN keeps what it made for
@@ -155,14 +154,14 @@ def _chunks(states: Tensor, weight: Tensor, frozen: bool) -> Iterator[tuple[slic
     """
     device = states.device
     size = CHUNK_BYTES.get(device.type, 1 << 26) // (FROZEN if frozen else 1)
-    most = max(1, size // (len(weight) * weight.itemsize))
+    most = max(1, size // (len(weight) * product.itemsize))
     alike = 1 if device.type == "cuda" else min(ALIKE, most)  # there torch keeps blocks apart by itself
     most = most // alike * alike
     count = max(1, -(-len(states) // most))
     rows = -(-len(states) // (count * alike)) * alike
-    room = torch.empty(rows, len(weight), dtype=weight.dtype, device=device)
+    room = torch.empty(rows, len(weight), dtype=product, device=device)
     for at in range(0, len(states), max(rows, 1)):
-        chunk = states[at : at + rows].to(weight.dtype)
+        chunk = states[at : at + rows].to(product)
         if len(chunk) < rows:
             chunk = torch.nn.functional.pad(chunk, (0, 0, 0, rows - len(chunk)))
-        yield slice(at, at + rows), chunk, torch.mm(chunk, weight.T, out=room)
+        yield slice(at, at + rows), chunk, by_rows(chunk, weight, out=room)

@@ -7,7 +7,7 @@ import os
 from functools import cache
 from pathlib import Path
 
-ABI = 10
+ABI = 11
 PATH = Path(__file__).parent / "libcamelid.so"
 
 

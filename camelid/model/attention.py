@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from camelid.kernels.attention import Mask, attention
 from camelid.model.config import LlamaConfig
+from camelid.model.linear import Linear
 from camelid.model.rope import Rotation, rotate
 
 Attend = Callable[[Tensor, Tensor, Tensor, Mask], Tensor]
@@ -32,10 +33,10 @@ class Attention(nn.Module):
         self.head_dim = config.head_size
         q_size, kv_size = config.num_attention_heads * self.head_dim, config.kv_heads * self.head_dim
         bias = config.attention_bias
-        self.q_proj = nn.Linear(config.hidden_size, q_size, bias=bias)
-        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=bias)
-        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=bias)
-        self.o_proj = nn.Linear(q_size, config.hidden_size, bias=bias)
+        self.q_proj = Linear(config.hidden_size, q_size, bias=bias)
+        self.k_proj = Linear(config.hidden_size, kv_size, bias=bias)
+        self.v_proj = Linear(config.hidden_size, kv_size, bias=bias)
+        self.o_proj = Linear(q_size, config.hidden_size, bias=bias)
         self.attend: Attend = attention
 
     def forward(

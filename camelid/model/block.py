@@ -9,6 +9,7 @@ from camelid.kernels.attention import Mask
 from camelid.kernels.elementwise import rms_norm, swiglu
 from camelid.model.attention import Attention, LayerCache
 from camelid.model.config import LlamaConfig
+from camelid.model.linear import Linear
 from camelid.model.rope import Rotation
 
 
@@ -30,9 +31,9 @@ class SwiGLU(nn.Module):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         d, hidden, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_proj = nn.Linear(d, hidden, bias=bias)
-        self.up_proj = nn.Linear(d, hidden, bias=bias)
-        self.down_proj = nn.Linear(hidden, d, bias=bias)
+        self.gate_proj = Linear(d, hidden, bias=bias)
+        self.up_proj = Linear(d, hidden, bias=bias)
+        self.down_proj = Linear(hidden, d, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))

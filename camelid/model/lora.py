@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from camelid.errors import InputError
 from camelid.kernels.precision import product_dtype
+from camelid.kernels.products import by_columns, by_rows
 from camelid.kernels.remade import remade
 from camelid.model.llama import Llama
 from camelid.model.quantized import QuantizedLinear
@@ -124,7 +124,7 @@ class _Adapted(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             flat = x.to(product).flatten(0, -2)
             inner = flat @ a.to(product).T
-            out = F.linear(flat, weight().to(product))
+            out = by_rows(flat, weight())
             out.addmm_(inner, b.to(product).T, alpha=scale)
         ctx.again, sources = remade(x)
         ctx.save_for_backward(inner, a, b, *(sources if ctx.again else (flat,)))
@@ -142,7 +142,7 @@ class _Adapted(torch.autograd.Function):
             d_inner = (slope @ b.to(product)).mul_(ctx.scale)
             d_x = None
             if ctx.needs_input_grad[0]:
-                d_x = slope @ ctx.weight().to(product)
+                d_x = by_columns(slope, ctx.weight())
                 d_x.addmm_(d_inner, a.to(product))
                 d_x = d_x.view(ctx.shape).to(ctx.dtype)
             d_a = (d_inner.T @ flat).to(a.dtype) if ctx.needs_input_grad[1] else None

@@ -1,0 +1,344 @@
+// Products of large bfloat16 matrices with float32 sums, as a training step multiplies: states by weights, slopes by
+// weights, and slopes by states, a weight's gradient. For CPUs that multiply bfloat16 in their vectors, where oneDNN
+// leaves a tenth of the peak; those with AMX are torch's.
+//
+// C [m, n] = or += A [m, k] B [k, n]. A stretch of B is laid out in panels of 32 columns, two of its rows in a word, by
+// all threads; then each takes blocks of A's rows, which stay in its second cache while the panels pass (Goto and van de
+// Geijn, Anatomy of high-performance matrix multiplication, 2008, with the two matrices' parts exchanged). Each number
+// of C is made by one thread, columns in order, so that no bit of it depends on how many there are.
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in the compiler's own header
+#endif
+#include "pairs.hpp"
+#include "share.hpp"
+
+#ifdef CAMELID_BF16
+#include <cpuid.h>
+
+namespace {
+
+constexpr std::int64_t WIDE = 32, TALL = 14;  // columns and rows of C that the registers hold
+constexpr std::int64_t STEP = 16;             // words of A's rows that lie together where they are laid out anew
+constexpr std::int64_t DEEP = 2048, DEEP_ACROSS = 1024;  // of k at a time; less where A is laid out anew
+constexpr std::int64_t PASSING = 4 << 20, STAYING = 352 << 10, MOST_ROWS = 2048;  // bytes of B's panels and A's blocks
+
+using Word = std::uint32_t;
+
+// A matrix of bfloat16, or of floats that are rounded when they are laid out. `across`: what is summed over runs from row
+// to row, not along a row.
+struct Side {
+    const void* data;
+    std::int64_t row;
+    bool floats, across;
+};
+
+struct Out {
+    void* data;
+    std::int64_t row;
+    bool halves;
+};
+
+INLINE std::uint16_t first_of(std::int64_t count, std::int64_t before) {
+    return static_cast<std::uint16_t>((1u << std::clamp<std::int64_t>(count - before, 0, 16)) - 1);
+}
+
+// Up to 32 values along a row, those from `count` on zero.
+TARGET_BF16 inline __m512i some(const Side& from, std::int64_t row, std::int64_t column, std::int64_t count) {
+    const __mmask32 real = count >= 32 ? 0xFFFFFFFFu : (1u << std::max<std::int64_t>(count, 0)) - 1;
+    if (!from.floats) return _mm512_maskz_loadu_epi16(real, static_cast<const Half*>(from.data) + row * from.row + column);
+    const float* at = static_cast<const float*>(from.data) + row * from.row + column;
+    const __m512 low = _mm512_maskz_loadu_ps(static_cast<__mmask16>(real), at);
+    const __m512 high = _mm512_maskz_loadu_ps(static_cast<__mmask16>(real >> 16), at + 16);
+    return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
+}
+
+// 16 registers of 16 words, exchanged.
+TARGET_BF16 inline void exchange(__m512i* r) {
+    __m512i t[16];
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4)
+        for (int j = 0; j < 2; ++j) {
+            r[i + 2 * j] = _mm512_unpacklo_epi64(t[i + j], t[i + 2 + j]);
+            r[i + 2 * j + 1] = _mm512_unpackhi_epi64(t[i + j], t[i + 2 + j]);
+        }
+    for (int i = 0; i < 4; ++i) {
+        t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+        t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xDD);
+        t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+        t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xDD);
+    }
+    for (int i = 0; i < 4; ++i) {
+        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+        r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xDD);
+        r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xDD);
+    }
+}
+
+// Of 16 columns of two rows two values in a word.
+TARGET_BF16 inline __m512i words(__m256i even, __m256i odd) {
+    return _mm512_or_si512(_mm512_cvtepu16_epi32(even), _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16));
+}
+
+TARGET_BF16 inline __m256i sixteen(const Half* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
+TARGET_BF16 inline __m256i sixteen(const float* from) {
+    return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(_mm512_loadu_ps(from)));
+}
+
+// `count` times so, of two rows further down each time; those `ahead` of them are fetched.
+template <typename T>
+TARGET_BF16 inline void lay_pairs(const T* from, std::int64_t row, std::int64_t count, std::int64_t ahead, Word* to,
+                                  std::int64_t step) {
+    for (std::int64_t i = 0; i < count; ++i, from += 2 * row, to += step) {
+        __builtin_prefetch(from + 2 * ahead * row, 0, 3);
+        __builtin_prefetch(from + (2 * ahead + 1) * row, 0, 3);
+        _mm512_storeu_si512(to, words(sixteen(from), sixteen(from + row)));
+    }
+}
+
+// The first `count` of 16 columns of a row, none if there is no such row.
+TARGET_BF16 inline __m256i sixteen(const Side& from, std::int64_t row, bool real, std::int64_t column, std::int64_t count) {
+    const __mmask16 mask = real ? first_of(count, 0) : 0;
+    const std::int64_t at = real ? row * from.row + column : 0;
+    if (!from.floats) return _mm256_maskz_loadu_epi16(mask, static_cast<const Half*>(from.data) + at);
+    return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(mask, static_cast<const float*>(from.data) + at)));
+}
+
+// Where the words of 16 columns at a time go: strip s of them begins at column first + (last - first) * s / strips, and its
+// pair i goes to at(s) + i * step.
+struct Strips {
+    Word* words;
+    std::int64_t first, last, strips, pairs, step;
+    std::int64_t column(std::int64_t s) const { return first + (last - first) * s / strips; }
+    Word* at(std::int64_t s) const {
+        return step == STEP ? words + s * pairs * STEP : words + s / 2 * pairs * WIDE + s % 2 * STEP;
+    }
+};
+
+// Of a matrix of `count` columns that is summed over from row to row: pairs [begin, end) of rows from `from` to `to`.
+TARGET_BF16 __attribute__((noinline)) void lay_across(const Side& side, std::int64_t count, std::int64_t from, std::int64_t to,
+                                                      const Strips& out, std::int64_t begin, std::int64_t end) {
+    constexpr std::int64_t together = 8;  // pairs: a strip's words are then a stretch
+    for (std::int64_t some = begin; some < end; some += together)
+        for (std::int64_t s = 0; s < out.strips; ++s) {
+            const std::int64_t column = out.column(s), here = count - column, last = std::min(end, some + together);
+            Word* at = out.at(s) + some * out.step;
+            const std::int64_t row = from + 2 * some, place = row * side.row + column;
+            if (here < STEP || from + 2 * last > to)
+                for (std::int64_t i = row; i < from + 2 * last; i += 2, at += out.step)
+                    _mm512_storeu_si512(at, words(sixteen(side, i, true, column, here),
+                                                  sixteen(side, i + 1, i + 1 < to, column, here)));
+            else if (side.floats)
+                lay_pairs(static_cast<const float*>(side.data) + place, side.row, last - some, together, at, out.step);
+            else
+                lay_pairs(static_cast<const Half*>(side.data) + place, side.row, last - some, together, at, out.step);
+        }
+}
+
+// Of a matrix of `count` rows that is summed over along them: strips [begin, end).
+TARGET_BF16 __attribute__((noinline)) void lay_along(const Side& side, std::int64_t count, std::int64_t from, std::int64_t to,
+                                                     const Strips& out, std::int64_t begin, std::int64_t end) {
+    for (std::int64_t s = begin; s < end; ++s)
+        for (std::int64_t i = 0; i < out.pairs; i += 16) {
+            __m512i r[16];
+            for (int j = 0; j < 16; ++j) {
+                const bool real = out.column(s) + j < count;
+                const std::int64_t row = real ? out.column(s) + j : 0;
+                r[j] = some(side, row, from + 2 * i, real ? to - from - 2 * i : 0);
+                const char* at = static_cast<const char*>(side.data) + (row * side.row + from + 2 * i) * (side.floats ? 4 : 2);
+                __builtin_prefetch(at + 256, 0, 3);
+                if (side.floats) __builtin_prefetch(at + 320, 0, 3);
+            }
+            exchange(r);
+            for (std::int64_t j = 0; j < std::min<std::int64_t>(16, out.pairs - i); ++j)
+                _mm512_storeu_si512(out.at(s) + (i + j) * out.step, r[j]);
+        }
+}
+
+template <int R, bool LAID, bool WHOLE>
+TARGET_BF16 __attribute__((noinline)) void tile(std::int64_t pairs, const void* a, std::int64_t a_row, const Word* b,
+                                                const float* sums, std::int64_t sums_row, const Out& out,
+                                                const char* next, std::int64_t width) {
+    __m512 sum[R][2];
+    for (int r = 0; r < R; ++r)
+        for (int x = 0; x < (out.halves ? 1 : 2); ++x)
+            __builtin_prefetch(next + r * out.row * (out.halves ? 2 : 4) + 64 * x, 1, 3);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+        for (int x = 0; x < 2; ++x)
+            sum[r][x] = !sums       ? _mm512_setzero_ps()
+                        : WHOLE     ? _mm512_loadu_ps(sums + r * sums_row + 16 * x)
+                                    : _mm512_maskz_loadu_ps(first_of(width, 16 * x), sums + r * sums_row + 16 * x);
+    for (std::int64_t i = 0; i < pairs; ++i, b += WIDE) {
+        const __m512bh line[2] = {reinterpret_cast<__m512bh>(_mm512_load_si512(b)),
+                                  reinterpret_cast<__m512bh>(_mm512_load_si512(b + 16))};
+        for (int r = 0; r < R; ++r) {
+            std::int32_t two;
+            if (LAID)
+                std::memcpy(&two, static_cast<const Word*>(a) + i * STEP + r, sizeof two);
+            else
+                std::memcpy(&two, static_cast<const Half*>(a) + r * a_row + 2 * i, sizeof two);
+            const __m512bh both = reinterpret_cast<__m512bh>(_mm512_set1_epi32(two));
+            for (int x = 0; x < 2; ++x) sum[r][x] = _mm512_dpbf16_ps(sum[r][x], both, line[x]);
+        }
+    }
+    if (out.halves) {
+        Half* const to = static_cast<Half*>(out.data);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r)
+            for (int x = 0; x < 2; ++x) {
+                const __m256i halves = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(sum[r][x]));
+                if (WHOLE)
+                    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + r * out.row + 16 * x), halves);
+                else
+                    _mm256_mask_storeu_epi16(to + r * out.row + 16 * x, first_of(width, 16 * x), halves);
+            }
+        return;
+    }
+    float* const to = static_cast<float*>(out.data);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+        for (int x = 0; x < 2; ++x)
+            if (WHOLE)
+                _mm512_storeu_ps(to + r * out.row + 16 * x, sum[r][x]);
+            else
+                _mm512_mask_storeu_ps(to + r * out.row + 16 * x, first_of(width, 16 * x), sum[r][x]);
+}
+
+using Tile = void (*)(std::int64_t, const void*, std::int64_t, const Word*, const float*, std::int64_t, const Out&,
+                      const char*, std::int64_t);
+template <bool LAID, bool WHOLE>
+constexpr Tile TILES[] = {tile<1, LAID, WHOLE>,  tile<2, LAID, WHOLE>,  tile<3, LAID, WHOLE>,  tile<4, LAID, WHOLE>,
+                          tile<5, LAID, WHOLE>,  tile<6, LAID, WHOLE>,  tile<7, LAID, WHOLE>,  tile<8, LAID, WHOLE>,
+                          tile<9, LAID, WHOLE>,  tile<10, LAID, WHOLE>, tile<11, LAID, WHOLE>, tile<12, LAID, WHOLE>,
+                          tile<13, LAID, WHOLE>, tile<14, LAID, WHOLE>};
+
+template <typename T>
+struct Room {  // at a cache line
+    std::unique_ptr<char[]> bytes;
+    T* at;
+    explicit Room(std::int64_t count)
+        : bytes(new char[static_cast<std::size_t>(count) * sizeof(T) + 64]),
+          at(reinterpret_cast<T*>((reinterpret_cast<std::uintptr_t>(bytes.get()) + 63) / 64 * 64)) {}
+};
+
+// What one pass over k from `from` to `to` adds to columns [first, last) of C.
+struct Pass {
+    Side a;
+    bool laid;
+    std::int64_t m, n, from, to, first, last;
+    const Word* panels;
+    const float* sums;
+    std::int64_t sums_row;
+    Out out;
+    std::int64_t pairs() const { return (to - from + 1) / 2; }
+};
+
+// A stretch of memory, into the second cache.
+INLINE void fetch(const void* from, std::int64_t bytes) {
+    for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i, 0, 2);
+}
+
+// Rows [begin, end) of C: all tiles of a panel, then the next panel, which is fetched meanwhile.
+void rows_of(const Pass& p, std::int64_t begin, std::int64_t end) {
+    const std::int64_t pairs = p.pairs(), tiles = (end - begin + TALL - 1) / TALL, panel_words = pairs * WIDE;
+    const Room<Word> room(p.laid ? tiles * pairs * STEP : 0);
+    const Strips strips = {room.at, begin, end, tiles, pairs, STEP};
+    if (p.a.across)
+        lay_across(p.a, p.m, p.from, p.to, strips, 0, pairs);
+    else if (p.laid)
+        lay_along(p.a, p.m, p.from, p.to, strips, 0, tiles);
+    const auto of_a = [&](std::int64_t row) { return static_cast<const Half*>(p.a.data) + row * p.a.row + p.from; };
+    const auto of_c = [&](std::int64_t row, std::int64_t column) {
+        return static_cast<char*>(p.out.data) + (row * p.out.row + column) * (p.out.halves ? 2 : 4);
+    };
+    for (std::int64_t column = p.first; column < p.last; column += WIDE) {
+        const std::int64_t width = std::min(WIDE, p.last - column);
+        const Word* panel = p.panels + (column - p.first) * pairs;
+        const Tile* const heights = p.laid ? (width == WIDE ? TILES<true, true> : TILES<true, false>)
+                                           : (width == WIDE ? TILES<false, true> : TILES<false, false>);
+        for (std::int64_t t = 0; t < tiles; ++t) {
+            const std::int64_t row = strips.column(t), next = strips.column(t + 1);
+            if (column == p.first && !p.laid)
+                for (std::int64_t r = next; r < std::min(end, next + TALL); ++r) fetch(of_a(r), 4 * pairs);
+            if (column + WIDE < p.last) {
+                const std::int64_t from = panel_words * t / tiles, to = panel_words * (t + 1) / tiles;
+                fetch(panel + panel_words + from, 4 * (to - from));
+            }
+            const void* a = p.laid ? static_cast<const void*>(strips.at(t)) : of_a(row);
+            const float* sums = p.sums ? p.sums + row * p.sums_row + column : nullptr;
+            heights[next - row - 1](pairs, a, p.a.row, panel, sums, p.sums_row, {of_c(row, column), p.out.row, p.out.halves},
+                                    next < end ? of_c(next, column) : of_c(begin, column + WIDE), width);
+        }
+    }
+}
+
+void multiply(const Side& a, const Side& b, std::int64_t m, std::int64_t n, std::int64_t k, const Out& c, bool add,
+              int threads) {
+    const std::int64_t most = a.across ? DEEP_ACROSS : DEEP, passes = std::max<std::int64_t>(1, (k + most - 1) / most);
+    const std::int64_t deep = ((k + passes - 1) / passes + 1) / 2 * 2;
+    const std::int64_t columns = std::min((n + WIDE - 1) / WIDE * WIDE, std::max(WIDE, PASSING / (2 * deep) / WIDE * WIDE));
+    const std::int64_t block = std::max(TALL, STAYING / (2 * deep) / TALL * TALL);
+    const std::int64_t blocks = ((m + block - 1) / block + threads - 1) / threads * threads;
+    const bool laid = a.across || a.row * 2 % 2048 == 0 || k % 2;  // rows that far apart would put one another out
+    const Room<Word> panels(columns * deep / 2);
+    const Room<float> scratch(c.halves && passes > 1 ? m * n : 0);
+    const Out sums = c.halves && passes > 1 ? Out{scratch.at, n, false} : c;
+    for (std::int64_t from = 0; from < k; from += deep)
+        for (std::int64_t first = 0; first < n; first += columns) {
+            Pass pass = {a, laid, m, n, from, std::min(k, from + deep), first, std::min(n, first + columns), panels.at,
+                         nullptr, sums.row, from + deep < k ? sums : c};
+            if (from > 0 || add) pass.sums = static_cast<const float*>(sums.data);
+            const std::int64_t pairs = pass.pairs(), strips = (pass.last - first + WIDE - 1) / WIDE * 2;
+            const Strips to = {panels.at, first, first + strips * STEP, strips, pairs, WIDE};
+            shared_out(b.across ? pairs : strips, 1, threads, [&](std::int64_t begin, std::int64_t end) {
+                (b.across ? lay_across : lay_along)(b, n, from, pass.to, to, begin, end);
+            });
+            each(blocks, threads, [&](std::int64_t i) {
+                const std::int64_t begin = m * i / blocks, end = m * (i + 1) / blocks;
+                if (begin < end) rows_of(pass, begin, end);
+            });
+        }
+}
+
+bool has_tiles() {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1);
+}
+
+}  // namespace
+#endif
+
+// Whether camelid_product is there and faster than torch's.
+extern "C" int camelid_multiplies_bfloat16() {
+#ifdef CAMELID_BF16
+    return has_bf16() && !has_tiles();
+#else
+    return 0;
+#endif
+}
+
+// shape: m, n, k, and what lies between two rows of a, b and c, in elements. a is bfloat16 [m, k], k even, or `across`
+// [k, m]; b, bfloat16 or float, [n, k] or `across` [k, n]; c float or bfloat16 [m, n], added to where `add`, which takes
+// floats. flags: 1 a is across, 2 b is across, 4 b is float, 8 c is bfloat16, 16 add.
+extern "C" void camelid_product(const std::int64_t* shape, const void* a, const void* b, void* c, int flags, int threads) {
+#ifdef CAMELID_BF16
+    const std::int64_t m = shape[0], n = shape[1], k = shape[2];
+    const bool across = flags & 1, halves = flags & 8;
+    const std::int64_t rows = halves && k > DEEP ? MOST_ROWS : m;  // at a time, for what is summed lies aside
+    for (std::int64_t at = 0; at < m; at += rows) {
+        const Side left = {static_cast<const Half*>(a) + (across ? at : at * shape[3]), shape[3], false, across};
+        const Side right = {b, shape[4], (flags & 4) != 0, (flags & 2) != 0};
+        const Out out = {static_cast<char*>(c) + at * shape[5] * (halves ? 2 : 4), shape[5], halves};
+        multiply(left, right, std::min(rows, m - at), n, k, out, (flags & 16) != 0, threads);
+    }
+#endif
+}
