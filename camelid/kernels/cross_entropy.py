@@ -47,7 +47,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx: Any, states: Tensor, weight: Tensor, labels: Tensor, z_loss: float, product: torch.dtype
     ) -> Tensor:
         d_states = torch.empty_like(states) if states.requires_grad else None
-        d_weight = torch.zeros_like(weight) if weight.requires_grad else None
+        d_weight = _like(weight, states) if weight.requires_grad else None
         loss = _forward(states, weight, labels, z_loss, product, d_states, d_weight)
         ctx.save_for_backward(d_states, d_weight)
         return loss
@@ -56,6 +56,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         d_states, d_weight = (None if g is None else _scale_(g, scale) for g in ctx.saved_tensors)
         return d_states, d_weight, None, None, None
+
+
+def _like(weight: Tensor, states: Tensor) -> Tensor:
+    """Room for a weight's gradient, which the first chunk fills; zeros where there is none."""
+    return torch.empty_like(weight) if len(states) else torch.zeros_like(weight)
 
 
 def _scale_(values: Tensor, scale: Tensor) -> Tensor:
@@ -77,12 +82,12 @@ def _forward(
     d_states: Tensor | None,
     d_weight: Tensor | None,
 ) -> Tensor:
-    """The loss; fills `d_states`, adds to `d_weight` where they are given."""
+    """The loss; fills `d_states` and `d_weight` where they are given."""
     wide = torch.float64 if states.dtype == torch.float64 else torch.float32
     gradient = d_states is not None or d_weight is not None
     total = torch.zeros((), dtype=wide, device=states.device)
     with torch.autocast(states.device.type, enabled=False):
-        cast = weight.to(product)
+        cast = ready(weight, product)
         for at, chunk, filled in _chunks(states, cast, product, d_weight is None):
             wanted = labels[at]
             logits = filled[: len(wanted)]
@@ -92,7 +97,7 @@ def _forward(
             if d_states is not None:
                 d_states[at] = by_columns(filled, cast)[: len(wanted)]
             if d_weight is not None:
-                by_both(filled, chunk, d_weight)
+                by_both(filled, chunk, d_weight, add=at.start > 0)
     return total
 
 
@@ -127,7 +132,7 @@ class _LinearLogProbs(torch.autograd.Function):
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         states, weight, labels = ctx.saved_tensors
         d_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
-        d_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        d_weight = _like(weight, states) if ctx.needs_input_grad[1] else None
         with torch.autocast(states.device.type, enabled=False):
             cast = ready(weight, ctx.product)
             for at, chunk, filled in _chunks(states, cast, ctx.product, d_weight is None):
@@ -138,7 +143,7 @@ class _LinearLogProbs(torch.autograd.Function):
                 if d_states is not None:
                     d_states[at] = by_columns(filled, cast)[: len(wanted)].to(d_states.dtype)
                 if d_weight is not None:
-                    by_both(filled, chunk, d_weight)
+                    by_both(filled, chunk, d_weight, add=at.start > 0)
         return d_states, d_weight, None, None
 
 

@@ -72,9 +72,9 @@ def by_both(slope: Tensor, x: Tensor, total: Tensor, add: bool = True) -> Tensor
     """total [out, in] += (or =) slope.T @ x of [tokens, out] and [tokens, in]; returns it."""
     if total.dtype == torch.float32 and _multiplies(slope, x):
         return _product(slope, x, total, A_ACROSS | B_ACROSS | (ADD if add else 0))
-    if not add:
-        return total.copy_(slope.T @ x)
-    return total.addmm_(slope.T, x) if total.dtype == x.dtype else total.add_(slope.T @ x)
+    if total.dtype == x.dtype:
+        return total.addmm_(slope.T, x) if add else torch.mm(slope.T, x, out=total)
+    return total.add_(slope.T @ x) if add else total.copy_(slope.T @ x)
 
 
 def takes(*tensors: Tensor) -> bool:
