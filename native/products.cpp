@@ -163,6 +163,9 @@ TARGET_BF16 __attribute__((noinline)) void lay_along(const Side& side, std::int6
         }
 }
 
+// R rows and up to 32 columns of C, `width` where not WHOLE: what A times a panel of B adds to `sums`, or to nothing. A's
+// words are row r's of pair i where they lie, or those of all rows side by side where they are LAID out. What of C follows,
+// at `next`, is fetched meanwhile.
 template <int R, bool LAID, bool WHOLE>
 TARGET_BF16 __attribute__((noinline)) void tile(std::int64_t pairs, const void* a, std::int64_t a_row, const Word* b,
                                                 const float* sums, std::int64_t sums_row, const Out& out,
@@ -174,9 +177,9 @@ TARGET_BF16 __attribute__((noinline)) void tile(std::int64_t pairs, const void* 
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
         for (int x = 0; x < 2; ++x)
-            sum[r][x] = !sums       ? _mm512_setzero_ps()
-                        : WHOLE     ? _mm512_loadu_ps(sums + r * sums_row + 16 * x)
-                                    : _mm512_maskz_loadu_ps(first_of(width, 16 * x), sums + r * sums_row + 16 * x);
+            sum[r][x] = !sums   ? _mm512_setzero_ps()
+                        : WHOLE ? _mm512_loadu_ps(sums + r * sums_row + 16 * x)
+                                : _mm512_maskz_loadu_ps(first_of(width, 16 * x), sums + r * sums_row + 16 * x);
     for (std::int64_t i = 0; i < pairs; ++i, b += WIDE) {
         const __m512bh line[2] = {reinterpret_cast<__m512bh>(_mm512_load_si512(b)),
                                   reinterpret_cast<__m512bh>(_mm512_load_si512(b + 16))};
