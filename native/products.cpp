@@ -11,157 +11,23 @@
 #include <cstring>
 #include <memory>
 
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in the compiler's own header
-#endif
-#include "pairs.hpp"
 #include "share.hpp"
+#include "strips.hpp"
 
 #ifdef CAMELID_BF16
 #include <cpuid.h>
 
 namespace {
 
-constexpr std::int64_t WIDE = 32, TALL = 14;  // columns and rows of C that the registers hold
-constexpr std::int64_t STEP = 16;             // words of A's rows that lie together where they are laid out anew
+constexpr std::int64_t TALL = 14;  // rows of C that the registers hold, WIDE columns of each
 constexpr std::int64_t DEEP = 2048, DEEP_ACROSS = 1024;  // of k at a time; less where A is laid out anew
 constexpr std::int64_t PASSING = 4 << 20, STAYING = 352 << 10, MOST_ROWS = 2048;  // bytes of B's panels and A's blocks
-
-using Word = std::uint32_t;
-
-// A matrix of bfloat16, or of floats that are rounded when they are laid out. `across`: what is summed over runs from row
-// to row, not along a row.
-struct Side {
-    const void* data;
-    std::int64_t row;
-    bool floats, across;
-};
 
 struct Out {
     void* data;
     std::int64_t row;
     bool halves;
 };
-
-INLINE std::uint16_t first_of(std::int64_t count, std::int64_t before) {
-    return static_cast<std::uint16_t>((1u << std::clamp<std::int64_t>(count - before, 0, 16)) - 1);
-}
-
-// Up to 32 values along a row, those from `count` on zero.
-TARGET_BF16 inline __m512i some(const Side& from, std::int64_t row, std::int64_t column, std::int64_t count) {
-    const __mmask32 real = count >= 32 ? 0xFFFFFFFFu : (1u << std::max<std::int64_t>(count, 0)) - 1;
-    if (!from.floats) return _mm512_maskz_loadu_epi16(real, static_cast<const Half*>(from.data) + row * from.row + column);
-    const float* at = static_cast<const float*>(from.data) + row * from.row + column;
-    const __m512 low = _mm512_maskz_loadu_ps(static_cast<__mmask16>(real), at);
-    const __m512 high = _mm512_maskz_loadu_ps(static_cast<__mmask16>(real >> 16), at + 16);
-    return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
-}
-
-// 16 registers of 16 words, exchanged.
-TARGET_BF16 inline void exchange(__m512i* r) {
-    __m512i t[16];
-    for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4)
-        for (int j = 0; j < 2; ++j) {
-            r[i + 2 * j] = _mm512_unpacklo_epi64(t[i + j], t[i + 2 + j]);
-            r[i + 2 * j + 1] = _mm512_unpackhi_epi64(t[i + j], t[i + 2 + j]);
-        }
-    for (int i = 0; i < 4; ++i) {
-        t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
-        t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xDD);
-        t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-        t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xDD);
-    }
-    for (int i = 0; i < 4; ++i) {
-        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-        r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
-        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xDD);
-        r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xDD);
-    }
-}
-
-// Of 16 columns of two rows two values in a word.
-TARGET_BF16 inline __m512i words(__m256i even, __m256i odd) {
-    return _mm512_or_si512(_mm512_cvtepu16_epi32(even), _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16));
-}
-
-TARGET_BF16 inline __m256i sixteen(const Half* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
-TARGET_BF16 inline __m256i sixteen(const float* from) {
-    return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(_mm512_loadu_ps(from)));
-}
-
-// `count` times so, of two rows further down each time; those `ahead` of them are fetched.
-template <typename T>
-TARGET_BF16 inline void lay_pairs(const T* from, std::int64_t row, std::int64_t count, std::int64_t ahead, Word* to,
-                                  std::int64_t step) {
-    for (std::int64_t i = 0; i < count; ++i, from += 2 * row, to += step) {
-        __builtin_prefetch(from + 2 * ahead * row, 0, 3);
-        __builtin_prefetch(from + (2 * ahead + 1) * row, 0, 3);
-        _mm512_storeu_si512(to, words(sixteen(from), sixteen(from + row)));
-    }
-}
-
-// The first `count` of 16 columns of a row, none if there is no such row.
-TARGET_BF16 inline __m256i sixteen(const Side& from, std::int64_t row, bool real, std::int64_t column, std::int64_t count) {
-    const __mmask16 mask = real ? first_of(count, 0) : 0;
-    const std::int64_t at = real ? row * from.row + column : 0;
-    if (!from.floats) return _mm256_maskz_loadu_epi16(mask, static_cast<const Half*>(from.data) + at);
-    return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(mask, static_cast<const float*>(from.data) + at)));
-}
-
-// Where the words of 16 columns at a time go: strip s of them begins at column first + (last - first) * s / strips, and its
-// pair i goes to at(s) + i * step.
-struct Strips {
-    Word* words;
-    std::int64_t first, last, strips, pairs, step;
-    std::int64_t column(std::int64_t s) const { return first + (last - first) * s / strips; }
-    Word* at(std::int64_t s) const {
-        return step == STEP ? words + s * pairs * STEP : words + s / 2 * pairs * WIDE + s % 2 * STEP;
-    }
-};
-
-// Of a matrix of `count` columns that is summed over from row to row: pairs [begin, end) of rows from `from` to `to`.
-TARGET_BF16 __attribute__((noinline)) void lay_across(const Side& side, std::int64_t count, std::int64_t from, std::int64_t to,
-                                                      const Strips& out, std::int64_t begin, std::int64_t end) {
-    constexpr std::int64_t together = 8;  // pairs: a strip's words are then a stretch
-    for (std::int64_t some = begin; some < end; some += together)
-        for (std::int64_t s = 0; s < out.strips; ++s) {
-            const std::int64_t column = out.column(s), here = count - column, last = std::min(end, some + together);
-            Word* at = out.at(s) + some * out.step;
-            const std::int64_t row = from + 2 * some, place = row * side.row + column;
-            if (here < STEP || from + 2 * last > to)
-                for (std::int64_t i = row; i < from + 2 * last; i += 2, at += out.step)
-                    _mm512_storeu_si512(at, words(sixteen(side, i, true, column, here),
-                                                  sixteen(side, i + 1, i + 1 < to, column, here)));
-            else if (side.floats)
-                lay_pairs(static_cast<const float*>(side.data) + place, side.row, last - some, together, at, out.step);
-            else
-                lay_pairs(static_cast<const Half*>(side.data) + place, side.row, last - some, together, at, out.step);
-        }
-}
-
-// Of a matrix of `count` rows that is summed over along them: strips [begin, end).
-TARGET_BF16 __attribute__((noinline)) void lay_along(const Side& side, std::int64_t count, std::int64_t from, std::int64_t to,
-                                                     const Strips& out, std::int64_t begin, std::int64_t end) {
-    for (std::int64_t s = begin; s < end; ++s)
-        for (std::int64_t i = 0; i < out.pairs; i += 16) {
-            __m512i r[16];
-            for (int j = 0; j < 16; ++j) {
-                const bool real = out.column(s) + j < count;
-                const std::int64_t row = real ? out.column(s) + j : 0;
-                r[j] = some(side, row, from + 2 * i, real ? to - from - 2 * i : 0);
-                const char* at = static_cast<const char*>(side.data) + (row * side.row + from + 2 * i) * (side.floats ? 4 : 2);
-                __builtin_prefetch(at + 256, 0, 3);
-                if (side.floats) __builtin_prefetch(at + 320, 0, 3);
-            }
-            exchange(r);
-            for (std::int64_t j = 0; j < std::min<std::int64_t>(16, out.pairs - i); ++j)
-                _mm512_storeu_si512(out.at(s) + (i + j) * out.step, r[j]);
-        }
-}
 
 // R rows and up to 32 columns of C, `width` where not WHOLE: what A times a panel of B adds to `sums`, or to nothing. A's
 // words are row r's of pair i where they lie, or those of all rows side by side where they are LAID out. What of C follows,
