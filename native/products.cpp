@@ -9,8 +9,8 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <memory>
 
+#include "buffer.hpp"
 #include "share.hpp"
 #include "strips.hpp"
 
@@ -21,7 +21,8 @@ namespace {
 
 constexpr std::int64_t TALL = 14;  // rows of C that the registers hold, WIDE columns of each
 constexpr std::int64_t DEEP = 2048, DEEP_ACROSS = 1024;  // of k at a time; less where A is laid out anew
-constexpr std::int64_t PASSING = 4 << 20, STAYING = 352 << 10, MOST_ROWS = 2048;  // bytes of B's panels and A's blocks
+constexpr std::int64_t PASSING = 4 << 20, STAYING = 352 << 10;  // bytes of B's panels and of a block of A's rows
+constexpr std::int64_t MOST_ROWS = 2048;                        // of C at a time where its sums lie aside
 
 struct Out {
     void* data;
@@ -90,15 +91,6 @@ constexpr Tile TILES[] = {tile<1, LAID, WHOLE>,  tile<2, LAID, WHOLE>,  tile<3, 
                           tile<9, LAID, WHOLE>,  tile<10, LAID, WHOLE>, tile<11, LAID, WHOLE>, tile<12, LAID, WHOLE>,
                           tile<13, LAID, WHOLE>, tile<14, LAID, WHOLE>};
 
-template <typename T>
-struct Room {  // at a cache line
-    std::unique_ptr<char[]> bytes;
-    T* at;
-    explicit Room(std::int64_t count)
-        : bytes(new char[static_cast<std::size_t>(count) * sizeof(T) + 64]),
-          at(reinterpret_cast<T*>((reinterpret_cast<std::uintptr_t>(bytes.get()) + 63) / 64 * 64)) {}
-};
-
 // What one pass over k from `from` to `to` adds to columns [first, last) of C.
 struct Pass {
     Side a;
@@ -119,8 +111,8 @@ INLINE void fetch(const void* from, std::int64_t bytes) {
 // Rows [begin, end) of C: all tiles of a panel, then the next panel, which is fetched meanwhile.
 void rows_of(const Pass& p, std::int64_t begin, std::int64_t end) {
     const std::int64_t pairs = p.pairs(), tiles = (end - begin + TALL - 1) / TALL, panel_words = pairs * WIDE;
-    const Room<Word> room(p.laid ? tiles * pairs * STEP : 0);
-    const Strips strips = {room.at, begin, end, tiles, pairs, STEP};
+    Buffer<Word> room;
+    const Strips strips = {p.laid ? room.reserve(tiles * pairs * STEP) : nullptr, begin, end, tiles, pairs, STEP};
     if (p.a.across)
         lay_across(p.a, p.m, p.from, p.to, strips, 0, pairs);
     else if (p.laid)
@@ -158,16 +150,17 @@ void multiply(const Side& a, const Side& b, std::int64_t m, std::int64_t n, std:
     const std::int64_t block = std::max(TALL, STAYING / (2 * deep) / TALL * TALL);
     const std::int64_t blocks = ((m + block - 1) / block + threads - 1) / threads * threads;
     const bool laid = a.across || a.row * 2 % 2048 == 0 || k % 2;  // rows that far apart would put one another out
-    const Room<Word> panels(columns * deep / 2);
-    const Room<float> scratch(c.halves && passes > 1 ? m * n : 0);
-    const Out sums = c.halves && passes > 1 ? Out{scratch.at, n, false} : c;
+    Buffer<Word> panel_room;
+    Buffer<float> scratch;
+    Word* const panels = panel_room.reserve(columns * deep / 2);
+    const Out sums = c.halves && passes > 1 ? Out{scratch.reserve(m * n), n, false} : c;
     for (std::int64_t from = 0; from < k; from += deep)
         for (std::int64_t first = 0; first < n; first += columns) {
-            Pass pass = {a, laid, m, n, from, std::min(k, from + deep), first, std::min(n, first + columns), panels.at,
+            Pass pass = {a, laid, m, n, from, std::min(k, from + deep), first, std::min(n, first + columns), panels,
                          nullptr, sums.row, from + deep < k ? sums : c};
             if (from > 0 || add) pass.sums = static_cast<const float*>(sums.data);
             const std::int64_t pairs = pass.pairs(), strips = (pass.last - first + WIDE - 1) / WIDE * 2;
-            const Strips to = {panels.at, first, first + strips * STEP, strips, pairs, WIDE};
+            const Strips to = {panels, first, first + strips * STEP, strips, pairs, WIDE};
             shared_out(b.across ? pairs : strips, 1, threads, [&](std::int64_t begin, std::int64_t end) {
                 (b.across ? lay_across : lay_along)(b, n, from, pass.to, to, begin, end);
             });

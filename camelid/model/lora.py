@@ -23,7 +23,7 @@ from camelid.kernels.remade import remade
 from camelid.model.llama import Llama
 from camelid.model.quantized import QuantizedLinear
 
-Linear = nn.Linear | QuantizedLinear
+Base = nn.Linear | QuantizedLinear
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -55,7 +55,7 @@ class LoraConfig:
 class Lora(nn.Module):
     """One adapter of one layer: A drawn as a linear layer's weight, B zero, so it begins as nothing."""
 
-    def __init__(self, base: Linear, config: LoraConfig, dtype: torch.dtype, generator: torch.Generator) -> None:
+    def __init__(self, base: Base, config: LoraConfig, dtype: torch.dtype, generator: torch.Generator) -> None:
         super().__init__()
         self.scale = config.scale
         in_features, out_features = base.in_features, base.out_features
@@ -78,7 +78,7 @@ class Lora(nn.Module):
 class AdaptedLinear(nn.Module):
     """A linear layer with adapters by name, of which one or none is active."""
 
-    def __init__(self, base: Linear) -> None:
+    def __init__(self, base: Base) -> None:
         super().__init__()
         self.base = base
         self.adapters = nn.ModuleDict()
@@ -108,7 +108,7 @@ class AdaptedLinear(nn.Module):
         return total
 
 
-def dense(base: Linear) -> Tensor:
+def dense(base: Base) -> Tensor:
     """The weight [out, in] of a linear layer, plain or quantised."""
     return base.dense() if isinstance(base, QuantizedLinear) else base.weight
 
