@@ -86,9 +86,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     """
     if isinstance(mask, Stretches):
         return _flash(q, k, v, mask)
-    causal = mask is None and q.shape[2] > 1
-    if causal and q.shape[2] != k.shape[2]:
-        raise ValueError("a causal mask over cached keys must be given explicitly")
+    causal = False
+    if mask is None and q.shape[2] > 1:  # a branch, for to the compiler the length may be unknown, but not this
+        causal = True
+        if q.shape[2] != k.shape[2]:
+            raise ValueError("a causal mask over cached keys must be given explicitly")
     if not isinstance(mask, Tensor) and _native_takes(q, k, v):
         firsts = _from_zero(q) if mask is None else mask.firsts
         if firsts is not None and firsts.shape == (q.shape[0], q.shape[2]):

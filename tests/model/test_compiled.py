@@ -16,6 +16,7 @@ from camelid.model.rope import rotation
 def test_a_layer_is_one_graph(
     tiny: LlamaConfig, dtype: torch.dtype, rounded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    torch._dynamo.reset()
     torch.manual_seed(0)
     model = Llama(tiny).to(dtype)
     if rounded:
@@ -24,6 +25,8 @@ def test_a_layer_is_one_graph(
     x, turn = torch.randn(2, 8, tiny.hidden_size, dtype=dtype), rotation(tiny, torch.arange(8))
     whole = torch.compile(layer, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(whole(x, turn), layer(x, turn))
+    longer, further = torch.randn(2, 12, tiny.hidden_size, dtype=dtype), rotation(tiny, torch.arange(12))
+    torch.testing.assert_close(whole(longer, further), layer(longer, further))  # from here on lengths are unknown to it
     monkeypatch.setattr("camelid.model.quantized.runs_triton", lambda x: pytest.fail("asked within a compiled layer"))
     with torch.no_grad():
         torch.compile(layer, fullgraph=True, backend="eager")(x, turn)
