@@ -96,7 +96,7 @@ class TrainSection(_Section):
     skip_sigma: float = Field(default=6.0, ge=0)  # deviations above the last losses, from which a step is skipped
     max_skips: int = Field(default=8, ge=1)  # in a row, before the run goes back to its last checkpoint
     max_rollbacks: int = Field(default=2, ge=0)  # before the run stops
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float8"] = "auto"  # of products; float8: large layers' on a GPU
     activation_checkpointing: Literal["auto", "on", "off"] = "auto"
     compile: bool | None = None  # each layer; by default where a GPU is
     memory_gib: float | None = Field(default=None, gt=0)  # what the run may use; by default what the machine has free

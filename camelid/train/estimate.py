@@ -13,7 +13,7 @@ from camelid.train import plan
 from camelid.train.optimizer import learned
 from camelid.train.parallel import Ranks, ranks
 from camelid.train.schedule import drawn
-from camelid.train.step import Job, compiled, rows_per_step
+from camelid.train.step import Job, compiled, rows_per_step, take_float8
 
 Make = Callable[[Recipe, Ranks, bool], Job]
 """The job of a recipe on these ranks, with or without its weights."""
@@ -28,6 +28,7 @@ def estimate(recipe: Recipe, make: Make, price: float = 0.0, probe: bool = True)
         torch.set_num_threads(recipe.train.threads)
     with ranks(recipe.parallel) as who:
         job = make(recipe, who, probe)
+        take_float8(job, who)
         parts, refused = plan.fit(job, who)
         probe = probe and not refused
         job.model.train()

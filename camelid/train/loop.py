@@ -36,7 +36,7 @@ from camelid.train.log import Log
 from camelid.train.optimizer import optimizer_for
 from camelid.train.parallel import Ranks, anywhere, release, rows_of_all, together, told
 from camelid.train.schedule import drawn, learning_rate
-from camelid.train.step import Job, Taken, autocast, compiled, rows_per_step, train_step
+from camelid.train.step import Job, Taken, autocast, compiled, rows_per_step, take_float8, train_step
 
 # What may change when a run goes on; everything else decides what the run computes.
 FREE = ("log", "checkpoint", "evaluate", "parallel", "train.threads", "train.micro_batch_rows", "train.max_skips",
@@ -95,6 +95,7 @@ class _Run:
         for change in same_run(last, job) if last else ():
             if self.who.rank == 0:
                 print(f"camelid: {change} from here on", file=sys.stderr)
+        take_float8(job, self.who)
         self.planned, refused = plan.fit(job, self.who)
         if refused:
             raise RecipeError(refused)

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map_only
 
 from camelid.child import apart
 from camelid.kernels.cross_entropy import linear_cross_entropy
+from camelid.model.linear import Linear, use_float8
 from camelid.model.llama import Llama
 from camelid.model.lora import AdaptedLinear, adapt
 from camelid.model.quantized import QuantizedLinear, quantize_layers
@@ -86,7 +87,7 @@ def _rehearsed(
 
 
 def twin(real: Llama) -> Llama:
-    """A model of the same shape, dtype, adapters and quantisation, on the current device."""
+    """A model of the same shape, dtypes, adapters and quantisation, on the current device."""
     usual = torch.get_default_dtype()
     torch.set_default_dtype(real.dtype)
     try:
@@ -94,6 +95,8 @@ def twin(real: Llama) -> Llama:
     finally:
         torch.set_default_dtype(usual)
     model.activation_checkpointing = real.activation_checkpointing
+    if any(isinstance(m, Linear) and m.float8 for m in real.modules()):
+        use_float8(model)
     layers = [m.base if isinstance(m, AdaptedLinear) else m for m in real.modules()]
     quantized = next((m for m in layers if isinstance(m, QuantizedLinear)), None)
     if quantized:

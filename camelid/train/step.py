@@ -11,8 +11,10 @@ from typing import Any
 import torch
 
 from camelid.errors import CamelidError, RecipeError
+from camelid.kernels import float8
 from camelid.kernels.device import compiles
 from camelid.kernels.precision import native_dtype
+from camelid.model.linear import WORTH, use_float8
 from camelid.model.llama import Llama
 from camelid.recipe import Recipe, TrainSection
 from camelid.tokenizer.tokenizer import Tokenizer
@@ -68,15 +70,37 @@ def autocast(device: torch.device, dtype: str) -> AbstractContextManager[Any]:
 
 
 def compute_dtype(device: torch.device, dtype: str) -> torch.dtype:
-    """What a run multiplies in: bfloat16 where the hardware has it, or as told."""
+    """What a run multiplies in: bfloat16 where the hardware has it, or as told; float8 is only some layers', see
+    `take_float8`."""
     if dtype == "auto":
         return native_dtype(device)
-    return torch.bfloat16 if dtype == "bfloat16" else torch.float32
+    return torch.float32 if dtype == "float32" else torch.bfloat16
 
 
 def compiled(device: torch.device, settings: TrainSection) -> bool:
     """Whether a run compiles its layers: where a GPU is and code for it can be made, or as told."""
     return (device.type == "cuda" and compiles()) if settings.compile is None else settings.compile
+
+
+def take_float8(job: Job, who: Ranks) -> None:
+    """Let the layers that gain by it multiply in float8, where the recipe asks for it. Raises RecipeError where they
+    cannot, or none would gain."""
+    settings = job.recipe.train
+    if settings.dtype != "float8":
+        return
+    why = None
+    if not float8.multiplies(who.device):
+        why = "needs a GPU that multiplies it (H100, RTX 40 or later)"
+    elif not compiled(who.device, settings):
+        why = "is slower than bfloat16 in layers that are not compiled (camelid doctor says what that needs)"
+    elif job.model.adapters:
+        why = "is for training all weights, not an adapter"
+    elif who.tensor > 1:
+        why = "does not work on matrices that processes share (parallel.tensor)"
+    elif not use_float8(job.model):
+        why = f"gains nothing in layers this small: they need sizes from {WORTH} on, multiples of {float8.ALIKE}"
+    if why:
+        raise RecipeError(f"train.dtype float8 {why}: set it to auto")
 
 
 def rows_per_step(settings: TrainSection, data_world: int = 1) -> int:

@@ -14,19 +14,21 @@ from typing import Any
 import pytest
 import torch
 
-from camelid.errors import InputError
+from camelid.errors import InputError, RecipeError
 from camelid.formats import load
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
+from camelid.model.lora import LoraConfig, adapt
 from camelid.recipe import Recipe, TrainSection, parse
 from camelid.tokenizer.load import from_folder
 from camelid.tokens.batch import IGNORE, Batch, PackedTokens
 from camelid.tokens.write import build
 from camelid.train import pretrain
 from camelid.train.optimizer import Muon, optimizer_for, orthogonalized
-from camelid.train.pretrain import token_source
+from camelid.train.parallel import Ranks
+from camelid.train.pretrain import pretraining, token_source
 from camelid.train.schedule import learning_rate
-from camelid.train.step import train_step
+from camelid.train.step import take_float8, train_step
 
 from ..conftest import TEXT
 
@@ -202,6 +204,31 @@ def test_recipes_that_cannot_run(tokens: Path, tmp_path: Path, changes: dict[str
     with pytest.raises(InputError, match=names):
         pretrain(parse(good | changes), quiet=True)
     assert not (tmp_path / "run").exists()
+
+
+def test_float8_is_taken_where_it_helps(tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(word: str, **train: Any) -> None:
+        with pytest.raises(RecipeError, match=rf"train\.dtype float8 .*{word}.*: set it to auto"):
+            pretrain(recipe(tokens, tmp_path / "none", dtype="float8", **train), quiet=True)
+
+    refused("GPU")
+    monkeypatch.setattr("camelid.kernels.float8.multiplies", lambda device: True)
+    refused("not compiled")
+    refused("small", compile=True)
+    found = []
+    for dtype in ("bfloat16", "float8"):
+        monkeypatch.setattr("camelid.model.linear.WORTH", 32)
+        monkeypatch.setattr("camelid.train.step.compiled", lambda device, settings: True)
+        pretrain(recipe(tokens, tmp_path / dtype, dtype=dtype), quiet=True)
+        found.append(losses(tmp_path / dtype))
+    assert found[1] != found[0]
+    assert found[1] == pytest.approx(found[0], rel=0.02)
+    job = pretraining(recipe(tokens, tmp_path / "none", dtype="float8"), [tokens], Ranks())
+    with pytest.raises(RecipeError, match=r"parallel\.tensor"):
+        take_float8(job, Ranks(tensor=2))
+    adapt(job.model, LoraConfig(r=2))
+    with pytest.raises(RecipeError, match="not an adapter"):
+        take_float8(job, Ranks())
 
 
 def test_what_is_held_out_is_of_a_fine_tuning(tokens: Path, tmp_path: Path) -> None:
