@@ -131,6 +131,26 @@ INLINE void norm_part(const Norm& n, std::int64_t first, std::int64_t last) {
     }
 }
 
+// out = x + y, a residual stream and what a layer adds to it.
+struct Sum {
+    const float* x;
+    const Half* y;
+    float* out;
+};
+
+template <int N>
+INLINE void sum_part(const Sum& s, std::int64_t first, std::int64_t last) {
+    typename Lanes<N>::Values x, y;
+    std::int64_t at = first;
+    for (; at + N <= last; at += N) {
+        Lanes<N>::load(s.x + at, &x);
+        Lanes<N>::load(s.y + at, &y);
+        x += y;
+        Lanes<N>::store(&x, s.out + at);
+    }
+    for (; at < last; ++at) s.out[at] = s.x[at] + widened(s.y[at]);
+}
+
 struct Gate {
     const void *gate, *up;
     void* out;
@@ -271,6 +291,7 @@ INLINE void turn_part(const Turn& t, std::int64_t first, std::int64_t last) {
 #endif
 
 PASS(norm, Norm)
+PASS(sum, Sum)
 PASS(gate, Gate)
 PASS(turn, Turn)
 
@@ -295,6 +316,11 @@ extern "C" void camelid_rms_norm_back(const void* x, const float* weight, float*
     const Norm n{x,    weight,         nullptr,         scales, rows, size,    stretch,
                  0.0f, bfloat_in != 0, bfloat_out != 0, true,   slope, d_x,    d_weight};
     norm_all(n, (rows + stretch - 1) / stretch, 1 + WORTH_A_THREAD / (size * stretch), threads);
+}
+
+// out = x + y of `count` values: y is bfloat16, x and out are float.
+extern "C" void camelid_add(const float* x, const void* y, float* out, std::int64_t count, int threads) {
+    sum_all(Sum{x, static_cast<const Half*>(y), out}, count, WORTH_A_THREAD, threads);
 }
 
 // silu(gate) * up of `count` values.

@@ -102,6 +102,33 @@ def _native_rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) 
     return out, scales
 
 
+def added(x: Tensor, y: Tensor) -> Tensor:
+    """x + y: a residual stream and what a layer adds to it. Where that is narrower, torch would widen it first."""
+    fitting = x.dtype == torch.float32 and y.dtype == torch.bfloat16 and x.shape == y.shape
+    if not fitting or y.device.type != "cpu" or not _native_takes(x):
+        return x + y
+    x, y = x.contiguous(), y.contiguous()
+    out: Tensor = _native_sum(x, y) if infers() else _Sum.apply(x, y)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        return _native_sum(x, y)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor]:
+        return slope, slope.to(torch.bfloat16)
+
+
+def _native_sum(x: Tensor, y: Tensor) -> Tensor:
+    out = torch.empty_like(x)
+    _call("camelid_add", (x, y, out), ctypes.c_int64(x.numel()))
+    return out
+
+
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up (arXiv:2002.05202). Only gate and up are kept for the backward pass, silu(gate) is made again."""
     if _native_takes(gate, up) and gate.shape == up.shape:

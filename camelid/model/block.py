@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from camelid.kernels.attention import Mask
-from camelid.kernels.elementwise import rms_norm, swiglu
+from camelid.kernels.elementwise import added, rms_norm, swiglu
 from camelid.model.attention import Attention, LayerCache
 from camelid.model.config import LlamaConfig
 from camelid.model.linear import Linear
@@ -57,6 +57,5 @@ class Block(nn.Module):
         mask: Mask = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), turn, mask, cache)
-        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
-        return out
+        x = added(x, self.self_attn(self.input_layernorm(x), turn, mask, cache))
+        return added(x, self.mlp(self.post_attention_layernorm(x)))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from camelid.kernels import elementwise
-from camelid.kernels.elementwise import rms_norm, swiglu, turn_pairs
+from camelid.kernels.elementwise import added, rms_norm, swiglu, turn_pairs
 from camelid.kernels.library import PATH, library
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
@@ -46,7 +46,10 @@ def slopes(
     leaves = [x.clone().requires_grad_() for x in inputs]
     with torch.autocast("cpu", torch.bfloat16):
         out = work(*leaves)
-    assert any(name in type(out.grad_fn).__name__ for name in ("_RMSNorm", "_NativeSwiGLU", "_Turn")) == native_used
+    assert (
+        any(name in type(out.grad_fn).__name__ for name in ("_RMSNorm", "_NativeSwiGLU", "_Turn", "_Sum"))
+        == native_used
+    )
     torch.manual_seed(1)
     return [out.detach(), *torch.autograd.grad(out, leaves, torch.randn(out.shape).bfloat16().to(out.dtype))]
 
@@ -68,6 +71,8 @@ LEARNED: dict[str, tuple[Callable[..., torch.Tensor], list[torch.Tensor]]] = {
         lambda x, w: rms_norm(x, w[::2], 1e-5), [drawn(9, 33), drawn(66)]
     ),
     "norm of one row": (lambda x, w: rms_norm(x, w, 1e-5), [drawn(1, 5), drawn(5)]),
+    "sum": (added, [drawn(3, 401), drawn(3, 401).bfloat16()]),
+    "sum of many, laid out otherwise": (added, [drawn(700, 401).T, drawn(401, 700).bfloat16()]),
     "gate": (swiglu, [(4 * drawn(7, 1001)).bfloat16(), drawn(7, 1001).bfloat16()]),
     "gate of many": (swiglu, [(4 * drawn(700, 401)).bfloat16(), drawn(700, 401).bfloat16()]),
     "turn": (lambda x: turn_pairs(x, TABLES[0][:61], TABLES[1][:61]), [drawn(3, 4, 61, 74).bfloat16()]),
