@@ -18,6 +18,7 @@ import torch
 
 from camelid.errors import RecipeError
 from camelid.kernels.memory import give_back, installed
+from camelid.kernels.products import takes
 from camelid.model.llama import Llama
 from camelid.recipe import TrainSection
 from camelid.tokens.loader import batches
@@ -84,13 +85,14 @@ def keeps_memory(model: Llama) -> bool:
 
 def gaps_share(job: Job, micro_batches: int, who: Ranks) -> float:
     """What the gaps between kept blocks come to, of a step: where the next block of the same size just does not fit.
-    Measured (docs/decisions.md): they are wider in float32, above all where gradients stand amid a second micro-batch.
-    """
+    Measured (docs/decisions.md): they are wider where gradients are made in float32, above all amid those of an earlier
+    micro-batch."""
     if job.model.adapters:
         return 0.33
-    if compute_dtype(who.device, job.recipe.train.dtype) == torch.bfloat16:
-        return 0.28
-    return 0.45 if micro_batches == 1 else 0.7
+    narrow = compute_dtype(who.device, job.recipe.train.dtype) == torch.bfloat16
+    if micro_batches > 1:
+        return 0.36 if narrow and not takes(torch.empty(0)) else 0.7  # our own products sum gradients in float32
+    return 0.28 if narrow else 0.45
 
 
 def held(sizes: Mapping[str, int], who: Ranks) -> int:

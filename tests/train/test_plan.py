@@ -24,7 +24,7 @@ from camelid.train.estimate import estimate
 from camelid.train.log import flops_per_token
 from camelid.train.optimizer import moment_bytes
 from camelid.train.parallel import Ranks
-from camelid.train.plan import held, steps_wanted
+from camelid.train.plan import gaps_share, held, steps_wanted
 from camelid.train.pretrain import planned
 from camelid.train.rehearse import Live, step_memory
 
@@ -60,6 +60,20 @@ def test_what_a_rank_holds_between_steps() -> None:
     assert held(sizes, Ranks(0, 4)) == matrices // 4 + rest // 4
     muon = moment_bytes(model, TrainSection(optimizer="muon"))
     assert held(muon, Ranks(0, 4, tensor=2)) == 4 * matrices // 4 + 8 * rest // 2
+
+
+def test_gaps_are_widest_amid_gradients_in_float32(
+    tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares = {}
+    for own in (False, True):
+        monkeypatch.setattr("camelid.train.plan.takes", lambda *_, own=own: own)
+        for dtype in ("float32", "bfloat16"):
+            job = planned(recipe(tokens, tmp_path / "run", dtype=dtype), Ranks(), False)
+            shares[dtype, own] = [gaps_share(job, count, Ranks()) for count in (1, 2)]
+    assert shares["float32", False] == shares["float32", True] == [0.45, 0.7]
+    assert shares["bfloat16", True] == [0.28, 0.7]
+    assert shares["bfloat16", False] == [0.28, 0.36]
 
 
 def test_what_was_there_before_is_not_counted() -> None:
