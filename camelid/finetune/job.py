@@ -27,7 +27,7 @@ from camelid.train.loop import check_begun, run
 from camelid.train.loss import NextToken, Objective, loss_sum
 from camelid.train.parallel import Ranks, ranks, shard, together, total_of_rows
 from camelid.train.plan import steps_wanted
-from camelid.train.step import Check, Job, autocast, compute_dtype, micro_rows, rows_per_step
+from camelid.train.step import Check, Job, autocast, check_float8, compute_dtype, micro_rows, rows_per_step
 
 HELD_OUT_ROWS = 16  # at most, for the losses along the way
 
@@ -39,6 +39,7 @@ def finetune(recipe: Recipe, resume: bool = False, quiet: bool = False) -> dict[
         first = who.rank == 0
         if who.world > 1 and recipe.finetune and recipe.finetune.method == "grpo":
             raise RecipeError("finetune.method grpo runs in one process: the engine that answers holds the whole model")
+        check_float8(recipe, who)
         material = read_material(recipe, quiet or not first)
         base, tokenizer = material.base, material.tokenizer
         context = open_model(base).config.max_position_embeddings
@@ -61,6 +62,7 @@ def tuning(
     """The job of a fine-tuning. A plan can do without `weights`, the model has its shape only, and without
     `references`, which take a pass over the data."""
     settings, train, loud = recipe.finetune or FinetuneSection(), recipe.train, not quiet and who.rank == 0
+    check_float8(recipe, who, here=weights)
     base, source, held = material.base, material.source, material.held
     model, fingerprint = base_model(base, recipe, who, weights)
     shard(model, who)

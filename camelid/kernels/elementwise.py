@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from camelid.kernels.device import compiles, infers, runs_triton
 from camelid.kernels.library import library
 from camelid.kernels.precision import product_dtype
+from camelid.kernels.products import PLAIN
 from camelid.kernels.remade import remakes
 
 STRETCH = 64  # rows whose share of a norm's weight's derivative is summed by itself
@@ -27,7 +28,7 @@ def _native_takes(*tensors: Tensor) -> bool:
     bfloat16 while a model learns. Learning in float32 stays torch's own: a committed file holds its losses."""
     first = tensors[0]
     return (
-        all(t.device.type == "cpu" and t.dtype == first.dtype and t.numel() > 0 for t in tensors)
+        all(type(t) in PLAIN and t.device.type == "cpu" and t.dtype == first.dtype and t.numel() > 0 for t in tensors)
         and {first.dtype, product_dtype(first)} <= {torch.float32, torch.bfloat16}
         and (infers() or _learns_in_bfloat16(first))
         and library() is not None
@@ -105,7 +106,7 @@ def _native_rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) 
 def added(x: Tensor, y: Tensor) -> Tensor:
     """x + y: a residual stream and what a layer adds to it. Where that is narrower, torch would widen it first."""
     fitting = x.dtype == torch.float32 and y.dtype == torch.bfloat16 and x.shape == y.shape
-    if not fitting or y.device.type != "cpu" or not _native_takes(x):
+    if not fitting or type(y) not in PLAIN or y.device.type != "cpu" or not _native_takes(x):
         return x + y
     x, y = x.contiguous(), y.contiguous()
     out: Tensor = _native_sum(x, y) if infers() else _Sum.apply(x, y)  # type: ignore[no-untyped-call]

@@ -80,13 +80,13 @@ def by_both(slope: Tensor, x: Tensor, total: Tensor, add: bool = True) -> Tensor
 def takes(*tensors: Tensor) -> bool:
     """Whether the native products are there and take tensors of this kind."""
     return (
-        all(t.device.type == "cpu" and type(t) in _KINDS and t.dtype in _DTYPES for t in tensors)
+        all(t.device.type == "cpu" and type(t) in PLAIN and t.dtype in _DTYPES for t in tensors)
         and not torch.compiler.is_compiling()
         and _there()
     )
 
 
-_KINDS = (Tensor, nn.Parameter, FakeTensor)
+PLAIN = (Tensor, nn.Parameter, FakeTensor)  # a subclass's numbers may lie elsewhere, or not be there yet
 _DTYPES = (torch.float32, torch.bfloat16)
 
 

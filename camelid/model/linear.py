@@ -12,13 +12,13 @@ WORTH = 512  # a layer's smaller size from which on float8 gains more than round
 
 
 class Linear(nn.Linear):
-    """x W^T + b: [..., in] -> [..., out]. See `kernels.products.linear`; with `float8`, `kernels.float8` while it is
-    learned from."""
+    """x W^T + b: [..., in] -> [..., out]. See `kernels.products.linear`, and while an `in_float8` one is learned from,
+    `kernels.float8`."""
 
-    float8 = False
+    in_float8 = False
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.float8 or not torch.is_grad_enabled() or x.shape[:-1].numel() % float8.ALIKE:
+        if not self.in_float8 or not torch.is_grad_enabled():
             return linear(x, self.weight, self.bias)
         out = float8.linear(x, self.weight)
         return out if self.bias is None else out + self.bias.to(out.dtype)
@@ -28,7 +28,7 @@ def use_float8(model: nn.Module) -> int:
     """Multiply in float8 wherever it is worth it. Returns how many layers that is."""
     layers = [m for m in model.modules() if isinstance(m, Linear) and _worth(m)]
     for layer in layers:
-        layer.float8 = True
+        layer.in_float8 = True
     return len(layers)
 
 

@@ -28,7 +28,7 @@ def estimate(recipe: Recipe, make: Make, price: float = 0.0, probe: bool = True)
         torch.set_num_threads(recipe.train.threads)
     with ranks(recipe.parallel) as who:
         job = make(recipe, who, probe)
-        take_float8(job, who)
+        take_float8(job)
         parts, refused = plan.fit(job, who)
         probe = probe and not refused
         job.model.train()

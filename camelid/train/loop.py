@@ -41,8 +41,9 @@ from camelid.train.step import Job, Taken, autocast, compiled, rows_per_step, ta
 # What may change when a run goes on; everything else decides what the run computes.
 FREE = ("log", "checkpoint", "evaluate", "parallel", "train.threads", "train.micro_batch_rows", "train.max_skips",
         "train.max_rollbacks", "train.activation_checkpointing", "train.memory_gib")  # fmt: skip
-# What may too, but is told: it changes what the run computes from here on, and is the cure of a run that goes astray.
-CURES = ("train.learning_rate", "train.muon_learning_rate", "train.skip_sigma")
+# What may too, but is told: it changes what the run computes from here on, and cures a run that goes astray, or is what
+# another machine can do.
+CURES = ("train.learning_rate", "train.muon_learning_rate", "train.skip_sigma", "train.dtype")
 
 
 def planned_steps(job: Job, who: Ranks, stop: Stop) -> int:
@@ -95,7 +96,7 @@ class _Run:
         for change in same_run(last, job) if last else ():
             if self.who.rank == 0:
                 print(f"camelid: {change} from here on", file=sys.stderr)
-        take_float8(job, self.who)
+        take_float8(job)
         self.planned, refused = plan.fit(job, self.who)
         if refused:
             raise RecipeError(refused)

@@ -26,7 +26,7 @@ from camelid.train.guard import Stop
 from camelid.train.optimizer import learned, moment_bytes, optimizer_for
 from camelid.train.parallel import Ranks, anywhere
 from camelid.train.rehearse import step_memory
-from camelid.train.step import Job, compute_dtype, micro_rows, rows_per_step, train_step
+from camelid.train.step import Job, compiled, compute_dtype, micro_rows, rows_per_step, train_step
 
 PROBE_STEPS = 6
 WRITTEN_AT_ONCE = 256 << 20  # bytes: a smaller copy is on the disk before the next step needs its memory
@@ -91,7 +91,8 @@ def gaps_share(job: Job, micro_batches: int, who: Ranks) -> float:
         return 0.33
     narrow = compute_dtype(who.device, job.recipe.train.dtype) == torch.bfloat16
     if micro_batches > 1:
-        return 0.36 if narrow and not takes(torch.empty(0)) else 0.7  # our own products sum gradients in float32
+        own = takes(torch.empty(0)) and who.tensor == 1 and not compiled(who.device, job.recipe.train)
+        return 0.36 if narrow and not own else 0.7  # our own products sum gradients in float32
     return 0.28 if narrow else 0.45
 
 

@@ -19,7 +19,7 @@ from camelid.tokens.batch import PackedTokens, Source
 from camelid.tokens.mixture import Mixture
 from camelid.train.loop import run
 from camelid.train.parallel import Ranks, check_heads, ranks, shard, spread
-from camelid.train.step import Job
+from camelid.train.step import Job, check_float8
 
 SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
@@ -57,6 +57,7 @@ def pretrain(recipe: Recipe, resume: bool = False, quiet: bool = False) -> dict[
 def pretraining(recipe: Recipe, folders: Sequence[Path], who: Ranks, quiet: bool = False, weights: bool = True) -> Job:
     """A fresh model, spread over the ranks, on the rows of `folders`; without `weights` it has its shape only."""
     check_begins(recipe)
+    check_float8(recipe, who, here=weights)
     source = token_source(folders, recipe.data.weights, recipe.train.sequence_length, recipe.train.seed)
     tokenizer = load_tokenizer(folders[0] / "tokenizer")
     config = model_config(recipe, tokenizer)

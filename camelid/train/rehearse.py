@@ -95,7 +95,7 @@ def twin(real: Llama) -> Llama:
     finally:
         torch.set_default_dtype(usual)
     model.activation_checkpointing = real.activation_checkpointing
-    if any(isinstance(m, Linear) and m.float8 for m in real.modules()):
+    if any(isinstance(m, Linear) and m.in_float8 for m in real.modules()):
         use_float8(model)
     layers = [m.base if isinstance(m, AdaptedLinear) else m for m in real.modules()]
     quantized = next((m for m in layers if isinstance(m, QuantizedLinear)), None)

@@ -82,25 +82,32 @@ def compiled(device: torch.device, settings: TrainSection) -> bool:
     return (device.type == "cuda" and compiles()) if settings.compile is None else settings.compile
 
 
-def take_float8(job: Job, who: Ranks) -> None:
-    """Let the layers that gain by it multiply in float8, where the recipe asks for it. Raises RecipeError where they
-    cannot, or none would gain."""
-    settings = job.recipe.train
+def check_float8(recipe: Recipe, who: Ranks, here: bool = True) -> None:
+    """Raise RecipeError where the recipe asks for float8 and it, or the machine `here`, cannot."""
+    settings = recipe.train
     if settings.dtype != "float8":
         return
     why = None
-    if not float8.multiplies(who.device):
-        why = "needs a GPU that multiplies it (H100, RTX 40 or later)"
-    elif not compiled(who.device, settings):
-        why = "is slower than bfloat16 in layers that are not compiled (camelid doctor says what that needs)"
-    elif job.model.adapters:
-        why = "is for training all weights, not an adapter"
+    if recipe.finetune and recipe.finetune.method != "full":
+        why = "is for training all weights on texts and answers, pre-training or finetune.method full"
     elif who.tensor > 1:
         why = "does not work on matrices that processes share (parallel.tensor)"
-    elif not use_float8(job.model):
-        why = f"gains nothing in layers this small: they need sizes from {WORTH} on, multiples of {float8.ALIKE}"
+    elif here and not float8.multiplies(who.device):
+        why = "needs a GPU that multiplies it (H100, RTX 40 or later)"
+    elif here and not compiled(who.device, settings):
+        why = "is slower than bfloat16 in layers that are not compiled (camelid doctor says what that needs)"
     if why:
         raise RecipeError(f"train.dtype float8 {why}: set it to auto")
+
+
+def take_float8(job: Job) -> None:
+    """Let the layers that gain by it multiply in float8, where the recipe asks for it. Raises RecipeError where none
+    would."""
+    if job.recipe.train.dtype == "float8" and not use_float8(job.model):
+        raise RecipeError(
+            f"train.dtype float8 gains nothing in layers this small: they need sizes from {WORTH} on, multiples of "
+            f"{float8.ALIKE}: set it to auto"
+        )
 
 
 def rows_per_step(settings: TrainSection, data_world: int = 1) -> int:

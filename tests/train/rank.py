@@ -1,6 +1,6 @@
-"""One rank of a small float64 training, for test_parallel.py.
+"""One rank of a small training, for test_parallel.py: in float64, or adamw's products in bfloat16.
 
-rank.py OUT TENSOR CONTEXT STEPS OPTIMIZER [CHECKPOINT]
+rank.py OUT TENSOR CONTEXT STEPS {adamw,muon,bfloat16} [CHECKPOINT]
 """
 
 from __future__ import annotations
@@ -51,14 +51,15 @@ def main() -> None:
     out, kind = Path(sys.argv[1]), sys.argv[5]
     tensor, context, steps = (int(n) for n in sys.argv[2:5])
     torch.set_num_threads(1)
-    torch.set_default_dtype(torch.float64)
+    torch.set_default_dtype(torch.float32 if kind == "bfloat16" else torch.float64)
     config = LlamaConfig(
         vocab_size=96, hidden_size=20, intermediate_size=36, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2 if kind == "adamw" else 4, head_dim=6, tie_word_embeddings=kind == "adamw",
+        num_key_value_heads=4 if kind == "muon" else 2, head_dim=6, tie_word_embeddings=kind != "muon",
     )  # fmt: skip
     train = {
         "sequence_length": LENGTH, "global_batch_tokens": ROWS * LENGTH, "micro_batch_rows": 2,
-        "steps": max(steps, 1), "optimizer": kind, "dtype": "float32", "learning_rate": 1e-2, "clip": 0.5,
+        "steps": max(steps, 1), "optimizer": "muon" if kind == "muon" else "adamw", "learning_rate": 1e-2, "clip": 0.5,
+        "dtype": "bfloat16" if kind == "bfloat16" else "float32",
     }  # fmt: skip
     recipe = parse({"train": train, "parallel": {"tensor": tensor, "context": context}})
     with ranks(recipe.parallel) as who:
@@ -73,7 +74,7 @@ def main() -> None:
         state = LoopState()
         if len(sys.argv) > 6:
             state = checkpoint.restore(Path(sys.argv[6]), model, optimizer)
-        incoming = batches(Ragged(kind == "adamw"), state.position, ROWS, rank=who.data_rank, world=who.data_world)
+        incoming = batches(Ragged(kind != "muon"), state.position, ROWS, rank=who.data_rank, world=who.data_world)
         losses, norms = [], []
         gradients: dict[str, torch.Tensor] = {}
         plain = optimizer.zero_grad

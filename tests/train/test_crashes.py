@@ -214,8 +214,10 @@ def test_another_learning_rate_resumes_and_is_told(
     tokens: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pretrain(recipe(tokens, tmp_path / "run"), quiet=True)
-    pretrain(recipe(tokens, tmp_path / "run", learning_rate=1e-4), resume=True, quiet=True)
-    assert "train.learning_rate was 0.003 and is 0.0001 from here on" in capsys.readouterr().err
+    pretrain(recipe(tokens, tmp_path / "run", learning_rate=1e-4, dtype="bfloat16"), resume=True, quiet=True)
+    told = capsys.readouterr().err
+    assert "train.learning_rate was 0.003 and is 0.0001 from here on" in told
+    assert "train.dtype was 'float32' and is 'bfloat16' from here on" in told
 
 
 def test_inputs_that_have_gone_stop_no_save(tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,17 +18,16 @@ from camelid.errors import InputError, RecipeError
 from camelid.formats import load
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
-from camelid.model.lora import LoraConfig, adapt
-from camelid.recipe import Recipe, TrainSection, parse
+from camelid.recipe import FinetuneSection, Recipe, TrainSection, parse
 from camelid.tokenizer.load import from_folder
 from camelid.tokens.batch import IGNORE, Batch, PackedTokens
 from camelid.tokens.write import build
 from camelid.train import pretrain
 from camelid.train.optimizer import Muon, optimizer_for, orthogonalized
 from camelid.train.parallel import Ranks
-from camelid.train.pretrain import pretraining, token_source
+from camelid.train.pretrain import token_source
 from camelid.train.schedule import learning_rate
-from camelid.train.step import take_float8, train_step
+from camelid.train.step import check_float8, train_step
 
 from ..conftest import TEXT
 
@@ -212,6 +211,7 @@ def test_float8_is_taken_where_it_helps(tokens: Path, tmp_path: Path, monkeypatc
             pretrain(recipe(tokens, tmp_path / "none", dtype="float8", **train), quiet=True)
 
     refused("GPU")
+    check_float8(recipe(tokens, tmp_path / "none", dtype="float8"), Ranks(), here=False)
     monkeypatch.setattr("camelid.kernels.float8.multiplies", lambda device: True)
     refused("not compiled")
     refused("small", compile=True)
@@ -223,12 +223,12 @@ def test_float8_is_taken_where_it_helps(tokens: Path, tmp_path: Path, monkeypatc
         found.append(losses(tmp_path / dtype))
     assert found[1] != found[0]
     assert found[1] == pytest.approx(found[0], rel=0.02)
-    job = pretraining(recipe(tokens, tmp_path / "none", dtype="float8"), [tokens], Ranks())
+    run = recipe(tokens, tmp_path / "none", dtype="float8")
     with pytest.raises(RecipeError, match=r"parallel\.tensor"):
-        take_float8(job, Ranks(tensor=2))
-    adapt(job.model, LoraConfig(r=2))
-    with pytest.raises(RecipeError, match="not an adapter"):
-        take_float8(job, Ranks())
+        check_float8(run, Ranks(tensor=2))
+    run.finetune = FinetuneSection(method="lora")
+    with pytest.raises(RecipeError, match=r"finetune\.method full"):
+        check_float8(run, Ranks())
 
 
 def test_what_is_held_out_is_of_a_fine_tuning(tokens: Path, tmp_path: Path) -> None:
