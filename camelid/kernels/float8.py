@@ -72,8 +72,9 @@ def narrowed(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def rounded(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """x over `scale`, row after row in memory."""
     most = torch.finfo(dtype).max
-    return (x.float() / scale).clamp(-most, most).to(dtype)
+    return (x.float() / scale).clamp(-most, most).to(dtype).contiguous()
 
 
 def _across(matrix: Tensor) -> Tensor:

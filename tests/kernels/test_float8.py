@@ -38,7 +38,7 @@ def test_a_layer_and_its_gradients(device: torch.device) -> None:
     x = (3 * torch.randn(2, 24, 64, device=device)).bfloat16().requires_grad_()
     slope = (1e-4 * torch.randn(2, 24, 96, device=device)).bfloat16()
     out = float8.linear(x, weight)
-    out.backward(slope)
+    out.backward(slope.transpose(0, 1).contiguous().transpose(0, 1))  # laid out otherwise
     assert out.dtype == torch.bfloat16
     assert x.grad is not None
     assert weight.grad is not None
@@ -74,6 +74,18 @@ def learned(part: Any, x: Tensor) -> list[Tensor]:
     out = part(x)
     out.square().sum().backward()
     return [out.detach(), *(p.grad for p in part.parameters())]
+
+
+def test_factors_that_lie_otherwise() -> None:
+    torch.manual_seed(0)
+    weight, x, slope = torch.randn(64, 32).T, torch.randn(64, 48).T.bfloat16(), torch.randn(32, 48).T.bfloat16()
+    found = []
+    for w, given, along in ((weight, x, slope), (weight.contiguous(), x.contiguous(), slope.contiguous())):
+        leaves = w.detach().requires_grad_(), given.detach().requires_grad_()
+        out = float8.linear(leaves[1], leaves[0])
+        out.backward(along)
+        found.append([out.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 def test_rounding_takes_the_whole_range_and_hides_nothing() -> None:
