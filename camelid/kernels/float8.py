@@ -1,4 +1,4 @@
-"""A linear layer multiplied in float8 on a GPU, twice as fast there as in bfloat16 (arXiv:2209.05433).
+"""A linear layer multiplied in float8 on a GPU, at up to twice bfloat16's rate (arXiv:2209.05433).
 
 What goes forward is E4M3, 4 bits of exponent and 3 of mantissa, slopes are E5M2, each tensor over one scale, so that
 its greatest value is the format's. Sums are float32, on Hopper's chips with fewer bits going forward. Weights, moments
