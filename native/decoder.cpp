@@ -37,7 +37,8 @@ const Level* level_named(int wanted) {  // -1: the best of this CPU
 }
 
 constexpr std::int64_t STRETCH = 64 << 10;  // bytes of weights, below which a thread's share is not cut further
-constexpr std::int64_t MOST_TASKS = 8;      // of a thread in one product
+constexpr std::int64_t MOST_TASKS = 16;     // of a thread in one product
+constexpr std::int64_t MANY = 16;           // tokens that a product does not wait for memory with
 constexpr std::int64_t NOT_MADE = -2;
 
 enum Weight { Q, K, V, O, GATE, UP, DOWN, WEIGHTS };
@@ -164,12 +165,12 @@ struct Decoder {
             bytes += list[i].matrix->panels() * list[i].matrix->panel_bytes();
         }
         // Long stretches read memory best, and what is fetched behind a short one's end is another thread's; enough of
-        // them that no thread waits long for the last.
-        const std::int64_t each_thread = std::clamp<std::int64_t>(bytes / (pool.threads() * STRETCH), 1, MOST_TASKS);
-        const std::int64_t parts = pool.threads() == 1 ? 1 : each_thread * pool.threads();
-        const std::int64_t each = std::max<std::int64_t>(1, (panels + parts - 1) / parts);
-        pool.run((panels + each - 1) / each, [&](std::int64_t task) {
-            std::int64_t from = task * each, to = std::min(panels, from + each);
+        // them that no thread waits long for the last. Many tokens wait for arithmetic: as even shares as there can be.
+        const std::int64_t threads = pool.threads(), most = threads * MOST_TASKS;
+        const std::int64_t wanted = tokens < MANY ? std::min(bytes / STRETCH, most / 2) / threads * threads : most;
+        const std::int64_t tasks = threads == 1 ? 1 : std::min(panels, std::max(wanted, threads));
+        pool.run(tasks, [&](std::int64_t task) {
+            std::int64_t from = task * panels / tasks, to = (task + 1) * panels / tasks;
             for (int i = 0; i < count && to > 0; ++i) {
                 const Matrix& m = *list[i].matrix;
                 const std::int64_t here = m.panels();

@@ -198,13 +198,29 @@ INLINE void float_block(const Matrix& m, const std::uint8_t* data, std::int64_t 
 template <Number K, int T>
 constexpr int AHEAD = T > 1 ? 8192 : K == INT8 ? 2048 : 4096;
 
+// From here on sums live in registers: whatever takes the address of all of them, a loop that is not unrolled or an array's
+// `= {}`, has GCC keep them in memory, too, and fill that at each tile with an operation that waits for the last one's stores.
+template <int T>
+INLINE void begin_rows(Values (*sum)[PARTS], float* out, std::int64_t out_row) {
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t, out += out_row)
+#pragma GCC unroll 8
+        for (int h = 0; h < PARTS; ++h) {
+            sum[t][h] = Values{};
+            if (h * LANES % 16 == 0) __builtin_prefetch(out + LANES * h, 1, 3);  // to be there when it is written
+        }
+}
+
 template <int T>
 INLINE void keep_rows(const Values (*sum)[PARTS], float* out, std::int64_t out_row, std::int64_t rows) {
-    for (int t = 0; t < T; ++t, out += out_row)
-        if (rows == PANEL)
-            for (int h = 0; h < PARTS; ++h) Register::store(&sum[t][h], out + LANES * h);
-        else
-            std::memcpy(out, sum[t], static_cast<std::size_t>(rows) * sizeof(float));
+    float some[PANEL];
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t, out += out_row) {
+        float* to = rows == PANEL ? out : some;
+#pragma GCC unroll 8
+        for (int h = 0; h < PARTS; ++h) Register::store(&sum[t][h], to + LANES * h);
+        if (to == some) std::memcpy(out, some, static_cast<std::size_t>(rows) * sizeof(float));
+    }
 }
 
 // out [T, rows of a panel] = a panel times T rows of bytes. Whoever comes FIRST over a panel fetches what follows.
@@ -215,7 +231,8 @@ void integer_tile(const Matrix& m, const std::uint8_t* panel, const Activations&
     const std::int64_t together = m.group / BLOCK, blocks = m.columns / BLOCK;
     Block block = {static_cast<const std::int8_t*>(by.values) + token * m.columns, by.scales + token * blocks,
                    by.sums + SUMS * token * blocks, m.columns, blocks};
-    Values sum[T][PARTS] = {}, scale[PARTS];
+    Values sum[T][PARTS], scale[PARTS];
+    begin_rows<T>(sum, out + token * out_row, out_row);
     for (std::int64_t b = 0; b < blocks;) {
         for (int h = 0; h < PARTS; ++h) load_halves(panel + h * LANES * 2, &scale[h]);
         const std::uint8_t* zeros = panel + 64;
@@ -239,7 +256,8 @@ void float_tile(const Matrix& m, const std::uint8_t* panel, const Activations& b
     Matrix known = m;
     known.kind = K;
     const std::int64_t step = m.panel_bytes() / (m.columns / BLOCK);
-    Values sum[T][PARTS] = {};
+    Values sum[T][PARTS];
+    begin_rows<T>(sum, out + token * out_row, out_row);
     for (std::int64_t b = 0; b < m.columns / BLOCK; ++b, panel += step)
         K == BFLOAT16 ? bfloat_block<T>(known, panel, b, by, token, sum) : float_block<T>(known, panel, b, by, token, sum);
     keep_rows<T>(sum, out + token * out_row, out_row, rows);
