@@ -165,10 +165,11 @@ struct Decoder {
             bytes += list[i].matrix->panels() * list[i].matrix->panel_bytes();
         }
         // Long stretches read memory best, and what is fetched behind a short one's end is another thread's; enough of
-        // them that no thread waits long for the last. Many tokens wait for arithmetic: as even shares as there can be.
-        const std::int64_t threads = pool.threads(), most = threads * MOST_TASKS;
-        const std::int64_t wanted = tokens < MANY ? std::min(bytes / STRETCH, most / 2) / threads * threads : most;
-        const std::int64_t tasks = threads == 1 ? 1 : std::min(panels, std::max(wanted, threads));
+        // them that no thread waits long for the last. Many tokens wait for arithmetic: a panel is enough for a task.
+        const bool many = tokens >= MANY;
+        const std::int64_t threads = pool.threads(), least = many ? 1 : (STRETCH * panels + bytes - 1) / bytes;
+        const std::int64_t each = std::clamp<std::int64_t>(panels / least / threads, 1, many ? MOST_TASKS : MOST_TASKS / 2);
+        const std::int64_t tasks = threads == 1 ? 1 : std::min(panels, each * threads);
         pool.run(tasks, [&](std::int64_t task) {
             std::int64_t from = task * panels / tasks, to = (task + 1) * panels / tasks;
             for (int i = 0; i < count && to > 0; ++i) {

@@ -71,8 +71,8 @@ void keep(const float* key, const float* value, const Pages& page, std::int64_t 
 
 // sum[r][w] += factors[r][k] times register w of line k, of `count` lines; additions wait for one another, so several at
 // once. `next` is fetched meanwhile.
-template <typename T, int R, int W>
-INLINE void add_lines(const T* lines, const T* next, std::int64_t line, std::int64_t count, const float* const* factors,
+template <typename T, int R, int W, int S>
+INLINE void add_lines(const T* lines, const T* next, std::int64_t line, std::int64_t count, const float (*factors)[S],
                       Values (*sum)[W]) {
     for (std::int64_t k = 0; k < count; ++k)
         for (int w = 0; w < W; ++w) {
@@ -83,9 +83,8 @@ INLINE void add_lines(const T* lines, const T* next, std::int64_t line, std::int
         }
 }
 
-template <int R, int W>
-INLINE void add_pair(const Half* pair, std::uint32_t kept, std::int64_t at, const Pair* const* factors,
-                     Values (*sum)[W]) {
+template <int R, int W, int S>
+INLINE void add_pair(const Half* pair, std::uint32_t kept, std::int64_t at, const Pair (*factors)[S], Values (*sum)[W]) {
     Words words[W], two;
     for (int w = 0; w < W; ++w) {
         Register::Bits both;
@@ -98,44 +97,45 @@ INLINE void add_pair(const Half* pair, std::uint32_t kept, std::int64_t at, cons
     }
 }
 
-template <typename T, int R, int W>
+template <typename T, int R, int W, int S>
 INLINE void add_lines(const Half* lines, const Half* next, std::int64_t line, std::int64_t count,
-                      const Pair* const* factors, Values (*sum)[W]) {
+                      const Pair (*factors)[S], Values (*sum)[W]) {
     for (std::int64_t k = 0; k + 2 <= count; k += 2) {
         for (int w = 0; w < W; ++w) __builtin_prefetch(next + k * line + 2 * LANES * w, 0, 2);
-        add_pair<R, W>(lines + k * line, 0xFFFFFFFFu, k / 2, factors, sum);
+        add_pair<R, W, S>(lines + k * line, 0xFFFFFFFFu, k / 2, factors, sum);
     }
     if (count % 2)  // what lies beside the last line may never have been written
-        add_pair<R, W>(lines + (count - 1) * line, 0xFFFFu, count / 2, factors, sum);
+        add_pair<R, W, S>(lines + (count - 1) * line, 0xFFFFu, count / 2, factors, sum);
 }
 
-// A row's factors from floats, in `room` where they need some.
-INLINE const float* as_factors(const float* from, std::int64_t, float*) { return from; }
-INLINE const Pair* as_factors(const float* from, std::int64_t count, Pair* room) {
+// A row's factors from floats.
+INLINE void as_factors(const float* from, std::int64_t count, float* to) {
+    std::memcpy(to, from, static_cast<std::size_t>(count) * sizeof(float));
+}
+INLINE void as_factors(const float* from, std::int64_t count, Pair* to) {
     for (std::int64_t i = 0; i < count; i += LANES) {
         Values values;
         Register::load(from + i, &values);
 #ifdef HAS_BF16
-        narrow_lanes(values, reinterpret_cast<Half*>(room) + i);
+        narrow_lanes(values, reinterpret_cast<Half*>(to) + i);
 #else
         Half halves[LANES];
         narrow_lanes(values, halves);
         Register::load(halves, &values);
-        std::memcpy(reinterpret_cast<char*>(room) + i * sizeof(float), &values, sizeof values);
+        std::memcpy(reinterpret_cast<char*>(to) + i * sizeof(float), &values, sizeof values);
 #endif
     }
-    return room;
 }
 
 // sums[r][from …] += shares[r] times W registers of each of `used` values.
-template <typename T, int R, int W>
+template <typename T, int R, int W, int S>
 INLINE void mix(const T* values, const T* next, std::int64_t size, std::int64_t used,
-                const typename Factors<T>::One* const* shares, float (*sums)[MOST_DIM], std::int64_t from) {
+                const typename Factors<T>::One (*shares)[S], float (*sums)[MOST_DIM], std::int64_t from) {
     constexpr std::int64_t near = Factors<T>::together;
     Values sum[R][W];
     for (int r = 0; r < R; ++r)
         for (int w = 0; w < W; ++w) Register::load(sums[r] + from + LANES * w, &sum[r][w]);
-    add_lines<T, R, W>(values + from * near, next + from * near, size, used, shares, sum);
+    add_lines<T, R, W, S>(values + from * near, next + from * near, size, used, shares, sum);
     for (int r = 0; r < R; ++r)
         for (int w = 0; w < W; ++w) Register::store(&sum[r][w], sums[r] + from + LANES * w);
 }
@@ -177,12 +177,11 @@ INLINE void attend_rows(const Attention& text, std::int64_t kv_head, const float
     alignas(64) float sums[R][MOST_DIM];
     alignas(64) float shares[R][PAGE];
     using Factor = typename Factors<T>::One;
-    alignas(64) Factor asked_room[R][MOST_DIM], share_room[R][PAGE];
-    const Factor *asked[R], *given[R];
+    alignas(64) Factor asked[R][MOST_DIM], given[R][PAGE];
     float tops[R];
     Values totals[R] = {};
     for (int r = 0; r < R; ++r) {
-        asked[r] = as_factors(queries[r], size, asked_room[r]);
+        as_factors(queries[r], size, asked[r]);
         std::memset(sums[r], 0, static_cast<std::size_t>(size) * 4);
         tops[r] = -1e30f;
     }
@@ -196,9 +195,12 @@ INLINE void attend_rows(const Attention& text, std::int64_t kv_head, const float
         Values scores[R][PARTS];
         for (int h = 0; h < PARTS; h += W) {
             constexpr std::int64_t near = Factors<T>::together;
-            Values some[R][W] = {};
-            add_lines<T, R, W>(keys + h * LANES * near, next_keys + h * LANES * near, PAGE, size, asked, some);
-            for (int r = 0; r < R; ++r) std::memcpy(&scores[r][h], some[r], sizeof some[r]);
+            Values some[R][W];
+#pragma GCC unroll 16
+            for (int i = 0; i < R * W; ++i) some[i / W][i % W] = Values{};
+            add_lines<T, R, W, MOST_DIM>(keys + h * LANES * near, next_keys + h * LANES * near, PAGE, size, asked, some);
+#pragma GCC unroll 16
+            for (int i = 0; i < R * W; ++i) scores[i / W][h + i % W] = some[i / W][i % W];
         }
         Values worth[PARTS] = {};
         if constexpr (sizeof(T) == 1)
@@ -221,14 +223,14 @@ INLINE void attend_rows(const Attention& text, std::int64_t kv_head, const float
             for (int r = 0; r < R; ++r)
                 for (std::int64_t j = 0; j < used; ++j) shares[r][j] *= each[j];
         }
-        for (int r = 0; r < R; ++r) given[r] = as_factors(shares[r], PAGE, share_room[r]);
+        for (int r = 0; r < R; ++r) as_factors(shares[r], PAGE, given[r]);
         std::int64_t i = 0;
-        for (; i + W * LANES <= size; i += W * LANES) mix<T, R, W>(values, next_values, size, used, given, sums, i);
-        for (; i < size; i += LANES) mix<T, R, 1>(values, next_values, size, used, given, sums, i);
+        for (; i + W * LANES <= size; i += W * LANES) mix<T, R, W, PAGE>(values, next_values, size, used, given, sums, i);
+        for (; i < size; i += LANES) mix<T, R, 1, PAGE>(values, next_values, size, used, given, sums, i);
     }
     for (int r = 0; r < R; ++r) {
-        const float total = sum_of(totals[r]);
-        for (std::int64_t i = 0; i < size; ++i) out[r][i] = sums[r][i] / total;
+        const float share = 1.0f / sum_of(totals[r]);
+        for (std::int64_t i = 0; i < size; ++i) out[r][i] = sums[r][i] * share;
     }
 }
 

@@ -4,17 +4,17 @@ constexpr float LEAST = 1e-30f;  // as camelid/kernels/packed.py says
 
 // rint(x * 127 / max |x|) of each of `count` values, a multiple of LANES, and their sum; returns what one is worth.
 INLINE float as_bytes(const float* from, std::int64_t count, std::int8_t* to, std::int32_t* sum) {
-    Values top = {}, poison = {};
+    Register::Whole top = {};  // of the bits of |x|: what is no number or infinite is above all others
     for (std::int64_t i = 0; i < count; i += LANES) {
-        Values x;
-        Register::load(from + i, &x);
-        const Values size = x < 0.0f ? -x : x;
+        Register::Whole size;
+        std::memcpy(&size, from + i, sizeof size);
+        size &= 0x7FFFFFFF;
         top = size > top ? size : top;
-        poison += x * 0.0f;  // nothing, but for what is no number or infinite: the comparison would miss it
     }
-    float most = greatest(top);
-    most = most < LEAST ? 0.0f : most;
-    most += sum_of(poison);
+    const std::int32_t bits = greatest(top);
+    float most;
+    std::memcpy(&most, &bits, sizeof most);
+    most = most < LEAST ? 0.0f : most - (bits < 0x7F800000 ? 0.0f : most);  // infinite less infinite: no number
     const float inverse = most > 0 ? 127.0f / most : 0.0f;
     Register::Whole sums = {};
     for (std::int64_t i = 0; i < count; i += LANES) {
@@ -52,7 +52,7 @@ void prepare(Number kind, const float* row, const Activations& to, std::int64_t 
         for (std::int64_t i = 0; i < columns; i += LANES) {
             Values x;
             Register::load(row + i, &x);
-            Register::store(&x, out + i);
+            narrow_lanes(x, out + i);
         }
         return;
     }
@@ -207,7 +207,7 @@ INLINE void begin_rows(Values (*sum)[PARTS], float* out, std::int64_t out_row) {
 #pragma GCC unroll 8
         for (int h = 0; h < PARTS; ++h) {
             sum[t][h] = Values{};
-            if (h * LANES % 16 == 0) __builtin_prefetch(out + LANES * h, 1, 3);  // to be there when it is written
+            if (T > 1 && h * LANES % 16 == 0) __builtin_prefetch(out + LANES * h, 1, 3);  // to be there when it is written
         }
 }
 

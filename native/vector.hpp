@@ -214,14 +214,24 @@ INLINE void halve(const Wide& values, Part* low, Part* high) {
 }
 
 template <typename V>
-INLINE float greatest(const V& values) {
-    constexpr int N = sizeof(V) / sizeof(float);
-    if constexpr (N == 4) {
-        const float left = values[0] > values[2] ? values[0] : values[2];
-        const float right = values[1] > values[3] ? values[1] : values[3];
-        return left > right ? left : right;
+using HalfOf = std::conditional_t<std::is_same_v<V, typename Lanes<sizeof(V) / 4>::Values>,
+                                  typename Lanes<sizeof(V) / 8>::Values, typename Lanes<sizeof(V) / 8>::Whole>;
+
+// Of four values v, v2 v3 v0 v1.
+template <typename V>
+INLINE void turn(const V& v, V* out) {
+    *out = V{v[2], v[3], v[0], v[1]};
+}
+
+template <typename V>
+INLINE auto greatest(const V& values) {
+    if constexpr (sizeof(V) == 16) {
+        V turned;
+        turn(values, &turned);
+        turned = values > turned ? values : turned;
+        return turned[0] > turned[1] ? turned[0] : turned[1];
     } else {
-        typename Lanes<N / 2>::Values a, b;
+        HalfOf<V> a, b;
         halve(values, &a, &b);
         a = a > b ? a : b;
         return greatest(a);
@@ -230,12 +240,13 @@ INLINE float greatest(const V& values) {
 
 template <typename V>
 INLINE auto sum_of(const V& values) {
-    constexpr int N = sizeof(V) / 4;
-    if constexpr (N == 4) {
-        return (values[0] + values[2]) + (values[1] + values[3]);
+    if constexpr (sizeof(V) == 16) {
+        V turned;
+        turn(values, &turned);
+        turned += values;
+        return turned[0] + turned[1];
     } else {
-        constexpr bool floats = std::is_same_v<V, typename Lanes<N>::Values>;
-        std::conditional_t<floats, typename Lanes<N / 2>::Values, typename Lanes<N / 2>::Whole> a, b;
+        HalfOf<V> a, b;
         halve(values, &a, &b);
         a += b;
         return sum_of(a);
