@@ -80,10 +80,10 @@ struct Block {
 };
 
 // sum[t][part …] += a block of ABREAST registers of a panel's rows times T tokens' blocks. `scale` and `zeros`, which are
-// bytes or halves, are the weights'; the data AHEAD bytes behind this block's is fetched meanwhile.
-template <Number K, Zero Z, int T, int AHEAD>
-INLINE void integer_rows(const Values* scale, const std::uint8_t* zeros, const std::uint8_t* data, const Block& by,
-                         int part, Values (*sum)[PARTS]) {
+// bytes or halves, are the weights'; whoever is FIRST fetches the data `ahead` bytes behind this block's meanwhile.
+template <Number K, Zero Z, int T, bool FIRST>
+INLINE void integer_rows(const Values* scale, const std::uint8_t* zeros, const std::uint8_t* data, std::int64_t ahead,
+                         const Block& by, int part, Values (*sum)[PARTS]) {
     Sums sums[T][ABREAST];
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
@@ -100,7 +100,7 @@ INLINE void integer_rows(const Values* scale, const std::uint8_t* zeros, const s
         Weights w[2][ABREAST];
         for (int h = 0; h < ABREAST; ++h) {
             const std::uint8_t* at = data + (k / together * PARTS + part + h) * LANES * 4;
-            if (AHEAD && (part + h) * LANES * 4 % 64 == 0) __builtin_prefetch(at + AHEAD, 0, 2);
+            if (FIRST && (part + h) * LANES * 4 % 64 == 0) __builtin_prefetch(at + ahead, 0, 2);
             K == INT4 ? load_nibbles(at, &w[0][h], &w[1][h]) : load(at, &w[0][h]);
         }
 #pragma GCC unroll 8
@@ -193,10 +193,13 @@ INLINE void float_block(const Matrix& m, const std::uint8_t* data, std::int64_t 
 }
 
 // So many bytes are fetched before their turn, into the second cache: the first has too few places for what is under way.
-// Of bytes that meet one token a longer lead is in the way of what the CPU fetches by itself, which with more tokens it
-// does not do; of half bytes each CPU would like another one (docs/decisions.md has the figures).
+// Where memory is waited for, a long lead is in the way of what AMD's CPUs fetch by themselves; with more tokens they do
+// not. Of half bytes that meet one token Intel's want a longer one (docs/decisions.md has the figures).
 template <Number K, int T>
-constexpr int AHEAD = T > 1 ? 8192 : K == INT8 ? 2048 : 4096;
+INLINE std::int64_t lead() {
+    if (from_amd()) return T == 1 ? (K == INT8 ? 2048 : 1024) : T <= (K == INT8 ? 4 : 2) ? 1024 : 8192;
+    return T > 1 ? 8192 : K == INT8 ? 2048 : 4096;
+}
 
 // From here on sums live in registers: whatever takes the address of all of them, a loop that is not unrolled or an array's
 // `= {}`, has GCC keep them in memory, too, and fill that at each tile with an operation that waits for the last one's stores.
@@ -227,7 +230,8 @@ INLINE void keep_rows(const Values (*sum)[PARTS], float* out, std::int64_t out_r
 template <Number K, Zero Z, int T, bool FIRST>
 void integer_tile(const Matrix& m, const std::uint8_t* panel, const Activations& by, std::int64_t token, float* out,
                   std::int64_t out_row, std::int64_t rows) {
-    constexpr int before = Z == MIDDLE ? 64 : 128, step = BLOCK * PANEL * (K == INT8 ? 2 : 1) / 2, ahead = FIRST ? AHEAD<K, T> : 0;
+    constexpr int before = Z == MIDDLE ? 64 : 128, step = BLOCK * PANEL * (K == INT8 ? 2 : 1) / 2;
+    const std::int64_t ahead = FIRST ? lead<K, T>() : 0;
     const std::int64_t together = m.group / BLOCK, blocks = m.columns / BLOCK;
     Block block = {static_cast<const std::int8_t*>(by.values) + token * m.columns, by.scales + token * blocks,
                    by.sums + SUMS * token * blocks, m.columns, blocks};
@@ -236,12 +240,12 @@ void integer_tile(const Matrix& m, const std::uint8_t* panel, const Activations&
     for (std::int64_t b = 0; b < blocks;) {
         for (int h = 0; h < PARTS; ++h) load_halves(panel + h * LANES * 2, &scale[h]);
         const std::uint8_t* zeros = panel + 64;
-        if (ahead)
+        if (FIRST)
             for (int i = 0; i < before; i += 64) __builtin_prefetch(panel + i + ahead, 0, 2);
         panel += before;
         for (const std::int64_t end = b + together; b < end; ++b, panel += step) {
             for (int part = 0; part < PARTS; part += ABREAST)
-                integer_rows<K, Z, T, ahead>(scale, zeros, panel, block, part, sum);
+                integer_rows<K, Z, T, FIRST>(scale, zeros, panel, ahead, block, part, sum);
             block.bytes += BLOCK;
             block.scales += 1;
             block.starts += SUMS;

@@ -26,6 +26,9 @@ inline bool has_avx512() {
     return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma");
 }
+inline bool from_amd() { return __builtin_cpu_is("amd"); }
+#else
+inline bool from_amd() { return false; }
 #endif
 
 using Half = std::uint16_t;  // a bfloat16
