@@ -174,6 +174,7 @@ INLINE void attend_rows(const Attention& text, std::int64_t kv_head, const float
     const std::int64_t size = text.head_dim;
     const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(size));
     constexpr int W = LANES == 16 || R <= 4 ? 2 : 1;  // registers of a line at a time: R * W sums and more must fit
+    constexpr int LONG = LANES == 16 && R <= 6 ? 4 : W;  // of values; lines that are read in one go are fetched better
     alignas(64) float sums[R][MOST_DIM];
     alignas(64) float shares[R][PAGE];
     using Factor = typename Factors<T>::One;
@@ -225,6 +226,7 @@ INLINE void attend_rows(const Attention& text, std::int64_t kv_head, const float
         }
         for (int r = 0; r < R; ++r) as_factors(shares[r], PAGE, given[r]);
         std::int64_t i = 0;
+        for (; i + LONG * LANES <= size; i += LONG * LANES) mix<T, R, LONG, PAGE>(values, next_values, size, used, given, sums, i);
         for (; i + W * LANES <= size; i += W * LANES) mix<T, R, W, PAGE>(values, next_values, size, used, given, sums, i);
         for (; i < size; i += LANES) mix<T, R, 1, PAGE>(values, next_values, size, used, given, sums, i);
     }
