@@ -136,7 +136,8 @@ def write_filler(folder: Path, size: int) -> None:
 
 
 def limits(rows: Sequence[dict[str, Any]], threads: Sequence[int]) -> dict[str, Any]:
-    """How fast this machine reads memory and multiplies, and how much of the reading our decoding uses."""
+    """How fast this machine reads memory and multiplies, and how much of the reading our decoding uses: of the weights,
+    and with the keys and values that a token reads besides."""
     import torch
 
     from camelid.kernels.memory import large_pages
@@ -154,8 +155,12 @@ def limits(rows: Sequence[dict[str, Any]], threads: Sequence[int]) -> dict[str, 
         found[f"{count} threads, torch.mm bfloat16"] = f"{flops:.0f} GFLOP/s"
         for row in rows:
             if row.get("weight_bytes") and row["threads"] == count and "decode" in row["task"]:
-                share = row["value"] * row["weight_bytes"] / 1e9 / speed
-                found[f"{row['task']}, {count} threads"] = f"{share:.0%} of the memory's speed"
+                weights, both = (
+                    row["value"] * size / 1e9 / speed
+                    for size in (row["weight_bytes"], row["weight_bytes"] + row["cache_bytes"])
+                )
+                shares = f"{weights:.0%} of the memory's speed, with the cache {both:.0%}"
+                found[f"{row['task']}, {count} threads"] = shares
     torch.set_num_threads(usual)
     return found
 

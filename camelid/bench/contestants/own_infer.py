@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from infer_protocol import race, threads
+from infer_protocol import prompt_length, race, threads
 
 from camelid import __version__
 from camelid.formats.load import load
@@ -18,6 +18,7 @@ from camelid.generate.engine import Engine
 from camelid.generate.native import NativeRunner
 from camelid.generate.place import runner_for
 from camelid.generate.sampling import SamplingParams
+from camelid.kernels.decoder import PAGE
 from camelid.model.llama import Llama
 from camelid.model.quantized import BITS
 
@@ -37,8 +38,12 @@ def main() -> None:
         assert all(len(result.ids) == new for result in found)
 
     weights = runner.weight_bytes if isinstance(runner, NativeRunner) else 0
+    length = prompt_length() + (1 + 64) / 2  # of the text while it is gone on with, on average
     version = f"{__version__} {type(runner).__name__}"
-    race(generate, engine.config.vocab_size, version, loaded, weight_bytes=weights)
+    race(
+        generate, engine.config.vocab_size, version, loaded,
+        weight_bytes=weights, cache_bytes=runner.page_bytes() / PAGE * length,
+    )  # fmt: skip
 
 
 main()
