@@ -37,7 +37,7 @@ const Level* level_named(int wanted) {  // -1: the best of this CPU
 }
 
 constexpr std::int64_t STRETCH = 64 << 10;  // bytes of weights, below which a thread's share is not cut further
-constexpr std::int64_t MOST_TASKS = 16;     // of a thread in one product
+constexpr std::int64_t MOST_TASKS = 16;     // of a thread in one product; half as many of few tokens
 constexpr std::int64_t MANY = 16;           // tokens that a product does not wait for memory with
 constexpr std::int64_t NOT_MADE = -2;
 
@@ -166,9 +166,10 @@ struct Decoder {
         }
         // Long stretches read memory best, and what is fetched behind a short one's end is another thread's; enough of
         // them that no thread waits long for the last. Many tokens wait for arithmetic: a panel is enough for a task.
-        const bool many = tokens >= MANY;
-        const std::int64_t threads = pool.threads(), least = many ? 1 : (STRETCH * panels + bytes - 1) / bytes;
-        const std::int64_t each = std::clamp<std::int64_t>(panels / least / threads, 1, many ? MOST_TASKS : MOST_TASKS / 2);
+        if (panels == 0) return;
+        const std::int64_t threads = pool.threads(), stretches = panels / ((STRETCH * panels + bytes - 1) / bytes);
+        const std::int64_t few = std::clamp<std::int64_t>(stretches / threads, 1, MOST_TASKS / 2);
+        const std::int64_t each = tokens < MANY ? few : MOST_TASKS;
         const std::int64_t tasks = threads == 1 ? 1 : std::min(panels, each * threads);
         pool.run(tasks, [&](std::int64_t task) {
             std::int64_t from = task * panels / tasks, to = (task + 1) * panels / tasks;

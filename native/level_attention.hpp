@@ -174,7 +174,7 @@ INLINE void attend_rows(const Attention& text, std::int64_t kv_head, const float
     const std::int64_t size = text.head_dim;
     const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(size));
     constexpr int W = LANES == 16 || R <= 4 ? 2 : 1;  // registers of a line at a time: R * W sums and more must fit
-    constexpr int LONG = LANES == 16 && R <= 6 ? 4 : W;  // of values; lines that are read in one go are fetched better
+    constexpr int LONG = LANES == 16 && R <= 4 ? 4 : W;  // of values; lines that are read in one go are fetched better
     alignas(64) float sums[R][MOST_DIM];
     alignas(64) float shares[R][PAGE];
     using Factor = typename Factors<T>::One;

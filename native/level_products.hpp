@@ -201,7 +201,7 @@ INLINE std::int64_t lead() {
     return T > 1 ? 8192 : K == INT8 ? 2048 : 4096;
 }
 
-// From here on sums live in registers: whatever takes the address of all of them, a loop that is not unrolled or an array's
+// From here on sums live in registers, where there are enough of them: whatever takes the address of all of them, a loop that is not unrolled or an array's
 // `= {}`, has GCC keep them in memory, too, and fill that at each tile with an operation that waits for the last one's stores.
 template <int T>
 INLINE void begin_rows(Values (*sum)[PARTS], float* out, std::int64_t out_row) {

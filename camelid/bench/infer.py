@@ -160,7 +160,7 @@ def limits(rows: Sequence[dict[str, Any]], threads: Sequence[int]) -> dict[str, 
                     for size in (row["weight_bytes"], row["weight_bytes"] + row["cache_bytes"])
                 )
                 shares = f"{weights:.0%} of the memory's speed, with the cache {both:.0%}"
-                found[f"{row['task']}, {count} threads"] = shares
+                found[f"{row['task']}, {row['implementation']}, {count} threads"] = shares
     torch.set_num_threads(usual)
     return found
 

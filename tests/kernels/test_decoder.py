@@ -36,6 +36,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "multi-query": {"num_key_value_heads": 1},
     "biases": {"attention_bias": True, "mlp_bias": True},
     "wide heads": {"head_dim": 48},
+    "heads of 7 registers": {"head_dim": 112},  # 4, 2 and 1 at a time
     "tied": {"tie_word_embeddings": True},
     "llama3 rope": {"rope_scaling": RopeScaling("llama3", factor=8.0, original_max_position_embeddings=32)},
     "yarn rope": {"rope_scaling": RopeScaling("yarn", factor=4.0, original_max_position_embeddings=32)},
@@ -259,12 +260,13 @@ def test_the_same_bits_in_any_batch_chunk_and_number_of_threads(
     assert torch.equal(beside[0][4], beside[2][0])
 
 
+@pytest.mark.parametrize("head_dim", [48, 112])
 @pytest.mark.parametrize("length", [1, 2, 31, 33, 70])
 @pytest.mark.parametrize("name", HERE)
 def test_a_cache_of_bfloat16_rounds_what_attention_multiplies_and_nothing_else(
-    name: str, length: int, monkeypatch: pytest.MonkeyPatch
+    name: str, length: int, head_dim: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, ids = llama(head_dim=48, num_key_value_heads=1), tokens(length)
+    model, ids = llama(head_dim=head_dim, num_key_value_heads=1), tokens(length)
 
     def narrow(q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
         q, k, v = (x.bfloat16().float() for x in (q, k, v))
