@@ -21,14 +21,17 @@ const Level* level_named(int wanted) {  // -1: the best of this CPU
     const bool f16c = __builtin_cpu_supports("f16c");
 #endif
     const bool vnni = has_avx512() && f16c && __builtin_cpu_supports("avx512vnni");
+    const bool bf16 = vnni && __builtin_cpu_supports("avx512bf16");
     const Level* const levels[] = {
         level_plain(),
         has_avx2() && f16c ? level_avx2() : nullptr,
         vnni ? level_avx512() : nullptr,
-        vnni && __builtin_cpu_supports("avx512bf16") ? level_avx512_bf16() : nullptr,
+        bf16 ? level_avx512_bf16() : nullptr,
+        bf16 ? level_amx() : nullptr,
+        bf16 ? level_amx_simulated() : nullptr,
     };
-    if (wanted >= 0 && wanted < 4) return levels[wanted];
-    for (int i = 3; i > 0; --i)
+    if (wanted >= 0 && wanted < 6) return levels[wanted];
+    for (int i = 4; i > 0; --i)  // never the simulated one
         if (levels[i]) return levels[i];
 #else
     if (wanted > 0) return nullptr;
@@ -122,7 +125,7 @@ struct Decoder {
     Matrix head{};
     const float* final_norm = nullptr;
     Prepared prepared;
-    Buffer<float> residual, normed, q, k, v, mixed, gate, up, added;
+    Buffer<float> residual, normed, inner, added;  // `inner` is attention's, then the MLP's
 
     Decoder(const std::int64_t* shape, float epsilon, const Level* chosen, int threads)
         : hidden(shape[0]), intermediate(shape[1]), layer_count(shape[2]), heads(shape[3]), kv_heads(shape[4]),
@@ -214,7 +217,8 @@ void keep_all(Decoder& d, const Step& s, float* q, float* k, const float* v) {
 // x + attention(norm(x)) but for the sum, which the MLP begins with.
 void attention(Decoder& d, const Step& s, const Layer& layer) {
     const std::int64_t q_row = d.heads * d.head_dim, kv_row = d.kv_heads * d.head_dim;
-    float *q = d.q.reserve(s.tokens * q_row), *k = d.k.reserve(s.tokens * kv_row), *v = d.v.reserve(s.tokens * kv_row);
+    float* q = d.inner.reserve(2 * s.tokens * std::max(q_row + kv_row, d.intermediate));  // once for both: no gap is left
+    float *k = q + s.tokens * q_row, *v = k + s.tokens * kv_row, *mixed = v + s.tokens * kv_row;
     float *x = d.residual.reserve(s.tokens * d.hidden), *normed = d.normed.reserve(s.tokens * d.hidden);
     const Product qkv[] = {{&layer.matrices[Q], layer.biases[Q], q},
                            {&layer.matrices[K], layer.biases[K], k},
@@ -224,7 +228,6 @@ void attention(Decoder& d, const Step& s, const Layer& layer) {
         return normed + t * d.hidden;
     });
     keep_all(d, s, q, k, v);
-    float* mixed = d.mixed.reserve(s.tokens * q_row);
     d.pool.run(static_cast<std::int64_t>(s.tasks.size()), [&](std::int64_t n) {
         const Task& task = s.tasks[static_cast<std::size_t>(n)];
         const std::int64_t first = s.starts[task.text];
@@ -239,7 +242,7 @@ void attention(Decoder& d, const Step& s, const Layer& layer) {
 void mlp(Decoder& d, const Step& s, const Layer& layer) {
     float *x = d.residual.reserve(s.tokens * d.hidden), *added = d.added.reserve(s.tokens * d.hidden);
     float* normed = d.normed.reserve(s.tokens * d.hidden);
-    float *gate = d.gate.reserve(s.tokens * d.intermediate), *up = d.up.reserve(s.tokens * d.intermediate);
+    float *gate = d.inner.reserve(2 * s.tokens * d.intermediate), *up = gate + s.tokens * d.intermediate;
     const Product both[] = {{&layer.matrices[GATE], layer.biases[GATE], gate},
                             {&layer.matrices[UP], layer.biases[UP], up}};
     d.products(s.tokens, d.hidden, both, 2, [&](std::int64_t t) {

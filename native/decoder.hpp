@@ -87,3 +87,5 @@ const Level* level_plain();
 const Level* level_avx2();
 const Level* level_avx512();
 const Level* level_avx512_bf16();
+const Level* level_amx();  // null where there are no tiles; to be asked only where there is level_avx512_bf16
+const Level* level_amx_simulated();

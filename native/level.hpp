@@ -1,5 +1,5 @@
 // The functions of struct Level, for the instructions that the including file has switched on.
-// Included with LEVEL (a function's name), LEVEL_NAME, and the HAS_… of what may be used.
+// Included with LEVEL (a function's name), LEVEL_NAME, the HAS_… of what may be used, and AMX_TILES where there are any.
 #include "decoder.hpp"
 #include "vector.hpp"
 
@@ -20,6 +20,12 @@ using Values = Register::Values;
 
 #include "level_integers.hpp"
 #include "level_products.hpp"
+#ifdef AMX_TILES
+#include "level_tiles.hpp"
+constexpr auto MULTIPLY = multiply_tiled;
+#else
+constexpr auto MULTIPLY = multiply;
+#endif
 #include "level_attention.hpp"
 
 void rms_norm_row(const float* row, const float* weight, std::int64_t size, float eps, float* out) {
@@ -104,7 +110,7 @@ std::int64_t likeliest(const float* scores, std::int64_t size) {
 }  // namespace
 
 const Level* LEVEL() {
-    static const Level level = {LEVEL_NAME,  prepare, multiply, rms_norm_row, swiglu_row,
+    static const Level level = {LEVEL_NAME,  prepare, MULTIPLY, rms_norm_row, swiglu_row,
                                 rotate_head, keep,    attend,   likeliest};
     return &level;
 }

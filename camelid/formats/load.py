@@ -96,9 +96,10 @@ def load(
     model_class: type[Model] = Llama,  # type: ignore[assignment]
     bits: int | None = None,
     integers: bool = False,
+    head: bool = False,
 ) -> Model:
-    """Read MODEL into a Llama in evaluation mode. dtype None keeps the file's own. `bits` and `integers` as in
-    `read_model`; an adapter's base is expanded.
+    """Read MODEL into a Llama in evaluation mode. dtype None keeps the file's own. `bits`, `integers` and `head` as in
+    `read_model`; an adapter's base is expanded, and its output projection is not rounded.
 
     Every tensor of the model must be in the file with the right shape, and none may be left over: a model is
     never opened with weights missing. An adapter is put on its base, which stays as it is. Raises FormatError naming
@@ -106,7 +107,8 @@ def load(
     """
     path = resolve(source)
     adapter = path.is_dir() and is_adapter(path)
-    model, fingerprint = read_model(open_model(path), dtype, device, model_class, bits, integers and not adapter)
+    kept, head = integers and not adapter, head and not adapter
+    model, fingerprint = read_model(open_model(path), dtype, device, model_class, bits, kept, head)
     if adapter:
         attach(model, path, fingerprint=fingerprint)
     return model.eval()
@@ -114,14 +116,14 @@ def load(
 
 def read_model(
     checkpoint: Checkpoint, dtype: torch.dtype | None, device: str | torch.device, model_class: type[Model],
-    bits: int | None = None, integers: bool = False,
+    bits: int | None = None, integers: bool = False, head: bool = False,
 ) -> tuple[Model, str]:  # fmt: skip
     """All weights of an opened model, and their fingerprint. Quantised layers stay quantised, whatever the dtype.
 
     With `bits` the blocks' layers are rounded to so many, to nearest by groups of 32, each when it has been read: the
-    model is never whole in memory. Else, with `integers`, matrices that a GGUF file keeps in blocks are not expanded,
-    the embedding and the output projection among them: see `Stored`. Raises InputError when a model is to be rounded
-    that is already.
+    model is never whole in memory; with `head` also an output projection that is not the embedding, to int8 as the
+    engine runs it. Else, with `integers`, matrices that a GGUF file keeps in blocks are not expanded, the embedding and
+    the output projection among them: see `Stored`. Raises InputError when a model is to be rounded that is already.
     """
     fingerprint = Fingerprint()
     with torch.device("meta"):
@@ -130,7 +132,8 @@ def read_model(
     tensors = checkpoint.tensors()
     drop_tied_head(checkpoint, tensors)
     for name, stored in tensors.items():
-        inner = _matrix(model, name, outer=bits is None) if integers or bits else None
+        outer = bits is None or (head and name == "lm_head.weight")
+        inner = _matrix(model, name, outer) if integers or bits else None
         if inner is not None:
             check_shape(checkpoint.path, name, stored.shape, inner.weight.shape)
         kept = stored.integers if integers and inner is not None and bits is None else None
@@ -148,9 +151,11 @@ def read_model(
         else:
             check_kind(checkpoint.path, name, tensor.dtype)
             fingerprint.add(name, tensor)
-            tensor = tensor.to(dtype=dtype or tensor.dtype)
+            # The embedding is copied: the engine keeps it, and what is only looked at would keep its file in memory.
+            tensor = tensor.to(dtype=dtype or tensor.dtype, copy=name == "embed_tokens.weight")
             if bits is not None and inner is not None:
-                _assign_integers(model, name, round_to_nearest(tensor, bits, GROUP), checkpoint, device)
+                rounded = round_to_nearest(tensor, 8 if outer else bits, GROUP)
+                _assign_integers(model, name, rounded, checkpoint, device, anywhere=outer)
             else:
                 _assign(model, name, tensor.to(device), checkpoint)
         missing.discard(name)

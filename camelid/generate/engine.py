@@ -139,7 +139,7 @@ class Engine:
         def opened(source: str | Path, form: str | None) -> Llama:
             # Where torch runs the layers on a CPU they are expanded at every step: once is better.
             kept = form is None and dtype is None and shape_of(open_model(source).config).refusal() is None
-            return load(source, dtype=dtype, bits=BITS[form] if form else None, integers=kept)
+            return load(source, dtype=dtype, bits=BITS[form] if form else None, integers=kept, head=True)
 
         bits = BITS[quantization] if quantization else None
         model = load_adapters(path, adapters, dtype, bits) if adapters else opened(path, quantization)

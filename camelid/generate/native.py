@@ -24,7 +24,8 @@ class NativeRunner:
     """Runs the native decoder. `bits` rounds the layers' weights first, by groups of `group`; the output projection of
     a quantised model is in int8, but for one that is in whole numbers already. Keys and values are kept in `cache`:
     float32, bfloat16 or int8; by default bfloat16, but for a float32 model whose weights were not rounded. Without
-    `keep` the model loses each layer as it is packed, so that it is not in memory twice."""
+    `keep` the model, which was read by `formats.load`, loses each layer as it is packed, so that it is not in memory
+    twice, and its embedding is looked up where it is."""
 
     at_once = 512
     adapters: Sequence[str] = ()
@@ -40,14 +41,15 @@ class NativeRunner:
         kind = str(model.dtype).removeprefix("torch.")
         room = Room()
         if keep:
-            layers = [_layer(layer, bits, group, kind, room) for layer in model.layers]
+            layers = [_layer(layer, bits, group, kind, room, lose=False) for layer in model.layers]
         else:
             layers = []
             while len(model.layers):
-                layers.append(_layer(model.layers.pop(0), bits, group, kind, room))
+                layers.append(_layer(model.layers.pop(0), bits, group, kind, room, lose=True))
                 give_back()
-        head = _packed(model.lm_head, 8 if integers else None, 32, kind, room)
-        embedding = _embedding(model.embed_tokens)
+        lose = not keep and not model.config.tie_word_embeddings
+        head = _packed(model.lm_head, 8 if integers else None, 32, kind, room, lose)
+        embedding = _embedding(model.embed_tokens, copy=keep)
         self._decoder = Decoder(
             shape_of(model.config), embedding, layers, _norm(model.norm.weight), head, threads, level
         )
@@ -125,37 +127,39 @@ def native_refusal(model: Llama) -> str | None:
     return shape_of(model.config).refusal()
 
 
-def _layer(layer: torch.nn.Module, bits: int | None, group: int, kind: str, room: Room) -> LayerWeights:
+def _layer(
+    layer: torch.nn.Module, bits: int | None, group: int, kind: str, room: Room, lose: bool
+) -> LayerWeights:  # fmt: skip
     assert isinstance(layer, Block)
     linears = {name: getattr(layer.self_attn, name, None) or getattr(layer.mlp, name) for name in MATRICES}
     return LayerWeights(
-        {name: _packed(linear, bits, group, kind, room) for name, linear in linears.items()},
+        {name: _packed(linear, bits, group, kind, room, lose) for name, linear in linears.items()},
         {name: _norm(linear.bias) for name, linear in linears.items() if linear.bias is not None},
         _norm(layer.input_layernorm.weight),
         _norm(layer.post_attention_layernorm.weight),
     )
 
 
-def _packed(linear: torch.nn.Module, bits: int | None, group: int, kind: str, room: Room) -> Packed:
+def _packed(linear: torch.nn.Module, bits: int | None, group: int, kind: str, room: Room, lose: bool) -> Packed:
     if isinstance(linear, QuantizedLinear):
         weight = linear.integers()
     elif bits is None:
         assert isinstance(linear, torch.nn.Linear)
-        return pack(linear.weight, kind, room)
+        return pack(linear.weight, kind, room, lose)
     else:
         assert isinstance(linear, torch.nn.Linear)
         weight = round_to_nearest(linear.weight, bits, group)
-    return pack_integers(weight.packed, weight.scale, weight.zero, weight.bits, room, weight.least)
+    return pack_integers(weight.packed, weight.scale, weight.zero, weight.bits, room, weight.least, lose)
 
 
-def _embedding(module: torch.nn.Module) -> Rows:
+def _embedding(module: torch.nn.Module, copy: bool) -> Rows:
     if isinstance(module, QuantizedEmbedding):
         scale, least = (None if t is None else t.half().contiguous() for t in (module.scale, module.least))
         return Rows(f"int{module.bits}", module.packed.contiguous(), scale, least)  # a model may have been cast
     assert isinstance(module, torch.nn.Embedding)
     weight = module.weight.detach()
-    # A copy: what is only looked at would keep the whole file in memory, and be lost with it.
-    return Rows(str(weight.dtype).removeprefix("torch."), weight.clone(memory_format=torch.contiguous_format))
+    rows = weight.clone(memory_format=torch.contiguous_format) if copy else weight.contiguous()
+    return Rows(str(weight.dtype).removeprefix("torch."), rows)
 
 
 def _norm(weight: Tensor) -> Tensor:

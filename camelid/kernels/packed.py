@@ -8,6 +8,7 @@ numbers to float32's last digits.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,12 +16,13 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from camelid.kernels.library import library
-from camelid.kernels.memory import large_pages
+from camelid.kernels.memory import large_pages, let_go
 
 LINE = 64  # bytes of the cache's
 BLOCK = 32  # activations that share a scale; columns of a packed matrix are a multiple of it
 LEAST = 1e-30  # of a block's greatest value: below, its 127th part could not be divided by
 KINDS = ("float32", "float16", "bfloat16", "int8", "int4")
+PANEL, PIECE = 32, 8 << 20  # rows that lie together; bytes of a weight that is lost piece by piece
 MIDDLE, BYTES, LEASTS = range(3)  # what says which number of a group means nothing (native/decoder.hpp)
 
 
@@ -49,7 +51,7 @@ class Packed:
 class Room:
     """Memory for matrices, one after the other in the order in which they are asked for and will be read."""
 
-    CHUNK = 64 << 20  # bytes that are taken from the system at a time; what is not used costs nothing
+    CHUNK = 256 << 20  # bytes that are taken from the system at a time; what is not used costs nothing
 
     def __init__(self) -> None:
         self._rest = torch.empty(0, dtype=torch.uint8, device="cpu")
@@ -63,30 +65,31 @@ class Room:
         return found
 
 
-def pack(weight: Tensor, kind: str, room: Room | None = None) -> Packed:
+def pack(weight: Tensor, kind: str, room: Room | None = None, lose: bool = False) -> Packed:
     """A weight [rows, columns] in float32, float16 or bfloat16. A bfloat16 weight becomes a float32 one without
-    change."""
+    change. With `lose` the weight's own memory goes as it is packed, and its numbers with it."""
     weight, wanted = weight.detach().cpu(), getattr(torch, kind)
     if weight.dtype != wanted and (weight.dtype != torch.bfloat16 or kind == "float16"):
         weight = weight.to(wanted)
     weight = weight.contiguous()
     rows, columns = weight.shape
     packed = _empty(kind, rows, columns, columns, MIDDLE, room or Room())
-    _native().camelid_pack_floats(
-        ctypes.c_int(KINDS.index(kind)), ctypes.c_void_p(weight.data_ptr()),
-        ctypes.c_int(weight.itemsize == 2), ctypes.c_int64(rows), ctypes.c_int64(columns),
-        ctypes.c_void_p(packed.data.data_ptr()), ctypes.c_int(torch.get_num_threads()),
-    )  # fmt: skip
+    for part, out in _pieces(packed, weight, lose):
+        _native().camelid_pack_floats(
+            ctypes.c_int(KINDS.index(kind)), _pointer(weight[part]), ctypes.c_int(weight.itemsize == 2),
+            ctypes.c_int64(len(weight[part])), ctypes.c_int64(columns), out, ctypes.c_int(torch.get_num_threads()),
+        )  # fmt: skip
     return packed
 
 
 def pack_integers(
-    q: Tensor, scale: Tensor, zero: Tensor | None, bits: int, room: Room | None = None, least: Tensor | None = None
-) -> Packed:
+    q: Tensor, scale: Tensor, zero: Tensor | None, bits: int, room: Room | None = None, least: Tensor | None = None,
+    lose: bool = False,
+) -> Packed:  # fmt: skip
     """scale * (q - zero): q uint8 [rows, columns * bits / 8], of 4 bits two a byte, the even column low; scale float16
     [rows, columns / group], or a dtype into which a model was cast; zero uint8 like it, None for 2^(bits - 1). Or, of 4
-    bits, scale * q + least, which is like scale. Raises ValueError for other integers, or groups that are not multiples
-    of BLOCK."""
+    bits, scale * q + least, which is like scale. With `lose` q's own memory goes as it is packed, and its numbers with
+    it. Raises ValueError for other integers, or groups that are not multiples of BLOCK."""
     q, scale, zero = q.contiguous(), scale.half().contiguous(), None if zero is None else zero.contiguous()
     least = None if least is None else least.half().contiguous()
     rows, columns = q.shape[0], q.shape[1] * 8 // bits
@@ -100,12 +103,12 @@ def pack_integers(
     how = LEASTS if least is not None else MIDDLE if zero is None else BYTES
     offsets = zero if least is None else least
     packed = _empty(f"int{bits}", rows, columns, group, how, room or Room())
-    _native().camelid_pack_integers(
-        ctypes.c_int(KINDS.index(packed.kind)), ctypes.c_void_p(q.data_ptr()), ctypes.c_void_p(scale.data_ptr()),
-        ctypes.c_int(how), ctypes.c_void_p(None if offsets is None else offsets.data_ptr()), ctypes.c_int64(rows),
-        ctypes.c_int64(columns), ctypes.c_int64(group), ctypes.c_void_p(packed.data.data_ptr()),
-        ctypes.c_int(torch.get_num_threads()),
-    )  # fmt: skip
+    for part, out in _pieces(packed, q, lose):
+        _native().camelid_pack_integers(
+            ctypes.c_int(KINDS.index(packed.kind)), _pointer(q[part]), _pointer(scale[part]), ctypes.c_int(how),
+            ctypes.c_void_p(None) if offsets is None else _pointer(offsets[part]), ctypes.c_int64(len(q[part])),
+            ctypes.c_int64(columns), ctypes.c_int64(group), out, ctypes.c_int(torch.get_num_threads()),
+        )  # fmt: skip
     return packed
 
 
@@ -157,6 +160,21 @@ def _empty(kind: str, rows: int, columns: int, group: int, zero: int, room: Room
         ctypes.c_int(KINDS.index(kind)), *(ctypes.c_int64(n) for n in (rows, columns, group)), ctypes.c_int(zero)
     )
     return Packed(kind, rows, columns, group, zero, room.take(size))
+
+
+def _pieces(packed: Packed, weight: Tensor, lose: bool) -> Iterator[tuple[slice, ctypes.c_void_p]]:
+    """All rows of a weight at once, or so many panels of it at a time as are lost together; and where they go to."""
+    rows, panel_bytes = len(weight), packed.data.nbytes // -(-packed.rows // PANEL)
+    step = max(1, PIECE // (weight[:1].nbytes * PANEL)) * PANEL if lose else rows
+    for start in range(0, rows, step):
+        part = slice(start, start + step)
+        yield part, ctypes.c_void_p(packed.data.data_ptr() + start // PANEL * panel_bytes)
+        if lose:
+            let_go(weight[part])
+
+
+def _pointer(tensor: Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
 
 
 def _native() -> ctypes.CDLL:

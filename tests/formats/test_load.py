@@ -23,6 +23,7 @@ from camelid.generate.native import NativeRunner
 from camelid.generate.place import weight_bytes, widening
 from camelid.generate.runner import Chunk
 from camelid.generate.sampling import SamplingParams
+from camelid.kernels import packed
 from camelid.kernels.library import library
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
@@ -209,14 +210,33 @@ def test_the_engine_rounds_as_the_runner_does(folder: Path, form: str) -> None:
         kept = Engine(NativeRunner(model), None, engine.stop_ids)
         assert kept.generate([PROMPT], PARAMS)[0].ids == ours.ids
         assert len(model.layers) == 2
-        lost: Llama = load(folder, bits=8)
-        runner = NativeRunner(lost, keep=False)
-        assert not len(lost.layers)
-        kept_rows = runner._decoder._embedding.values
-        assert kept_rows.data_ptr() != lost.embed_tokens.weight.data_ptr()  # which the file's end would end
     quantize(folder, folder.parent / "small", Wish("int8"))
     with pytest.raises(InputError, match="quantised already"):
         load(folder.parent / "small", bits=8)
+
+
+@needs_library
+@pytest.mark.parametrize("bits", [None, 8, 4])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_model_that_is_taken_apart_leaves_its_file_and_its_memory(
+    folder: Path, tied: bool, bits: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(safetensors_file, "SMALL", 0)  # all tensors are looked at where the file is mapped
+    monkeypatch.setattr(packed, "PIECE", 4096)
+    if tied:
+        tie(folder)
+    found = []
+    for keep in (True, False):
+        model: Llama = load(folder, bits=bits, head=True)
+        assert isinstance(model.lm_head, QuantizedLinear) == (bits is not None and not tied)
+        runner = NativeRunner(model, keep=keep)
+        runner.reserve(4)
+        found += runner.run([Chunk(PROMPT, 0, [0])])
+        assert len(model.layers) == (2 if keep else 0)
+        del model
+        if Path("/proc/self/maps").exists():
+            assert str(folder) not in Path("/proc/self/maps").read_text(encoding="utf-8")
+    assert torch.equal(*found)
 
 
 def test_a_file_that_is_mapped_anew_is_read_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

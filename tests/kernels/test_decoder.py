@@ -95,7 +95,7 @@ def test_products(
     decoders: dict[str, Decoder], kind: str, rows: int, columns: int, group: int, symmetric: bool | None
 ) -> None:
     packed, weight = random_weight(kind, rows, columns, group, symmetric)
-    for count in (1, 2, 3, 4, 5, 7, 8, 9, 17):
+    for count in (1, 2, 3, 4, 5, 7, 8, 9, 17, 33):
         x = torch.randn(count, columns, generator=torch.Generator().manual_seed(count))
         x[0, :32] = 0  # a block without a scale
         seen = rounded(x) if kind.startswith("int") else x.bfloat16() if kind == "bfloat16" else x
@@ -105,6 +105,25 @@ def test_products(
             found = decoder.product(packed, x)
             assert ((found.double() - expected).abs() <= 2e-6 * size).all(), (name, count)
             assert torch.equal(found[-1:], decoder.product(packed, x[-1:])), (name, count)
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "int8", "int4"])
+def test_more_tokens_and_columns_than_tiles_take_at_once(decoders: dict[str, Decoder], kind: str) -> None:
+    packed, weight = random_weight(kind, 40, 8224, 32, symmetric=True)
+    x = torch.randn(131, 8224, generator=torch.Generator().manual_seed(0))
+    for name in {"avx512_bf16", "amx", "amx_simulated"} & set(decoders):
+        found = decoders[name].product(packed, x)
+        if kind == "bfloat16":
+            size = x.bfloat16().double().abs() @ weight.abs().T
+            assert ((found.double() - x.bfloat16().double() @ weight.T).abs() <= 2e-6 * size).all(), name
+        else:
+            assert torch.equal(found, decoders["avx512_bf16"].product(packed, x)), name
+        for at in (0, 63, 64, 128, 130):
+            assert torch.equal(found[at : at + 1], decoders[name].product(packed, x[at : at + 1])), (name, at)
+
+
+def test_what_is_simulated_is_never_the_best_of_a_cpu() -> None:
+    assert level() == [name for name in HERE if name != "amx_simulated"][-1]
 
 
 def test_levels_agree_on_integers_to_the_last_bit_but_for_fused_sums(decoders: dict[str, Decoder]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
 from camelid.errors import InputError
 from camelid.kernels.library import library
-from camelid.kernels.packed import pack_integers, round_symmetric, rounded
+from camelid.kernels.packed import KINDS, Packed, pack, pack_integers, round_symmetric, rounded
 from camelid.model.quantized import round_to_nearest
 
 pytestmark = pytest.mark.skipif(library() is None, reason="the native library is not built")
@@ -29,6 +31,25 @@ def test_small_weights_are_rounded_alike_where_small_numbers_are_taken_for_none(
     assert torch.equal(found.packed, usual.packed)
     assert torch.equal(found.scale, usual.scale)
     assert torch.equal(again, packed)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_weight_that_is_lost_piece_by_piece(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def packed(lose: bool) -> tuple[Packed, torch.Tensor]:
+        weight = torch.randn(300, 512, generator=torch.Generator().manual_seed(0))
+        if kind not in ("int8", "int4"):
+            weight = weight.to(getattr(torch, kind))
+            return pack(weight, kind, lose=lose), weight
+        found = round_to_nearest(weight, int(kind[3:]), 32, symmetric=False)
+        return pack_integers(found.packed, found.scale, found.zero, found.bits, lose=lose), found.packed
+
+    expected, kept = packed(lose=False)
+    monkeypatch.setattr("camelid.kernels.packed.PIECE", 20_000)
+    found, lost = packed(lose=True)
+    assert torch.equal(found.data, expected.data)
+    assert kept.any(1).all()
+    if sys.platform == "linux":
+        assert not lost[100:200].any(1).all()  # of whose pages some are whole
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from camelid.model.quantized import BITS
 def main() -> None:
     kind, started = os.environ["BENCH_FORM"], time.perf_counter()
     torch.set_num_threads(threads())
-    model: Llama = load(Path(sys.argv[2]) / "model", dtype=torch.bfloat16, bits=BITS.get(kind))
+    model: Llama = load(Path(sys.argv[2]) / "model", dtype=torch.bfloat16, bits=BITS.get(kind), head=True)
     cache: Literal["int8"] | None = "int8" if os.environ.get("BENCH_CACHE") == "int8" else None
     runner = runner_for(model, None, threads(), cache, keep=False)
     del model

@@ -1,0 +1,197 @@
+// Products by AMX's tiles, with AMX_TILES for what does them: bfloat16 always, for a token alone must come out as it does
+// among others; bytes where there are enough tokens, for sums of whole numbers are the same by any instruction.
+
+constexpr std::int64_t TILE = 16;               // tokens of a tile of activations, and rows of a tile of sums
+constexpr std::int64_t LEAST_TILED = 8;         // tokens, of whole numbers
+constexpr std::int64_t CHUNK = 1 << 20;         // bytes of activations that stay in the second cache
+constexpr std::int64_t AHEAD = 8192;            // bytes of weights fetched before their turn
+constexpr int SOME_BLOCKS = 8;                  // whose sums of whole numbers stay in the first cache
+constexpr std::int64_t SOME_TOKENS = 4 * TILE;  // that share unpacked halves of bytes
+static_assert(BLOCK == 32 && PANEL == 2 * TILE && LANES == TILE, "a tile has a block's columns and half a panel's rows");
+
+// f(tiles, from, count), of as many tokens at a time as `most` in tiles of equal shape, then of the rest.
+template <typename F>
+INLINE void by_shapes(std::int64_t tokens, std::int64_t most, int wide, const F& f) {
+    const std::int64_t whole = tokens / most * most, rest = tokens - whole;
+    const auto shaped = [&](std::int64_t count, std::int64_t from, std::int64_t to) {
+        const std::int64_t first = count < TILE ? count : TILE;
+        AMX_TILES tiles(static_cast<int>(first), static_cast<int>(count - first), wide);
+        f(tiles, from, to, count);
+    };
+    if (whole) shaped(most, 0, whole);
+    if (rest) shaped(rest, whole, tokens);
+}
+
+// out [count up to 32, rows of a panel] of `a` [count, columns]. Whoever comes FIRST over a panel fetches what follows.
+template <bool TWO, bool FIRST>
+void bfloat_tile(AMX_TILES& tiles, const Matrix& m, const std::uint8_t* panel, const std::uint16_t* a,
+                 std::int64_t count, float* out, std::int64_t out_row, std::int64_t rows) {
+    tiles.template zero<0>();
+    tiles.template zero<1>();
+    if (TWO) tiles.template zero<2>();
+    if (TWO) tiles.template zero<3>();
+    constexpr std::int64_t step = BLOCK * PANEL * 2, weights_row = PANEL * 4;
+    for (std::int64_t k = 0; k < m.columns; k += BLOCK, panel += step) {
+        tiles.template load<6>(panel, weights_row);
+        tiles.template load<7>(panel + 64, weights_row);
+        if (FIRST)
+            for (int i = 0; i < step; i += 64) __builtin_prefetch(panel + i + AHEAD, 0, 2);
+        tiles.template load<4>(a + k, m.columns * 2);
+        tiles.template add_bfloats<0, 4, 6>();
+        tiles.template add_bfloats<1, 4, 7>();
+        if (!TWO) continue;
+        tiles.template load<5>(a + TILE * m.columns + k, m.columns * 2);
+        tiles.template add_bfloats<2, 5, 6>();
+        tiles.template add_bfloats<3, 5, 7>();
+    }
+    float some[2 * TILE][PANEL];
+    float* const to = rows == PANEL ? out : some[0];
+    const std::int64_t row = rows == PANEL ? out_row : PANEL;
+    tiles.template store<0>(to, row * 4);
+    tiles.template store<1>(to + TILE, row * 4);
+    if (TWO) tiles.template store<2>(to + TILE * row, row * 4);
+    if (TWO) tiles.template store<3>(to + TILE * row + TILE, row * 4);
+    if (rows == PANEL) return;
+    for (std::int64_t t = 0; t < count; ++t)
+        std::memcpy(out + t * out_row, some[t], static_cast<std::size_t>(rows) * sizeof(float));
+}
+
+INLINE std::int64_t rows_of(const Matrix& m, std::int64_t panel) {
+    return m.rows - panel * PANEL < PANEL ? m.rows - panel * PANEL : PANEL;
+}
+
+void bfloat_products(const Matrix& m, const Activations& by, std::int64_t tokens, std::int64_t from, std::int64_t to,
+                     float* out, std::int64_t out_row) {
+    constexpr std::int64_t most = 2 * TILE;
+    const std::int64_t fitting = CHUNK / (m.columns * 2) / most * most;
+    const std::int64_t chunk = fitting < 2 * most ? 2 * most : fitting;
+    by_shapes(tokens, most, BLOCK * 2, [&](AMX_TILES& tiles, std::int64_t begin, std::int64_t end, std::int64_t count) {
+        for (std::int64_t some = begin; some < end; some += chunk)
+            for (std::int64_t p = from; p < to; ++p)
+                for (std::int64_t t = some; t < end && t < some + chunk; t += count) {
+                    const auto first = count > TILE ? bfloat_tile<true, true> : bfloat_tile<false, true>;
+                    const auto tile = t == some ? first : bfloat_tile<true, false>;  // of a rest, `some` is the only t
+                    const auto* a = static_cast<const std::uint16_t*>(by.values) + t * m.columns;
+                    tile(tiles, m, m.data + p * m.panel_bytes(), a, count, out + t * out_row + p * PANEL, out_row,
+                         rows_of(m, p));
+                }
+    });
+}
+
+// Some blocks of a panel: their bytes, scales and zeros, and the sums of products with a tile of tokens.
+struct Blocks {
+    alignas(64) std::int32_t sums[SOME_BLOCKS][2][TILE][TILE];
+    alignas(64) std::uint8_t unpacked[SOME_BLOCKS][BLOCK * PANEL];
+    const std::uint8_t* bytes[SOME_BLOCKS];
+    const std::uint8_t* zeros[SOME_BLOCKS];
+    Values scale[SOME_BLOCKS][PARTS];
+};
+
+template <Number K>
+INLINE void take_blocks(const Matrix& m, const std::uint8_t* panel, std::int64_t first, int count, bool fetch,
+                        Blocks* blocks) {
+    constexpr std::int64_t step = BLOCK * PANEL * (K == INT8 ? 2 : 1) / 2;
+    const std::int64_t together = m.group / BLOCK;
+    for (int i = 0; i < count; ++i) {
+        const std::uint8_t* group = panel + (first + i) / together * m.group_bytes();
+        const std::uint8_t* data = group + m.scale_bytes() + (first + i) % together * step;
+        for (int h = 0; h < PARTS; ++h) load_halves(group + h * LANES * 2, &blocks->scale[i][h]);
+        blocks->zeros[i] = group + 64;
+        blocks->bytes[i] = K == INT8 ? data : blocks->unpacked[i];
+        if (fetch)
+            for (int at = 0; at < step + 128; at += 64) __builtin_prefetch(data + at + AHEAD, 0, 2);
+        if (K == INT8) continue;
+        for (int at = 0; at < step; at += 64) {  // a row of words: low halves are four columns, high ones the next
+            Weights low, high;
+            load_nibbles(data + at, &low, &high);
+            std::uint8_t* to = blocks->unpacked[i] + at / 128 * 256 + at % 128;
+            std::memcpy(to, &low, sizeof low);
+            std::memcpy(to + 128, &high, sizeof high);
+        }
+    }
+}
+
+// total[t][part] += what the blocks' sums are worth, by the very operations of integer_rows.
+template <Number K, Zero Z>
+INLINE void add_sums(const Blocks& blocks, int count, const float* scales, const std::int32_t* starts, std::int64_t t,
+                     Values* total) {
+    for (int i = 0; i < count; ++i, starts += SUMS) {
+        float together, less;
+        std::memcpy(&together, starts + 2, sizeof together);
+        std::memcpy(&less, starts + 3, sizeof less);
+#pragma GCC unroll 2
+        for (int h = 0; h < PARTS; ++h) {
+            Sums sum;
+            Values product, least;
+            if (Z == BYTES)
+                start(blocks.zeros[i] + h * LANES, (WHOLE - starts[1]) / 8, &sum);
+            else
+                start(Z == LEASTS ? &WHOLE : K == INT4 ? starts + 1 : starts, &sum);
+            sum.lanes = _mm512_add_epi32(sum.lanes, _mm512_load_si512(blocks.sums[i][h][t]));
+            times(sum, scales[i], less, &product);
+            total[h] += product * blocks.scale[i][h];
+            if (Z != LEASTS) continue;
+            load_halves(blocks.zeros[i] + h * LANES * 2, &least);
+            total[h] += least * together;
+        }
+    }
+}
+
+template <Number K, Zero Z>
+void integer_panel(AMX_TILES& tiles, const Matrix& m, const std::uint8_t* panel, const Activations& by, std::int64_t token,
+                   std::int64_t tokens, std::int64_t count, float* out, std::int64_t out_row, std::int64_t rows) {
+    const std::int64_t all = m.columns / BLOCK;
+    const auto* bytes = static_cast<const std::int8_t*>(by.values);
+    Values total[SOME_TOKENS][PARTS];
+    Blocks blocks;
+    for (std::int64_t t = 0; t < tokens; ++t)
+        for (int h = 0; h < PARTS; ++h) total[t][h] = Values{};
+    for (std::int64_t first = 0; first < all; first += SOME_BLOCKS) {
+        const int some = static_cast<int>(all - first < SOME_BLOCKS ? all - first : SOME_BLOCKS);
+        take_blocks<K>(m, panel, first, some, token == 0, &blocks);
+        for (std::int64_t part = 0; part < tokens; part += count) {
+            for (int i = 0; i < some; ++i) {
+                tiles.template zero<0>();
+                tiles.template zero<1>();
+                tiles.template load<4>(bytes + (token + part) * m.columns + (first + i) * BLOCK, m.columns);
+                tiles.template load<6>(blocks.bytes[i], PANEL * 4);
+                tiles.template load<7>(blocks.bytes[i] + 64, PANEL * 4);
+                tiles.template add_bytes<0, 4, 6>();
+                tiles.template add_bytes<1, 4, 7>();
+                tiles.template store<0>(blocks.sums[i][0], 64);
+                tiles.template store<1>(blocks.sums[i][1], 64);
+            }
+            for (std::int64_t t = 0; t < count; ++t) {
+                const std::int64_t at = (token + part + t) * all + first;
+                add_sums<K, Z>(blocks, some, by.scales + at, by.sums + SUMS * at, t, total[part + t]);
+            }
+        }
+    }
+    for (std::int64_t t = 0; t < tokens; ++t)
+        std::memcpy(out + (token + t) * out_row, total[t], static_cast<std::size_t>(rows) * sizeof(float));
+}
+
+template <Number K, Zero Z>
+void integer_products(const Matrix& m, const Activations& by, std::int64_t tokens, std::int64_t from, std::int64_t to,
+                      float* out, std::int64_t out_row) {
+    by_shapes(tokens, TILE, BLOCK, [&](AMX_TILES& tiles, std::int64_t begin, std::int64_t end, std::int64_t count) {
+        for (std::int64_t p = from; p < to; ++p)
+            for (std::int64_t t = begin; t < end; t += SOME_TOKENS) {
+                const std::int64_t some = end - t < SOME_TOKENS ? end - t : SOME_TOKENS;
+                integer_panel<K, Z>(tiles, m, m.data + p * m.panel_bytes(), by, t, some, count, out + p * PANEL, out_row,
+                                    rows_of(m, p));
+            }
+    });
+}
+
+void multiply_tiled(const Matrix& m, const Activations& by, std::int64_t tokens, std::int64_t from, std::int64_t to,
+                    float* out, std::int64_t out_row) {
+    using Multiply = decltype(&multiply);
+    static constexpr Multiply integers[][3] = {
+        {integer_products<INT8, MIDDLE>, integer_products<INT8, BYTES>},
+        {integer_products<INT4, MIDDLE>, integer_products<INT4, BYTES>, integer_products<INT4, LEASTS>},
+    };
+    const bool bytes = m.kind >= INT8 && tokens >= LEAST_TILED;
+    const Multiply chosen = m.kind == BFLOAT16 ? bfloat_products : bytes ? integers[m.kind - INT8][m.zero] : multiply;
+    chosen(m, by, tokens, from, to, out, out_row);
+}
