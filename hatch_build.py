@@ -44,7 +44,7 @@ def compile_library() -> bool:
             [*compiler, *FLAGS, "-c", "-o", made, source] for made, source in zip(objects, sources, strict=True)
         ]
         with ThreadPoolExecutor(os.cpu_count()) as workers:
-            results = list(workers.map(_run, commands))
+            results = list(workers.map(_compile, commands))
         results.append(_run([*compiler, "-shared", "-pthread", "-o", part, *objects]))
     failed = next((r for r in results if r.returncode), None)
     if failed:
@@ -58,6 +58,12 @@ def _is_new() -> bool:
     """Whether the library that lies in a checkout was made from its present sources: another extra needs no other."""
     sources = [Path(__file__), *(ROOT / "native").iterdir()]
     return TARGET.exists() and TARGET.stat().st_mtime > max(source.stat().st_mtime for source in sources)
+
+
+def _compile(command: list[str | Path]) -> subprocess.CompletedProcess[str]:
+    """An assembler may be older than AMX, whose instructions it does not know."""
+    result = _run(command)
+    return _run([*command, "-DWITHOUT_AMX"]) if result.returncode else result
 
 
 def _run(command: list[str | Path]) -> subprocess.CompletedProcess[str]:

@@ -22,17 +22,19 @@ const Level* level_named(int wanted) {  // -1: the best of this CPU
 #endif
     const bool vnni = has_avx512() && f16c && __builtin_cpu_supports("avx512vnni");
     const bool bf16 = vnni && __builtin_cpu_supports("avx512bf16");
-    const Level* const levels[] = {
-        level_plain(),
-        has_avx2() && f16c ? level_avx2() : nullptr,
-        vnni ? level_avx512() : nullptr,
-        bf16 ? level_avx512_bf16() : nullptr,
-        bf16 ? level_amx() : nullptr,
-        bf16 ? level_amx_simulated() : nullptr,
+    const auto level = [&](int number) {  // AMX is asked for only where it is wanted
+        switch (number) {
+            case 0: return level_plain();
+            case 1: return has_avx2() && f16c ? level_avx2() : nullptr;
+            case 2: return vnni ? level_avx512() : nullptr;
+            case 3: return bf16 ? level_avx512_bf16() : nullptr;
+            case 4: return bf16 ? level_amx() : nullptr;
+            default: return bf16 ? level_amx_simulated() : nullptr;
+        }
     };
-    if (wanted >= 0 && wanted < 6) return levels[wanted];
-    for (int i = 4; i > 0; --i)  // never the simulated one
-        if (levels[i]) return levels[i];
+    if (wanted >= 0) return level(wanted);
+    for (int number = 4; number > 0; --number)  // never the simulated one
+        if (const Level* found = level(number)) return found;
 #else
     if (wanted > 0) return nullptr;
 #endif

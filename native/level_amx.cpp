@@ -1,7 +1,7 @@
 // The decoder's functions for CPUs with AMX besides AVX-512: its products of bytes and of bfloat16 by tiles.
 #include <cstdint>
 #include <cstring>
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 11
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && !defined(WITHOUT_AMX)
 #include <cpuid.h>
 #include <immintrin.h>
 #include <sys/syscall.h>

@@ -1,81 +1,107 @@
 // Products by AMX's tiles, with AMX_TILES for what does them: bfloat16 always, for a token alone must come out as it does
 // among others; bytes where there are enough tokens, for sums of whole numbers are the same by any instruction.
 
-constexpr std::int64_t TILE = 16;               // tokens of a tile of activations, and rows of a tile of sums
-constexpr std::int64_t LEAST_TILED = 8;         // tokens, of whole numbers
-constexpr std::int64_t CHUNK = 1 << 20;         // bytes of activations that stay in the second cache
-constexpr std::int64_t AHEAD = 8192;            // bytes of weights fetched before their turn
-constexpr int SOME_BLOCKS = 8;                  // whose sums of whole numbers stay in the first cache
-constexpr std::int64_t SOME_TOKENS = 4 * TILE;  // that share unpacked halves of bytes
+constexpr std::int64_t TILE = 16;           // tokens of a tile of activations, and rows of a tile of sums
+constexpr std::int64_t LEAST_TILED = 8;     // tokens, of whole numbers
+constexpr std::int64_t CHUNK = 1 << 20;     // bytes of activations that stay in the second cache
+constexpr std::int64_t SOME_COLUMNS = 512;  // of a panel in bfloat16 that stay in the first
+constexpr std::int64_t AHEAD = 8192;        // bytes of weights fetched before their turn
+constexpr int SOME_BLOCKS = 8;              // whose sums of whole numbers stay in the first cache
+constexpr std::int64_t SOME_TOKENS = 64;    // that share unpacked halves of bytes
 static_assert(BLOCK == 32 && PANEL == 2 * TILE && LANES == TILE, "a tile has a block's columns and half a panel's rows");
-
-// f(tiles, from, count), of as many tokens at a time as `most` in tiles of equal shape, then of the rest.
-template <typename F>
-INLINE void by_shapes(std::int64_t tokens, std::int64_t most, int wide, const F& f) {
-    const std::int64_t whole = tokens / most * most, rest = tokens - whole;
-    const auto shaped = [&](std::int64_t count, std::int64_t from, std::int64_t to) {
-        const std::int64_t first = count < TILE ? count : TILE;
-        AMX_TILES tiles(static_cast<int>(first), static_cast<int>(count - first), wide);
-        f(tiles, from, to, count);
-    };
-    if (whole) shaped(most, 0, whole);
-    if (rest) shaped(rest, whole, tokens);
-}
-
-// out [count up to 32, rows of a panel] of `a` [count, columns]. Whoever comes FIRST over a panel fetches what follows.
-template <bool TWO, bool FIRST>
-void bfloat_tile(AMX_TILES& tiles, const Matrix& m, const std::uint8_t* panel, const std::uint16_t* a,
-                 std::int64_t count, float* out, std::int64_t out_row, std::int64_t rows) {
-    tiles.template zero<0>();
-    tiles.template zero<1>();
-    if (TWO) tiles.template zero<2>();
-    if (TWO) tiles.template zero<3>();
-    constexpr std::int64_t step = BLOCK * PANEL * 2, weights_row = PANEL * 4;
-    for (std::int64_t k = 0; k < m.columns; k += BLOCK, panel += step) {
-        tiles.template load<6>(panel, weights_row);
-        tiles.template load<7>(panel + 64, weights_row);
-        if (FIRST)
-            for (int i = 0; i < step; i += 64) __builtin_prefetch(panel + i + AHEAD, 0, 2);
-        tiles.template load<4>(a + k, m.columns * 2);
-        tiles.template add_bfloats<0, 4, 6>();
-        tiles.template add_bfloats<1, 4, 7>();
-        if (!TWO) continue;
-        tiles.template load<5>(a + TILE * m.columns + k, m.columns * 2);
-        tiles.template add_bfloats<2, 5, 6>();
-        tiles.template add_bfloats<3, 5, 7>();
-    }
-    float some[2 * TILE][PANEL];
-    float* const to = rows == PANEL ? out : some[0];
-    const std::int64_t row = rows == PANEL ? out_row : PANEL;
-    tiles.template store<0>(to, row * 4);
-    tiles.template store<1>(to + TILE, row * 4);
-    if (TWO) tiles.template store<2>(to + TILE * row, row * 4);
-    if (TWO) tiles.template store<3>(to + TILE * row + TILE, row * 4);
-    if (rows == PANEL) return;
-    for (std::int64_t t = 0; t < count; ++t)
-        std::memcpy(out + t * out_row, some[t], static_cast<std::size_t>(rows) * sizeof(float));
-}
 
 INLINE std::int64_t rows_of(const Matrix& m, std::int64_t panel) {
     return m.rows - panel * PANEL < PANEL ? m.rows - panel * PANEL : PANEL;
 }
 
+// f(tiles, a panel's number, from, to, count, whether to fetch): panel after panel for so many tokens as have `each` bytes
+// and stay in a cache, at least SOME_TOKENS; of these as many at a time as `most` in tiles of equal shape, then the rest.
+template <typename F>
+INLINE void by_tiles(std::int64_t tokens, std::int64_t each, std::int64_t most, int wide, std::int64_t from,
+                     std::int64_t to, const F& f) {
+    const std::int64_t fitting = CHUNK / each / SOME_TOKENS * SOME_TOKENS, chunk = fitting ? fitting : SOME_TOKENS;
+    for (std::int64_t begin = 0; begin < tokens; begin += chunk) {
+        const std::int64_t end = tokens - begin < chunk ? tokens : begin + chunk;
+        const std::int64_t whole = begin + (end - begin) / most * most;
+        for (std::int64_t p = from; p < to; ++p) {
+            const auto shaped = [&](std::int64_t count, std::int64_t t0, std::int64_t t1) {
+                const std::int64_t first = count < TILE ? count : TILE;
+                AMX_TILES tiles(static_cast<int>(first), static_cast<int>(count - first), wide);
+                f(tiles, p, t0, t1, count, t0 == begin);
+            };
+            if (whole > begin) shaped(most, begin, whole);
+            if (end > whole) shaped(end - whole, whole, end);
+        }
+    }
+}
+
+// Some columns of some tokens, up to 32, with a panel.
+struct BfloatTile {
+    const std::uint8_t* panel;
+    const std::uint16_t* a;  // [tokens, columns]
+    std::int64_t columns, from, to;
+    float* out;
+    std::int64_t out_row;
+};
+
+// out [TWO tiles or one of tokens, 32 rows] += products of the tile's columns, or = where they are the first ones. Whoever
+// comes FIRST over a panel fetches what follows.
+template <bool TWO, bool FIRST>
+void bfloat_tile(AMX_TILES& tiles, const BfloatTile& by) {
+    constexpr std::int64_t step = BLOCK * PANEL * 2, weights_row = PANEL * 4;
+    float* const second = by.out + TILE * by.out_row;
+    if (by.from == 0) {
+        tiles.template zero<0>();
+        tiles.template zero<1>();
+        if (TWO) tiles.template zero<2>();
+        if (TWO) tiles.template zero<3>();
+    } else {
+        tiles.template load<0>(by.out, by.out_row * 4);
+        tiles.template load<1>(by.out + TILE, by.out_row * 4);
+        if (TWO) tiles.template load<2>(second, by.out_row * 4);
+        if (TWO) tiles.template load<3>(second + TILE, by.out_row * 4);
+    }
+    const std::uint8_t* panel = by.panel + by.from / BLOCK * step;
+    for (std::int64_t k = by.from; k < by.to; k += BLOCK, panel += step) {
+        tiles.template load<6>(panel, weights_row);
+        tiles.template load<7>(panel + 64, weights_row);
+        if (FIRST)
+            for (int i = 0; i < step; i += 64) __builtin_prefetch(panel + i + AHEAD, 0, 2);
+        tiles.template load<4>(by.a + k, by.columns * 2);
+        tiles.template add_bfloats<0, 4, 6>();
+        tiles.template add_bfloats<1, 4, 7>();
+        if (!TWO) continue;
+        tiles.template load<5>(by.a + TILE * by.columns + k, by.columns * 2);
+        tiles.template add_bfloats<2, 5, 6>();
+        tiles.template add_bfloats<3, 5, 7>();
+    }
+    tiles.template store<0>(by.out, by.out_row * 4);
+    tiles.template store<1>(by.out + TILE, by.out_row * 4);
+    if (TWO) tiles.template store<2>(second, by.out_row * 4);
+    if (TWO) tiles.template store<3>(second + TILE, by.out_row * 4);
+}
+
 void bfloat_products(const Matrix& m, const Activations& by, std::int64_t tokens, std::int64_t from, std::int64_t to,
                      float* out, std::int64_t out_row) {
-    constexpr std::int64_t most = 2 * TILE;
-    const std::int64_t fitting = CHUNK / (m.columns * 2) / most * most;
-    const std::int64_t chunk = fitting < 2 * most ? 2 * most : fitting;
-    by_shapes(tokens, most, BLOCK * 2, [&](AMX_TILES& tiles, std::int64_t begin, std::int64_t end, std::int64_t count) {
-        for (std::int64_t some = begin; some < end; some += chunk)
-            for (std::int64_t p = from; p < to; ++p)
-                for (std::int64_t t = some; t < end && t < some + chunk; t += count) {
-                    const auto first = count > TILE ? bfloat_tile<true, true> : bfloat_tile<false, true>;
-                    const auto tile = t == some ? first : bfloat_tile<true, false>;  // of a rest, `some` is the only t
-                    const auto* a = static_cast<const std::uint16_t*>(by.values) + t * m.columns;
-                    tile(tiles, m, m.data + p * m.panel_bytes(), a, count, out + t * out_row + p * PANEL, out_row,
-                         rows_of(m, p));
-                }
-    });
+    const auto* a = static_cast<const std::uint16_t*>(by.values);
+    const auto panel = [&](AMX_TILES& tiles, std::int64_t p, std::int64_t t0, std::int64_t t1, std::int64_t count,
+                           bool fetch) {
+        const auto later = count > TILE ? bfloat_tile<true, false> : bfloat_tile<false, false>;
+        const auto first = !fetch ? later : count > TILE ? bfloat_tile<true, true> : bfloat_tile<false, true>;
+        const std::int64_t rows = rows_of(m, p), some = rows == PANEL && t1 - t0 > count ? SOME_COLUMNS : m.columns;
+        for (std::int64_t k = 0; k < m.columns; k += some)
+            for (std::int64_t t = t0; t < t1; t += count) {
+                float whole[2 * TILE][PANEL];  // in place of a panel of which some rows are not there
+                float* const place = out + t * out_row + p * PANEL;
+                BfloatTile tile = {m.data + p * m.panel_bytes(), a + t * m.columns, m.columns, k, k + some, place, out_row};
+                if (tile.to > m.columns) tile.to = m.columns;
+                if (rows < PANEL) tile.out = whole[0], tile.out_row = PANEL;
+                (t == t0 ? first : later)(tiles, tile);
+                for (std::int64_t i = 0; i < count && rows < PANEL; ++i)
+                    std::memcpy(place + i * out_row, whole[i], static_cast<std::size_t>(rows) * sizeof(float));
+            }
+    };
+    by_tiles(tokens, m.columns * 2, 2 * TILE, BLOCK * 2, from, to, panel);
 }
 
 // Some blocks of a panel: their bytes, scales and zeros, and the sums of products with a tile of tokens.
@@ -84,10 +110,10 @@ struct Blocks {
     alignas(64) std::uint8_t unpacked[SOME_BLOCKS][BLOCK * PANEL];
     const std::uint8_t* bytes[SOME_BLOCKS];
     const std::uint8_t* zeros[SOME_BLOCKS];
-    Values scale[SOME_BLOCKS][PARTS];
+    Values scale[SOME_BLOCKS][PARTS], least[SOME_BLOCKS][PARTS];
 };
 
-template <Number K>
+template <Number K, Zero Z>
 INLINE void take_blocks(const Matrix& m, const std::uint8_t* panel, std::int64_t first, int count, bool fetch,
                         Blocks* blocks) {
     constexpr std::int64_t step = BLOCK * PANEL * (K == INT8 ? 2 : 1) / 2;
@@ -96,6 +122,7 @@ INLINE void take_blocks(const Matrix& m, const std::uint8_t* panel, std::int64_t
         const std::uint8_t* group = panel + (first + i) / together * m.group_bytes();
         const std::uint8_t* data = group + m.scale_bytes() + (first + i) % together * step;
         for (int h = 0; h < PARTS; ++h) load_halves(group + h * LANES * 2, &blocks->scale[i][h]);
+        for (int h = 0; h < PARTS && Z == LEASTS; ++h) load_halves(group + 64 + h * LANES * 2, &blocks->least[i][h]);
         blocks->zeros[i] = group + 64;
         blocks->bytes[i] = K == INT8 ? data : blocks->unpacked[i];
         if (fetch)
@@ -122,7 +149,7 @@ INLINE void add_sums(const Blocks& blocks, int count, const float* scales, const
 #pragma GCC unroll 2
         for (int h = 0; h < PARTS; ++h) {
             Sums sum;
-            Values product, least;
+            Values product;
             if (Z == BYTES)
                 start(blocks.zeros[i] + h * LANES, (WHOLE - starts[1]) / 8, &sum);
             else
@@ -130,30 +157,29 @@ INLINE void add_sums(const Blocks& blocks, int count, const float* scales, const
             sum.lanes = _mm512_add_epi32(sum.lanes, _mm512_load_si512(blocks.sums[i][h][t]));
             times(sum, scales[i], less, &product);
             total[h] += product * blocks.scale[i][h];
-            if (Z != LEASTS) continue;
-            load_halves(blocks.zeros[i] + h * LANES * 2, &least);
-            total[h] += least * together;
+            if (Z == LEASTS) total[h] += blocks.least[i][h] * together;
         }
     }
 }
 
+// out [from … to, rows] of a panel, of up to SOME_TOKENS in tiles of `count`.
 template <Number K, Zero Z>
-void integer_panel(AMX_TILES& tiles, const Matrix& m, const std::uint8_t* panel, const Activations& by, std::int64_t token,
-                   std::int64_t tokens, std::int64_t count, float* out, std::int64_t out_row, std::int64_t rows) {
+void integer_panel(AMX_TILES& tiles, const Matrix& m, const std::uint8_t* panel, const Activations& by, std::int64_t from,
+                   std::int64_t to, std::int64_t count, bool fetch, float* out, std::int64_t out_row, std::int64_t rows) {
     const std::int64_t all = m.columns / BLOCK;
     const auto* bytes = static_cast<const std::int8_t*>(by.values);
     Values total[SOME_TOKENS][PARTS];
     Blocks blocks;
-    for (std::int64_t t = 0; t < tokens; ++t)
-        for (int h = 0; h < PARTS; ++h) total[t][h] = Values{};
+    for (std::int64_t t = from; t < to; ++t)
+        for (int h = 0; h < PARTS; ++h) total[t - from][h] = Values{};
     for (std::int64_t first = 0; first < all; first += SOME_BLOCKS) {
         const int some = static_cast<int>(all - first < SOME_BLOCKS ? all - first : SOME_BLOCKS);
-        take_blocks<K>(m, panel, first, some, token == 0, &blocks);
-        for (std::int64_t part = 0; part < tokens; part += count) {
+        take_blocks<K, Z>(m, panel, first, some, fetch, &blocks);
+        for (std::int64_t part = from; part < to; part += count) {
             for (int i = 0; i < some; ++i) {
                 tiles.template zero<0>();
                 tiles.template zero<1>();
-                tiles.template load<4>(bytes + (token + part) * m.columns + (first + i) * BLOCK, m.columns);
+                tiles.template load<4>(bytes + part * m.columns + (first + i) * BLOCK, m.columns);
                 tiles.template load<6>(blocks.bytes[i], PANEL * 4);
                 tiles.template load<7>(blocks.bytes[i] + 64, PANEL * 4);
                 tiles.template add_bytes<0, 4, 6>();
@@ -162,26 +188,26 @@ void integer_panel(AMX_TILES& tiles, const Matrix& m, const std::uint8_t* panel,
                 tiles.template store<1>(blocks.sums[i][1], 64);
             }
             for (std::int64_t t = 0; t < count; ++t) {
-                const std::int64_t at = (token + part + t) * all + first;
-                add_sums<K, Z>(blocks, some, by.scales + at, by.sums + SUMS * at, t, total[part + t]);
+                const std::int64_t at = (part + t) * all + first;
+                add_sums<K, Z>(blocks, some, by.scales + at, by.sums + SUMS * at, t, total[part + t - from]);
             }
         }
     }
-    for (std::int64_t t = 0; t < tokens; ++t)
-        std::memcpy(out + (token + t) * out_row, total[t], static_cast<std::size_t>(rows) * sizeof(float));
+    for (std::int64_t t = from; t < to; ++t)
+        std::memcpy(out + t * out_row, total[t - from], static_cast<std::size_t>(rows) * sizeof(float));
 }
 
 template <Number K, Zero Z>
 void integer_products(const Matrix& m, const Activations& by, std::int64_t tokens, std::int64_t from, std::int64_t to,
                       float* out, std::int64_t out_row) {
-    by_shapes(tokens, TILE, BLOCK, [&](AMX_TILES& tiles, std::int64_t begin, std::int64_t end, std::int64_t count) {
-        for (std::int64_t p = from; p < to; ++p)
-            for (std::int64_t t = begin; t < end; t += SOME_TOKENS) {
-                const std::int64_t some = end - t < SOME_TOKENS ? end - t : SOME_TOKENS;
-                integer_panel<K, Z>(tiles, m, m.data + p * m.panel_bytes(), by, t, some, count, out + p * PANEL, out_row,
-                                    rows_of(m, p));
-            }
-    });
+    constexpr std::int64_t besides = sizeof(float) + SUMS * sizeof(std::int32_t);  // a block's scale and sums
+    const auto panel = [&](AMX_TILES& tiles, std::int64_t p, std::int64_t t0, std::int64_t t1, std::int64_t count,
+                           bool fetch) {
+        for (std::int64_t t = t0; t < t1; t += SOME_TOKENS)
+            integer_panel<K, Z>(tiles, m, m.data + p * m.panel_bytes(), by, t, t1 - t < SOME_TOKENS ? t1 : t + SOME_TOKENS,
+                                count, fetch && t == t0, out + p * PANEL, out_row, rows_of(m, p));
+    };
+    by_tiles(tokens, m.columns / BLOCK * (BLOCK + besides), TILE, BLOCK, from, to, panel);
 }
 
 void multiply_tiled(const Matrix& m, const Activations& by, std::int64_t tokens, std::int64_t from, std::int64_t to,
