@@ -22,28 +22,29 @@ const Level* level_named(int wanted) {  // -1: the best of this CPU
 #endif
     const bool vnni = has_avx512() && f16c && __builtin_cpu_supports("avx512vnni");
     const bool bf16 = vnni && __builtin_cpu_supports("avx512bf16");
-    const auto level = [&](int number) {  // AMX is asked for only where it is wanted
+    const auto level = [&](int number) -> const Level* {  // AMX is asked for only where it is wanted
         switch (number) {
             case 0: return level_plain();
             case 1: return has_avx2() && f16c ? level_avx2() : nullptr;
             case 2: return vnni ? level_avx512() : nullptr;
             case 3: return bf16 ? level_avx512_bf16() : nullptr;
             case 4: return bf16 ? level_amx() : nullptr;
-            default: return bf16 ? level_amx_simulated() : nullptr;
+            case 5: return bf16 ? level_amx_simulated() : nullptr;
+            default: return nullptr;
         }
     };
     if (wanted >= 0) return level(wanted);
     for (int number = 4; number > 0; --number)  // never the simulated one
         if (const Level* found = level(number)) return found;
-#else
-    if (wanted > 0) return nullptr;
-#endif
     return level_plain();
+#else
+    const Level* const neon = wanted < 0 || wanted == 6 ? level_neon() : nullptr;
+    return neon || wanted > 0 ? neon : level_plain();
+#endif
 }
 
-constexpr std::int64_t STRETCH = 64 << 10;  // bytes of weights, below which a thread's share is not cut further
-constexpr std::int64_t MOST_TASKS = 16;     // of a thread in one product; half as many of few tokens
-constexpr std::int64_t MANY = 16;           // tokens that a product does not wait for memory with
+constexpr std::int64_t STRETCH = 64 << 10;  // bytes of weights that a thread takes at a time, at least
+constexpr std::int64_t MOST_PIECES = 16;    // in which it takes its share of a product
 constexpr std::int64_t NOT_MADE = -2;
 
 enum Weight { Q, K, V, O, GATE, UP, DOWN, WEIGHTS };
@@ -122,6 +123,7 @@ struct Decoder {
     float eps;
     const Level* level;
     Pool pool;
+    std::unique_ptr<Stretch[]> shares;  // of each worker in a product
     std::vector<Layer> layers;
     Embedding embedding{};
     Matrix head{};
@@ -132,7 +134,7 @@ struct Decoder {
     Decoder(const std::int64_t* shape, float epsilon, const Level* chosen, int threads)
         : hidden(shape[0]), intermediate(shape[1]), layer_count(shape[2]), heads(shape[3]), kv_heads(shape[4]),
           head_dim(shape[5]), vocab(shape[6]), eps(epsilon), level(chosen), pool(threads),
-          layers(static_cast<std::size_t>(shape[2])) {}
+          shares(new Stretch[static_cast<std::size_t>(threads)]), layers(static_cast<std::size_t>(shape[2])) {}
 
     // A task a token, but one for a few: their norms take less than waking a thread.
     template <typename F>
@@ -143,8 +145,8 @@ struct Decoder {
         });
     }
 
-    // Products of the same rows, of which `fill` makes one at a time. `then` is told which task has made which rows of a
-    // matrix's product.
+    // Products of the same rows, of which `fill` makes one at a time. `then` is told by which worker, one of as many as
+    // there are threads, which rows of a matrix's product were made.
     template <typename Fill, typename Then = void (*)(std::int64_t, std::int64_t, std::int64_t)>
     void products(std::int64_t tokens, std::int64_t columns, const Product* list, int count, const Fill& fill,
                   const Then& then = [](std::int64_t, std::int64_t, std::int64_t) {}) {
@@ -169,15 +171,10 @@ struct Decoder {
             panels += list[i].matrix->panels();
             bytes += list[i].matrix->panels() * list[i].matrix->panel_bytes();
         }
-        // Long stretches read memory best, and what is fetched behind a short one's end is another thread's; enough of
-        // them that no thread waits long for the last. Many tokens wait for arithmetic: a panel is enough for a task.
         if (panels == 0) return;
-        const std::int64_t threads = pool.threads(), stretches = panels / ((STRETCH * panels + bytes - 1) / bytes);
-        const std::int64_t few = std::clamp<std::int64_t>(stretches / threads, 1, MOST_TASKS / 2);
-        const std::int64_t each = tokens < MANY ? few : MOST_TASKS;
-        const std::int64_t tasks = threads == 1 ? 1 : std::min(panels, each * threads);
-        pool.run(tasks, [&](std::int64_t task) {
-            std::int64_t from = task * panels / tasks, to = (task + 1) * panels / tasks;
+        const std::int64_t threads = pool.threads(), least = (STRETCH * panels + bytes - 1) / bytes;
+        const std::int64_t piece = threads == 1 ? panels : std::max(panels / (threads * MOST_PIECES), least);
+        const auto make = [&](std::int64_t worker, std::int64_t from, std::int64_t to) {
             for (int i = 0; i < count && to > 0; ++i) {
                 const Matrix& m = *list[i].matrix;
                 const std::int64_t here = m.panels();
@@ -186,11 +183,17 @@ struct Decoder {
                     level->multiply(m, prepared.rows[Prepared::form(m.kind)], tokens, from, last, list[i].out, m.rows);
                     const std::int64_t end = std::min(last * PANEL, m.rows);
                     if (list[i].bias) add_bias(list[i], tokens, from * PANEL, end);
-                    then(task, from * PANEL, end);
+                    then(worker, from * PANEL, end);
                 }
                 from = std::max<std::int64_t>(0, from - here);
                 to -= here;
             }
+        };
+        for (std::int64_t w = 0; w < threads; ++w) shares[w].hold(w * panels / threads, (w + 1) * panels / threads);
+        pool.run(std::min(threads, panels), [&](std::int64_t worker) {
+            std::int64_t from, to;
+            for (std::int64_t other = worker; other < worker + threads; ++other)
+                while (shares[other % threads].take(piece, other != worker, &from, &to)) make(worker, from, to);
         });
     }
 
@@ -265,30 +268,35 @@ void mlp(Decoder& d, const Step& s, const Layer& layer) {
     });
 }
 
-// The wanted logits; what each task has made of them is looked through while it is at hand.
+// Which of two places in a row has the greater score, the first of equals; -1 once a score was no number.
+std::int64_t better(const float* row, std::int64_t a, std::int64_t b) {
+    if (a == NOT_MADE || b == NOT_MADE) return a == NOT_MADE ? b : a;
+    if (a < 0 || b < 0) return -1;
+    return row[b] > row[a] || (row[b] == row[a] && b < a) ? b : a;
+}
+
+// The wanted logits; what each worker has made of them is looked through while it is at hand.
 void output(Decoder& d, const Step& s, const float* x, float* logits, std::int64_t* likeliest) {
     const std::int64_t count = s.wanted_count;
     float* normed = d.normed.reserve(count * d.hidden);
-    std::vector<std::int64_t> found(static_cast<std::size_t>(d.pool.threads() * MOST_TASKS * count), NOT_MADE);
+    std::vector<std::int64_t> found(static_cast<std::size_t>(d.pool.threads() * count), NOT_MADE);
     const Product head = {&d.head, nullptr, logits};
     const auto norm = [&](std::int64_t i) {
         d.level->rms_norm(x + s.wanted[i] * d.hidden, d.final_norm, d.hidden, d.eps, normed + i * d.hidden);
         return normed + i * d.hidden;
     };
-    d.products(count, d.hidden, &head, 1, norm, [&](std::int64_t task, std::int64_t from, std::int64_t to) {
+    d.products(count, d.hidden, &head, 1, norm, [&](std::int64_t worker, std::int64_t from, std::int64_t to) {
         for (std::int64_t i = 0; i < count; ++i) {
-            const std::int64_t at = d.level->likeliest(logits + i * d.vocab + from, to - from);
-            found[static_cast<std::size_t>(task * count + i)] = at < 0 ? at : from + at;
+            const float* row = logits + i * d.vocab;
+            const std::int64_t at = d.level->likeliest(row + from, to - from);
+            std::int64_t& best = found[static_cast<std::size_t>(worker * count + i)];
+            best = better(row, best, at < 0 ? at : from + at);
         }
     });
     for (std::int64_t i = 0; i < count; ++i) {
-        const float* row = logits + i * d.vocab;
-        std::int64_t best = 0;
-        for (std::size_t n = static_cast<std::size_t>(i); n < found.size(); n += static_cast<std::size_t>(count)) {
-            if (found[n] == NOT_MADE || best < 0) continue;
-            if (found[n] < 0 || row[found[n]] > row[best]) best = found[n];
-        }
-        likeliest[i] = best;
+        likeliest[i] = NOT_MADE;
+        for (std::size_t n = static_cast<std::size_t>(i); n < found.size(); n += static_cast<std::size_t>(count))
+            likeliest[i] = better(logits + i * d.vocab, likeliest[i], found[n]);
     }
 }
 

@@ -89,3 +89,4 @@ const Level* level_avx512();
 const Level* level_avx512_bf16();
 const Level* level_amx();  // null where there are no tiles; to be asked only where there is level_avx512_bf16
 const Level* level_amx_simulated();
+const Level* level_neon();  // null where there is none

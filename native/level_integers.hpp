@@ -5,7 +5,12 @@
 
 constexpr std::int32_t WHOLE = 0x4B400000;
 constexpr float WHOLE_FLOAT = 12582912.0f;
-constexpr int ABREAST = LANES == 16 ? 2 : 1;  // registers of rows whose sums are made together
+#ifdef HAS_DOTPROD
+constexpr int LESS = 128, ABREAST = 4;
+#else
+constexpr int LESS = 0, ABREAST = LANES == 16 ? 2 : 1;
+#endif
+// ABREAST: registers of rows whose sums are made together. LESS: what a weight of eight bits, loaded, is below its byte.
 
 #if defined(HAS_VNNI)
 
@@ -14,8 +19,8 @@ struct Sums {
 };
 
 INLINE void start(const std::int32_t* value, Sums* sums) { sums->lanes = _mm512_set1_epi32(*value); }
-// From WHOLE - zero * sum, of each row.
-INLINE void start(const std::uint8_t* zeros, std::int32_t sum, Sums* sums) {
+// From WHOLE - (zero - less) * sum, of each row.
+INLINE void start(const std::uint8_t* zeros, int, std::int32_t sum, Sums* sums) {
     const __m512i zero = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(zeros)));
     sums->lanes = _mm512_sub_epi32(_mm512_set1_epi32(WHOLE), _mm512_mullo_epi32(zero, _mm512_set1_epi32(sum)));
 }
@@ -75,7 +80,7 @@ INLINE void start(const std::int32_t* value, Sums* sums) {
     for (auto& pair : sums->pairs) pair = _mm256_setzero_si256();
     sums->first = _mm256_set1_epi32(*value);
 }
-INLINE void start(const std::uint8_t* zeros, std::int32_t sum, Sums* sums) {
+INLINE void start(const std::uint8_t* zeros, int, std::int32_t sum, Sums* sums) {
     start(&WHOLE, sums);
     const __m256i zero = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(zeros)));
     sums->first = _mm256_sub_epi32(sums->first, _mm256_mullo_epi32(zero, _mm256_set1_epi32(sum)));
@@ -119,6 +124,51 @@ INLINE void load_halves(const std::uint8_t* from, Values* out) {
     *out = reinterpret_cast<Values>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
 }
 
+#elif defined(HAS_DOTPROD)
+
+struct Sums {
+    int32x4_t lanes;
+};
+
+INLINE void start(const std::int32_t* value, Sums* sums) { sums->lanes = vdupq_n_s32(*value); }
+INLINE void start(const std::uint8_t* zeros, int less, std::int32_t sum, Sums* sums) {
+    const std::int32_t each[4] = {zeros[0] - less, zeros[1] - less, zeros[2] - less, zeros[3] - less};
+    sums->lanes = vmlsq_n_s32(vdupq_n_s32(WHOLE), vld1q_s32(each), sum);
+}
+
+struct Weights {  // [4 rows][4 columns], signed
+    int8x16_t bytes;
+};
+
+INLINE void load(const std::uint8_t* from, Weights* weights) {
+    weights->bytes = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(from), vdupq_n_u8(128)));
+}
+INLINE void load_nibbles(const std::uint8_t* from, Weights* low, Weights* high) {
+    const uint8x16_t both = vld1q_u8(from);
+    low->bytes = vreinterpretq_s8_u8(vandq_u8(both, vdupq_n_u8(15)));
+    high->bytes = vreinterpretq_s8_u8(vshrq_n_u8(both, 4));
+}
+struct Four {
+    int8x16_t bytes;
+};
+
+INLINE void load(const std::int8_t* from, Four* four) {
+    std::int32_t word;
+    std::memcpy(&word, from, 4);
+    four->bytes = vreinterpretq_s8_s32(vdupq_n_s32(word));
+}
+INLINE void add(const Weights& weights, const Four& four, Sums* sums) {
+    sums->lanes = vdotq_s32(sums->lanes, weights.bytes, four.bytes);
+}
+INLINE void times(const Sums& sums, float one, float less, Values* out) {
+    const float32x4_t found = vfmaq_n_f32(vdupq_n_f32(less), vreinterpretq_f32_s32(sums.lanes), one);
+    std::memcpy(out, &found, sizeof *out);
+}
+INLINE void load_halves(const std::uint8_t* from, Values* out) {
+    const float32x4_t found = vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(from)));
+    std::memcpy(out, &found, sizeof *out);
+}
+
 #else
 
 typedef std::int16_t Shorts __attribute__((vector_size(16)));
@@ -128,7 +178,7 @@ struct Sums {
 };
 
 INLINE void start(const std::int32_t* value, Sums* sums) { sums->lanes = Register::Whole{} + *value; }
-INLINE void start(const std::uint8_t* zeros, std::int32_t sum, Sums* sums) {
+INLINE void start(const std::uint8_t* zeros, int, std::int32_t sum, Sums* sums) {
     sums->lanes = WHOLE - sum * Register::Whole{zeros[0], zeros[1], zeros[2], zeros[3]};
 }
 

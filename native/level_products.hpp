@@ -85,14 +85,15 @@ template <Number K, Zero Z, int T, bool FIRST>
 INLINE void integer_rows(const Values* scale, const std::uint8_t* zeros, const std::uint8_t* data, std::int64_t ahead,
                          const Block& by, int part, Values (*sum)[PARTS]) {
     Sums sums[T][ABREAST];
+    constexpr int less = K == INT8 ? LESS : 0;
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
         const std::int32_t* from = by.starts + SUMS * t * by.blocks;
         for (int h = 0; h < ABREAST; ++h)
             if (Z == BYTES)
-                start(zeros + (part + h) * LANES, (WHOLE - from[1]) / 8, &sums[t][h]);
+                start(zeros + (part + h) * LANES, less, (WHOLE - from[1]) / 8, &sums[t][h]);
             else
-                start(Z == LEASTS ? &WHOLE : K == INT4 ? from + 1 : from, &sums[t][h]);
+                start(Z == LEASTS || less ? &WHOLE : K == INT4 ? from + 1 : from, &sums[t][h]);
     }
     constexpr int together = K == INT4 ? 2 : 1;  // fours of columns that share a register of weights
 #pragma GCC unroll 8
@@ -270,9 +271,14 @@ void float_tile(const Matrix& m, const std::uint8_t* panel, const Activations& b
 using Tile = void (*)(const Matrix&, const std::uint8_t*, const Activations&, std::int64_t, float*, std::int64_t,
                       std::int64_t);
 
+template <Number K>
+constexpr int MOST = LANES == 16 ? (K >= INT8 ? 6 : 8) : (K >= INT8 && ABREAST == 1 ? 5 : 4);  // tokens that the registers hold
+
 template <Number K, Zero Z, int T, bool FIRST>
 constexpr Tile tile_of() {
-    if constexpr (K >= INT8)
+    if constexpr (T > MOST<K>)
+        return nullptr;
+    else if constexpr (K >= INT8)
         return integer_tile<K, Z, T, FIRST>;
     else
         return float_tile<K, T>;
@@ -286,12 +292,11 @@ constexpr Tile TILES[] = {tile_of<K, Z, 1, FIRST>(), tile_of<K, Z, 2, FIRST>(), 
 template <Number K, Zero Z>
 void multiply_kind(const Matrix& m, const Activations& by, std::int64_t tokens, std::int64_t from, std::int64_t to,
                    float* out, std::int64_t out_row) {
-    constexpr int most = LANES == 16 ? (K >= INT8 ? 6 : 8) : (K >= INT8 ? 5 : 4);  // what the registers hold
     const std::int64_t panel_bytes = m.panel_bytes();
     for (std::int64_t p = from; p < to; ++p) {
         const std::int64_t rows = m.rows - p * PANEL < PANEL ? m.rows - p * PANEL : PANEL;
-        for (std::int64_t token = 0; token < tokens; token += most) {
-            const std::int64_t some = tokens - token < most ? tokens - token : most;
+        for (std::int64_t token = 0; token < tokens; token += MOST<K>) {
+            const std::int64_t some = tokens - token < MOST<K> ? tokens - token : MOST<K>;
             const Tile tile = (token ? TILES<K, Z, false> : TILES<K, Z, true>)[some - 1];
             tile(m, m.data + p * panel_bytes, by, token, out + p * PANEL, out_row, rows);
         }

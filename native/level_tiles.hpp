@@ -151,7 +151,7 @@ INLINE void add_sums(const Blocks& blocks, int count, const float* scales, const
             Sums sum;
             Values product;
             if (Z == BYTES)
-                start(blocks.zeros[i] + h * LANES, (WHOLE - starts[1]) / 8, &sum);
+                start(blocks.zeros[i] + h * LANES, 0, (WHOLE - starts[1]) / 8, &sum);
             else
                 start(Z == LEASTS ? &WHOLE : K == INT4 ? starts + 1 : starts, &sum);
             sum.lanes = _mm512_add_epi32(sum.lanes, _mm512_load_si512(blocks.sums[i][h][t]));

@@ -22,6 +22,33 @@ inline void relax() {
 #endif
 }
 
+// A share of a loop, of which its worker takes from the beginning and the others from the end: what one worker reads lies
+// together, for a CPU fetches ahead of each beginning in vain.
+struct alignas(64) Stretch {
+    std::atomic<std::uint64_t> ends{0};  // 32 bits each: from, to
+
+    void hold(std::int64_t from, std::int64_t to) { ends.store(both(from, to), std::memory_order_relaxed); }
+
+    // Up to `most` of what is left; false when nothing is.
+    bool take(std::int64_t most, bool last, std::int64_t* from, std::int64_t* to) {
+        std::uint64_t seen = ends.load(std::memory_order_relaxed), rest;
+        do {
+            const auto begin = static_cast<std::int64_t>(seen >> 32), end = static_cast<std::int64_t>(seen & 0xFFFFFFFF);
+            if (begin == end) return false;
+            const std::int64_t some = end - begin < most ? end - begin : most;
+            *from = last ? end - some : begin;
+            *to = *from + some;
+            rest = last ? both(begin, *from) : both(*to, end);
+        } while (!ends.compare_exchange_weak(seen, rest, std::memory_order_relaxed));
+        return true;
+    }
+
+  private:
+    static std::uint64_t both(std::int64_t from, std::int64_t to) {
+        return static_cast<std::uint64_t>(from) << 32 | static_cast<std::uint64_t>(to);
+    }
+};
+
 // together(main) calls main() with helpers beside it; in it run(n, f) calls f(0) … f(n - 1), each once, in any order, on
 // all of them. What is taken next is one word, so a helper that comes late finds either a task of the present loop or
 // none: no loop waits for it, only the end of all.

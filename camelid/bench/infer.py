@@ -137,7 +137,8 @@ def write_filler(folder: Path, size: int) -> None:
 
 def limits(rows: Sequence[dict[str, Any]], threads: Sequence[int]) -> dict[str, Any]:
     """How fast this machine reads memory and multiplies, and how much of the reading our decoding uses: of the weights,
-    and with the keys and values that a token reads besides."""
+    and with the keys and values that a token reads besides. And our peak memory until then, with what it is beside the
+    weights, embedding and whole cache."""
     import torch
 
     from camelid.kernels.memory import large_pages
@@ -160,7 +161,11 @@ def limits(rows: Sequence[dict[str, Any]], threads: Sequence[int]) -> dict[str, 
                     for size in (row["weight_bytes"], row["weight_bytes"] + row["cache_bytes"])
                 )
                 shares = f"{weights:.0%} of the memory's speed, with the cache {both:.0%}"
-                found[f"{row['task']}, {row['implementation']}, {count} threads"] = shares
+                name = f"{row['implementation']}, {count} threads"
+                found[f"{row['task']}, {name}"] = shares
+                peak, held = row["peak_bytes"] / 1e6, row["held_bytes"] / 1e6
+                beside = f"{peak:,.0f} MB, {peak - held:,.0f} beside weights and cache"
+                found[f"{row['task'].split()[0]}, {name}, peak memory"] = beside
     torch.set_num_threads(usual)
     return found
 

@@ -19,7 +19,7 @@ from camelid.kernels.packed import BLOCK, KINDS, Packed
 
 PAGE = 32  # tokens of a page of the cache
 MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-LEVELS = ("plain", "avx2", "avx512", "avx512_bf16", "amx", "amx_simulated")  # the last for tests: never the best
+LEVELS = ("plain", "avx2", "avx512", "avx512_bf16", "amx", "amx_simulated", "neon")  # a simulated one: for tests
 
 
 @dataclass(frozen=True)

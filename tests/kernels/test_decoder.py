@@ -152,7 +152,7 @@ def test_where_a_row_is_greatest_is_told_with_it(name: str, size: int) -> None:
     with torch.no_grad():
         model.lm_head.weight[-(size // 2) :] = model.lm_head.weight[: size // 2]
     chunks = [Chunk(ids, 0, [0], 20), Chunk(ids[:3], 0, [1], 0), Chunk(ids[::-1], 0, [2], 1)]
-    for threads in (1, 2):
+    for threads in (1, 2, 5):
         native = runner(model, threads=threads, level=name)
         rows = torch.cat(native.run(chunks))
         assert native.likeliest() == rows.numpy().argmax(-1).tolist()

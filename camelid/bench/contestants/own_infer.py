@@ -30,7 +30,8 @@ def main() -> None:
     cache: Literal["int8"] | None = "int8" if os.environ.get("BENCH_CACHE") == "int8" else None
     runner = runner_for(model, None, threads(), cache, keep=False)
     del model
-    engine = Engine(runner, None, stop_ids=())
+    # Room for what is generated at once: what memory is held can then be told from what is asked for.
+    engine = Engine(runner, None, stop_ids=(), cache_tokens=max(4096, 2 * (prompt_length() + 65)))
     loaded = time.perf_counter() - started
 
     def generate(prompts: list[list[int]], new: int) -> None:
@@ -38,11 +39,13 @@ def main() -> None:
         assert all(len(result.ids) == new for result in found)
 
     weights = runner.weight_bytes if isinstance(runner, NativeRunner) else 0
+    embedding = engine.config.vocab_size * engine.config.hidden_size * 2
+    held = weights + embedding + runner.page_bytes() * engine.scheduler.pages.count
     length = prompt_length() + (1 + 64) / 2  # of the text while it is gone on with, on average
     version = f"{__version__} {type(runner).__name__}"
     race(
         generate, engine.config.vocab_size, version, loaded,
-        weight_bytes=weights, cache_bytes=runner.page_bytes() / PAGE * length,
+        weight_bytes=weights, cache_bytes=runner.page_bytes() / PAGE * length, held_bytes=held,
     )  # fmt: skip
 
 
