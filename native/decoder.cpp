@@ -43,8 +43,9 @@ const Level* level_named(int wanted) {  // -1: the best of this CPU
 #endif
 }
 
-constexpr std::int64_t STRETCH = 64 << 10;  // bytes of weights that a thread takes at a time, at least
-constexpr std::int64_t MOST_PIECES = 16;    // in which it takes its share of a product
+constexpr std::int64_t PIECE_BYTES = 64 << 10;  // of weights, that a worker takes at a time, at least
+constexpr std::int64_t MOST_PIECES = 16;        // of its share of a product
+constexpr std::int64_t MANY = 16;               // tokens that a product does not wait for memory with
 constexpr std::int64_t NOT_MADE = -2;
 
 enum Weight { Q, K, V, O, GATE, UP, DOWN, WEIGHTS };
@@ -172,7 +173,8 @@ struct Decoder {
             bytes += list[i].matrix->panels() * list[i].matrix->panel_bytes();
         }
         if (panels == 0) return;
-        const std::int64_t threads = pool.threads(), least = (STRETCH * panels + bytes - 1) / bytes;
+        // Small pieces, that no worker waits long for another's last one; of many tokens a panel is enough for one.
+        const std::int64_t threads = pool.threads(), least = tokens < MANY ? (PIECE_BYTES * panels + bytes - 1) / bytes : 1;
         const std::int64_t piece = threads == 1 ? panels : std::max(panels / (threads * MOST_PIECES), least);
         const auto make = [&](std::int64_t worker, std::int64_t from, std::int64_t to) {
             for (int i = 0; i < count && to > 0; ++i) {
