@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "vector.hpp"
+
 namespace {
 
 // What LDTILECFG reads.
@@ -111,14 +113,11 @@ struct SimulatedTiles {
             }
     }
 
-private:
+  private:
     static float wide(const std::uint8_t* at) {
         std::uint16_t half;
-        std::memcpy(&half, at, 2);
-        const std::uint32_t bits = static_cast<std::uint32_t>(half) << 16;
-        float value;
-        std::memcpy(&value, &bits, 4);
-        return value;
+        std::memcpy(&half, at, sizeof half);
+        return widened(half);
     }
 };
 
