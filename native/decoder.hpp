@@ -35,6 +35,7 @@ struct Matrix {
     }
     std::int64_t panel_bytes() const { return columns / group * group_bytes(); }
     std::int64_t panels() const { return (rows + PANEL - 1) / PANEL; }
+    std::int64_t rows_of(std::int64_t panel) const { return rows - panel * PANEL < PANEL ? rows - panel * PANEL : PANEL; }
 };
 
 // Rows of activations in the form that a kind of matrix is multiplied by. Of INT8 and INT4: bytes, and of each block a

@@ -92,7 +92,7 @@ void camelid_pack_floats(int kind, const void* weight, int halves, std::int64_t 
     const auto* bytes = static_cast<const std::uint8_t*>(weight);
     const std::int64_t panel_rows = PANEL * columns * (halves ? 2 : 4);
     each(m.panels(), threads, [&](std::int64_t p) {
-        const std::int64_t filled = rows - p * PANEL < PANEL ? rows - p * PANEL : PANEL;
+        const std::int64_t filled = m.rows_of(p);
         pack_panel(m, bytes + p * panel_rows, halves != 0, filled, out + p * m.panel_bytes());
     });
 }
@@ -106,7 +106,7 @@ void camelid_pack_integers(int kind, const std::uint8_t* q, const std::uint16_t*
     const std::int64_t groups = columns / group, row_bytes = columns * (kind == INT8 ? 2 : 1) / 2;
     each(m.panels(), threads, [&](std::int64_t p) {
         std::uint8_t* to = out + p * m.panel_bytes();
-        const std::int64_t first = p * PANEL, filled = rows - first < PANEL ? rows - first : PANEL;
+        const std::int64_t first = p * PANEL, filled = m.rows_of(p);
         for (std::int64_t g = 0; g < groups; ++g, to += m.group_bytes()) {
             std::memset(to, 0, static_cast<std::size_t>(m.scale_bytes()));
             for (std::int64_t r = 0; r < filled; ++r) {

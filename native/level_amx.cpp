@@ -2,7 +2,6 @@
 #include <cstdint>
 #include <cstring>
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && !defined(WITHOUT_AMX)
-#include <cpuid.h>
 #include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -21,13 +20,10 @@ static const Level* level_tiles();
 
 namespace {
 
-// Whether the CPU has tiles of bytes and bfloat16, and Linux gives them to this process: it keeps room for 8 KiB a thread.
-bool has_tiles() {
-    unsigned a = 0, b = 0, c = 0, d = 0;
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
-    constexpr unsigned bfloats = 1u << 22, tiles = 1u << 24, bytes = 1u << 25, all = bfloats | tiles | bytes;
+// Linux keeps room for a thread's 8 KiB of tiles only in a process that has asked for it.
+bool may_use_tiles() {
     constexpr long ask = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-    return (d & all) == all && syscall(SYS_arch_prctl, ask, tile_data) == 0;
+    return syscall(SYS_arch_prctl, ask, tile_data) == 0;
 }
 
 // Sums of two products of small whole numbers, of which any order of operations gives the same bits.
@@ -75,7 +71,7 @@ bool tiles_agree() {
 }  // namespace
 
 const Level* level_amx() {
-    static const bool there = has_tiles() && tiles_agree();
+    static const bool there = has_amx() && may_use_tiles() && tiles_agree();
     return there ? level_tiles() : nullptr;
 }
 #else

@@ -294,7 +294,7 @@ void multiply_kind(const Matrix& m, const Activations& by, std::int64_t tokens, 
                    float* out, std::int64_t out_row) {
     const std::int64_t panel_bytes = m.panel_bytes();
     for (std::int64_t p = from; p < to; ++p) {
-        const std::int64_t rows = m.rows - p * PANEL < PANEL ? m.rows - p * PANEL : PANEL;
+        const std::int64_t rows = m.rows_of(p);
         for (std::int64_t token = 0; token < tokens; token += MOST<K>) {
             const std::int64_t some = tokens - token < MOST<K> ? tokens - token : MOST<K>;
             const Tile tile = (token ? TILES<K, Z, false> : TILES<K, Z, true>)[some - 1];

@@ -10,10 +10,6 @@ constexpr int SOME_BLOCKS = 8;              // whose sums of whole numbers stay 
 constexpr std::int64_t SOME_TOKENS = 64;    // that share unpacked halves of bytes
 static_assert(BLOCK == 32 && PANEL == 2 * TILE && LANES == TILE, "a tile has a block's columns and half a panel's rows");
 
-INLINE std::int64_t rows_of(const Matrix& m, std::int64_t panel) {
-    return m.rows - panel * PANEL < PANEL ? m.rows - panel * PANEL : PANEL;
-}
-
 // f(tiles, a panel's number, from, to, count, whether to fetch): panel after panel for so many tokens as have `each` bytes
 // and stay in a cache, at least SOME_TOKENS; of these as many at a time as `most` in tiles of equal shape, then the rest.
 template <typename F>
@@ -88,7 +84,7 @@ void bfloat_products(const Matrix& m, const Activations& by, std::int64_t tokens
                            bool fetch) {
         const auto later = count > TILE ? bfloat_tile<true, false> : bfloat_tile<false, false>;
         const auto first = !fetch ? later : count > TILE ? bfloat_tile<true, true> : bfloat_tile<false, true>;
-        const std::int64_t rows = rows_of(m, p), some = rows == PANEL && t1 - t0 > count ? SOME_COLUMNS : m.columns;
+        const std::int64_t rows = m.rows_of(p), some = rows == PANEL && t1 - t0 > count ? SOME_COLUMNS : m.columns;
         for (std::int64_t k = 0; k < m.columns; k += some)
             for (std::int64_t t = t0; t < t1; t += count) {
                 float whole[2 * TILE][PANEL];  // in place of a panel of which some rows are not there
@@ -205,7 +201,7 @@ void integer_products(const Matrix& m, const Activations& by, std::int64_t token
                            bool fetch) {
         for (std::int64_t t = t0; t < t1; t += SOME_TOKENS)
             integer_panel<K, Z>(tiles, m, m.data + p * m.panel_bytes(), by, t, t1 - t < SOME_TOKENS ? t1 : t + SOME_TOKENS,
-                                count, fetch && t == t0, out + p * PANEL, out_row, rows_of(m, p));
+                                count, fetch && t == t0, out + p * PANEL, out_row, m.rows_of(p));
     };
     by_tiles(tokens, m.columns / BLOCK * (BLOCK + besides), TILE, BLOCK, from, to, panel);
 }

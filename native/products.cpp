@@ -15,7 +15,6 @@
 #include "strips.hpp"
 
 #ifdef CAMELID_BF16
-#include <cpuid.h>
 
 namespace {
 
@@ -171,18 +170,13 @@ void multiply(const Side& a, const Side& b, std::int64_t m, std::int64_t n, std:
         }
 }
 
-bool has_tiles() {
-    unsigned a = 0, b = 0, c = 0, d = 0;
-    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1);
-}
-
 }  // namespace
 #endif
 
 // Whether camelid_product is there and faster than torch's.
 extern "C" int camelid_multiplies_bfloat16() {
 #ifdef CAMELID_BF16
-    return has_bf16() && !has_tiles();
+    return has_bf16() && !has_amx();
 #else
     return 0;
 #endif

@@ -7,6 +7,7 @@
 #define INLINE inline __attribute__((always_inline))
 #if defined(__x86_64__) && defined(__GNUC__)
 #define CAMELID_X86
+#include <cpuid.h>
 #endif
 
 // The same code for each kind of CPU, as NAME_plain, NAME_avx2 and NAME_avx512: CHOSEN(NAME) is the one for this CPU.
@@ -27,6 +28,11 @@ inline bool has_avx512() {
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma");
 }
 inline bool from_amd() { return __builtin_cpu_is("amd"); }
+inline bool has_amx() {  // tiles of bytes and of bfloat16; whether the system gives them to a process is asked of it
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    constexpr unsigned bfloats = 1u << 22, tiles = 1u << 24, bytes = 1u << 25, all = bfloats | tiles | bytes;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & all) == all;
+}
 #else
 inline bool from_amd() { return false; }
 #endif

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from camelid.kernels.library import library
-from camelid.kernels.packed import BLOCK, KINDS, Packed
+from camelid.kernels.packed import BLOCK, KINDS, Packed, pointer
 
 PAGE = 32  # tokens of a page of the cache
 MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -114,7 +114,7 @@ class Decoder:
         groups = 1 if embedding.scale is None else embedding.scale.shape[1]
         native.camelid_decoder_embedding(
             self._handle, ctypes.c_int(KINDS.index(embedding.kind)), ctypes.c_int64(shape.hidden_size // groups),
-            *(_pointer(t) for t in (embedding.values, embedding.scale, embedding.least)),
+            *(pointer(t) for t in (embedding.values, embedding.scale, embedding.least)),
         )  # fmt: skip
         self.weight_bytes = sum(t.nbytes for t in self._kept)
 
@@ -158,8 +158,8 @@ class Decoder:
         likeliest = array("q", [0]) * len(wanted)
         logits = torch.empty(len(wanted), self.shape.vocab_size, dtype=torch.float32, device="cpu")
         self._native.camelid_decoder_step(
-            self._handle, ctypes.c_void_p(numbers.buffer_info()[0]), _pointer(cos), _pointer(sin), _pointer(cache),
-            _pointer(logits), ctypes.c_void_p(likeliest.buffer_info()[0]),
+            self._handle, ctypes.c_void_p(numbers.buffer_info()[0]), pointer(cos), pointer(sin), pointer(cache),
+            pointer(logits), ctypes.c_void_p(likeliest.buffer_info()[0]),
         )  # fmt: skip
         self.likeliest = likeliest.tolist()
         return logits
@@ -167,7 +167,7 @@ class Decoder:
     def states(self, tokens: int) -> Tensor:
         """The last step's states after the final norm, float32 [tokens, hidden]: of all its tokens."""
         out = torch.empty(tokens, self.shape.hidden_size, dtype=torch.float32, device="cpu")
-        self._native.camelid_decoder_states(self._handle, ctypes.c_int64(tokens), _pointer(out))
+        self._native.camelid_decoder_states(self._handle, ctypes.c_int64(tokens), pointer(out))
         return out
 
     def product(self, weight: Packed, by: Tensor) -> Tensor:
@@ -175,7 +175,7 @@ class Decoder:
         by = by.contiguous()
         out = torch.empty(len(by), weight.rows, dtype=torch.float32, device="cpu")
         self._native.camelid_decoder_product(
-            self._handle, *weight.described(), _pointer(by), ctypes.c_int64(len(by)), _pointer(out)
+            self._handle, *weight.described(), pointer(by), ctypes.c_int64(len(by)), pointer(out)
         )
         return out
 
@@ -188,7 +188,7 @@ class Decoder:
 
     def _norm(self, layer: int, which: int, weight: Tensor) -> None:
         self._kept.append(weight)
-        self._native.camelid_decoder_norm(self._handle, ctypes.c_int64(layer), ctypes.c_int(which), _pointer(weight))
+        self._native.camelid_decoder_norm(self._handle, ctypes.c_int64(layer), ctypes.c_int(which), pointer(weight))
 
 
 def level(wanted: str | None = None) -> str:
@@ -207,7 +207,3 @@ def _number(level: str | None) -> ctypes.c_int:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())

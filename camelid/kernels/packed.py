@@ -76,7 +76,7 @@ def pack(weight: Tensor, kind: str, room: Room | None = None, lose: bool = False
     packed = _empty(kind, rows, columns, columns, MIDDLE, room or Room())
     for part, out in _pieces(packed, weight, lose):
         _native().camelid_pack_floats(
-            ctypes.c_int(KINDS.index(kind)), _pointer(weight[part]), ctypes.c_int(weight.itemsize == 2),
+            ctypes.c_int(KINDS.index(kind)), pointer(weight[part]), ctypes.c_int(weight.itemsize == 2),
             ctypes.c_int64(len(weight[part])), ctypes.c_int64(columns), out, ctypes.c_int(torch.get_num_threads()),
         )  # fmt: skip
     return packed
@@ -105,8 +105,8 @@ def pack_integers(
     packed = _empty(f"int{bits}", rows, columns, group, how, room or Room())
     for part, out in _pieces(packed, q, lose):
         _native().camelid_pack_integers(
-            ctypes.c_int(KINDS.index(packed.kind)), _pointer(q[part]), _pointer(scale[part]), ctypes.c_int(how),
-            ctypes.c_void_p(None) if offsets is None else _pointer(offsets[part]), ctypes.c_int64(len(q[part])),
+            ctypes.c_int(KINDS.index(packed.kind)), pointer(q[part]), pointer(scale[part]), ctypes.c_int(how),
+            pointer(None if offsets is None else offsets[part]), ctypes.c_int64(len(q[part])),
             ctypes.c_int64(columns), ctypes.c_int64(group), out, ctypes.c_int(torch.get_num_threads()),
         )  # fmt: skip
     return packed
@@ -173,8 +173,9 @@ def _pieces(packed: Packed, weight: Tensor, lose: bool) -> Iterator[tuple[slice,
             let_go(weight[part])
 
 
-def _pointer(tensor: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())
+def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
+    """Where a tensor's numbers are, as the library's functions take it; null for None."""
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 
 def _native() -> ctypes.CDLL:
