@@ -7,6 +7,7 @@
 
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in the compiler's own header
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 #include "pairs.hpp"
 
@@ -41,7 +42,7 @@ TARGET_BF16 inline __m512i some(const Side& from, std::int64_t row, std::int64_t
 }
 
 // 16 registers of 16 words, exchanged.
-TARGET_BF16 inline void exchange(__m512i* r) {
+TARGET_AVX512 inline void exchange(__m512i* r) {
     __m512i t[16];
     for (int i = 0; i < 16; i += 2) {
         t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
@@ -107,7 +108,7 @@ struct Strips {
 };
 
 // Of a matrix of `count` columns that is summed over from row to row: pairs [begin, end) of rows from `from` to `to`.
-TARGET_BF16 __attribute__((noinline)) void lay_across(const Side& side, std::int64_t count, std::int64_t from, std::int64_t to,
+TARGET_BF16 __attribute__((noinline)) inline void lay_across(const Side& side, std::int64_t count, std::int64_t from, std::int64_t to,
                                                       const Strips& out, std::int64_t begin, std::int64_t end) {
     constexpr std::int64_t together = 8;  // pairs: a strip's words are then a stretch
     for (std::int64_t some = begin; some < end; some += together)
@@ -127,7 +128,7 @@ TARGET_BF16 __attribute__((noinline)) void lay_across(const Side& side, std::int
 }
 
 // Of a matrix of `count` rows that is summed over along them: strips [begin, end).
-TARGET_BF16 __attribute__((noinline)) void lay_along(const Side& side, std::int64_t count, std::int64_t from, std::int64_t to,
+TARGET_BF16 __attribute__((noinline)) inline void lay_along(const Side& side, std::int64_t count, std::int64_t from, std::int64_t to,
                                                      const Strips& out, std::int64_t begin, std::int64_t end) {
     for (std::int64_t s = begin; s < end; ++s)
         for (std::int64_t i = 0; i < out.pairs; i += 16) {

@@ -133,7 +133,9 @@ def base_model(base: Path, recipe: Recipe, who: Ranks, weights: bool) -> tuple[L
             model, fingerprint = Llama(checkpoint.config).to(dtype), ""
     keep_inputs(model)
     if kind == "qlora":
-        quantize_layers(model, settings.bits, settings.group, symmetric=False, rounds_inputs=False)
+        whole_rows = settings.bits == 8 and settings.group is None  # which a CPU can multiply as they are
+        group = None if whole_rows else settings.group or 64
+        quantize_layers(model, settings.bits, group, symmetric=whole_rows, rounds_inputs=False)
     if kind != "none":
         config = LoraConfig(settings.rank, settings.alpha, tuple(settings.targets), settings.rslora, kind == "dora")
         adapt(model, config, seed=train.seed)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,7 +89,7 @@ class AdaptedLinear(nn.Module):
             return plain
         lora: Any = self.adapters[self.active]
         out: Tensor = _Adapted.apply(  # type: ignore[no-untyped-call]
-            x, lora.lora_A, lora.lora_B, lora.scale, lambda: dense(self.base), product_dtype(x)
+            x, lora.lora_A, lora.lora_B, lora.scale, self.base, product_dtype(x)
         )
         if lora.lora_magnitude_vector is not None:
             with torch.no_grad():
@@ -115,20 +114,18 @@ def dense(base: Base) -> Tensor:
 
 class _Adapted(torch.autograd.Function):
     """x W^T + s (x A^T) B^T for a W that is not learned: of what is as long as the text, only x A^T is kept, and x
-    where it cannot be made again. W is asked for when it is needed, for it may have to be widened."""
+    where it cannot be made again. A quantised W is multiplied by its layer, which may have to widen it."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, a: Tensor, b: Tensor, scale: float, weight: Callable[[], Tensor], product: torch.dtype
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, scale: float, base: Base, product: torch.dtype) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             flat = x.to(product).flatten(0, -2)
             inner = flat @ a.to(product).T
-            out = by_rows(flat, weight())
+            out = base.by_rows(flat) if isinstance(base, QuantizedLinear) else by_rows(flat, base.weight)
             out.addmm_(inner, b.to(product).T, alpha=scale)
         ctx.again, sources = remade(x)
         ctx.save_for_backward(inner, a, b, *(sources if ctx.again else (flat,)))
-        ctx.scale, ctx.weight, ctx.shape, ctx.dtype, ctx.product = scale, weight, x.shape, x.dtype, product
+        ctx.scale, ctx.base, ctx.shape, ctx.dtype, ctx.product = scale, base, x.shape, x.dtype, product
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod
@@ -142,7 +139,9 @@ class _Adapted(torch.autograd.Function):
             d_inner = (slope @ b.to(product)).mul_(ctx.scale)
             d_x = None
             if ctx.needs_input_grad[0]:
-                d_x = by_columns(slope, ctx.weight())
+                base = ctx.base
+                quantised = isinstance(base, QuantizedLinear)
+                d_x = base.by_columns(slope) if quantised else by_columns(slope, base.weight)
                 d_x.addmm_(d_inner, a.to(product))
                 d_x = d_x.view(ctx.shape).to(ctx.dtype)
             d_a = (d_inner.T @ flat).to(a.dtype) if ctx.needs_input_grad[1] else None

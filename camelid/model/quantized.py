@@ -3,13 +3,13 @@ row's weights.
 
 Such a layer is the frozen base of an adapter, or part of a quantised model. A quantised model also rounds what goes
 into its layers on a CPU, block by block, because the native kernels multiply bytes by bytes (`kernels/packed.py`): then
-this is their reference. Products here are made with the weight widened for the moment; on a GPU by `kernels/gpu/`.
+this is their reference. Products here are made with the weight widened for the moment; on a GPU by `kernels/gpu/`; and,
+while an adapter learns over bytes with one scale a row, by `kernels/byte_products.py` where the CPU has them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -18,8 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from camelid.errors import InputError
+from camelid.kernels import byte_products
 from camelid.kernels.device import runs_triton
 from camelid.kernels.packed import round_symmetric, rounded
+from camelid.kernels.precision import product_dtype
+from camelid.kernels.products import by_columns, by_rows
 from camelid.model.llama import Llama
 
 BITS = {"int8": 8, "int4": 4}
@@ -146,9 +149,25 @@ class QuantizedLinear(nn.Module):
             return out.view(*x.shape[:-1], self.out_features)
         x = rounded(x) if self.rounds_inputs and x.device.type == "cpu" else x
         if torch.is_grad_enabled() and x.requires_grad:
-            learned: Tensor = _Frozen.apply(x, self.dense, self.bias)  # type: ignore[no-untyped-call]
-            return learned
+            learned: Tensor = _Frozen.apply(x, self, product_dtype(x))  # type: ignore[no-untyped-call]
+            return learned if self.bias is None else learned + self.bias.to(learned.dtype)
         return F.linear(x, self.dense().to(x.dtype), self.bias)
+
+    def by_rows(self, x: Tensor) -> Tensor:
+        """x @ W.T without the bias, as an adapter's base multiplies: [tokens, in] -> [tokens, out]."""
+        if self._in_bytes(x):
+            return byte_products.by_rows(x, self.packed, self.scale.view(-1).float())
+        return by_rows(x, self.dense())
+
+    def by_columns(self, slope: Tensor) -> Tensor:
+        """slope @ W: [tokens, out] -> [tokens, in]."""
+        if self._in_bytes(slope):
+            return byte_products.by_columns(slope, self.packed, self.scale.view(-1).float())
+        return by_columns(slope, self.dense())
+
+    def _in_bytes(self, x: Tensor) -> bool:
+        whole_rows = self.bits == 8 and self.zero is None and self.scale.shape[1] == 1
+        return whole_rows and byte_products.takes(x)
 
 
 class QuantizedEmbedding(nn.Module):
@@ -179,16 +198,19 @@ class QuantizedEmbedding(nn.Module):
 
 
 class _Frozen(torch.autograd.Function):
-    """x W^T + b for a W that is not learned and has to be widened: again for the backward pass, rather than kept."""
+    """x W^T for a layer that is not learned and has to be widened: again for the backward pass, rather than kept."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
-        ctx.weight, ctx.dtype = weight, x.dtype
-        return F.linear(x, weight().to(x.dtype), bias)
+    def forward(ctx: Any, x: Tensor, layer: QuantizedLinear, product: torch.dtype) -> Tensor:
+        ctx.layer, ctx.dtype, ctx.product = layer, x.dtype, product
+        with torch.autocast(x.device.type, enabled=False):
+            return layer.by_rows(x.to(product).flatten(0, -2)).view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
-        return (slope @ ctx.weight().to(slope.dtype)).to(ctx.dtype), None, None
+        with torch.autocast(slope.device.type, enabled=False):
+            d_x = ctx.layer.by_columns(slope.to(ctx.product).flatten(0, -2))
+        return d_x.view(*slope.shape[:-1], -1).to(ctx.dtype), None, None
 
 
 def quantized(linear: nn.Linear, bits: int, group: int | None, symmetric: bool, rounds_inputs: bool) -> QuantizedLinear:

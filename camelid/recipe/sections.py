@@ -155,8 +155,9 @@ class FinetuneSection(_Section):
     qlora), which of two is better (dpo, orpo, kto, simpo), or what is rewarded (grpo), through `adapter`.
 
     `template` is a named chat template, "own" the model's. An adapter has `rank`, `alpha`, `targets`; `bits` and
-    `group` are qlora's, of the frozen weights. `beta` weighs a preference (of DPO and KTO against the reference, of
-    ORPO its odds), `margin` is SimPO's gamma, `desirable` and `undesirable` KTO's weights.
+    `group` are qlora's, of the frozen weights: without `group`, eight bits have one scale a row, and a CPU with VNNI
+    and no AMX multiplies them as bytes. `beta` weighs a preference (of DPO and KTO against the reference, of ORPO its
+    odds), `margin` is SimPO's gamma, `desirable` and `undesirable` KTO's weights.
     For grpo each question is answered `samples` times a step, in at most `max_new_tokens` at `temperature`; `reward` is
     1 for an answer that ends by itself and whose last number (`number`), or all of it (`exact`), is the data's.
     """
@@ -169,7 +170,7 @@ class FinetuneSection(_Section):
     rslora: bool = False
     targets: Words = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     bits: Literal[4, 8] = 4
-    group: int = Field(default=64, ge=8)
+    group: int | None = Field(default=None, ge=8)  # of a row's weights that share a scale; 64, or of 8 bits whole rows
     beta: float = Field(default=0.1, gt=0)
     margin: float = Field(default=0.5, ge=0)
     desirable: float = Field(default=1.0, gt=0)

@@ -100,7 +100,9 @@ def twin(real: Llama) -> Llama:
     layers = [m.base if isinstance(m, AdaptedLinear) else m for m in real.modules()]
     quantized = next((m for m in layers if isinstance(m, QuantizedLinear)), None)
     if quantized:
-        quantize_layers(model, quantized.bits, quantized.group, symmetric=False, rounds_inputs=False)
+        whole_rows = quantized.scale.shape[1] == 1
+        group = None if whole_rows else quantized.group
+        quantize_layers(model, quantized.bits, group, symmetric=quantized.zero is None, rounds_inputs=False)
     for name, config in real.adapters.items():
         adapt(model, config, name)
     return model

@@ -1,5 +1,5 @@
-"""camelid's side of the training race: own_train.py {S,M,L} FOLDER. BENCH_WITHOUT switches one technique off. On a GPU,
-where there is one."""
+"""camelid's side of the training race: own_train.py {S,M,L} FOLDER. BENCH_WITHOUT switches one technique off, and
+BENCH_BASE keeps what an adapter stands on in int8. On a GPU, where there is one."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from camelid.kernels import cross_entropy, library
 from camelid.kernels.memory import large_blocks
 from camelid.model.llama import Llama
 from camelid.model.lora import LoraConfig, adapt
+from camelid.model.quantized import quantize_layers
 from camelid.recipe import parse
 from camelid.tokens.batch import Batch
 from camelid.train.optimizer import optimizer_for
@@ -34,6 +35,8 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     lora = os.environ.get("BENCH_TASK") == "lora"
     model: Llama = load(folder / "model", dtype=compute_dtype(device, "auto") if lora else torch.float32).to(device)
+    if os.environ.get("BENCH_BASE") == "int8":
+        quantize_layers(model, 8, None, rounds_inputs=False)
     if lora:
         adapt(model, LoraConfig(r=16, lora_alpha=32.0))
     if device.type == "cuda" and without != "compile":
