@@ -78,7 +78,8 @@ TARGET_VNNI __attribute__((noinline)) void round_rows(const States& from, std::i
                     _mm_storeu_si128(reinterpret_cast<__m128i*>(to.bytes + r * to.row + b * BLOCK + 16 * i),
                                      _mm512_cvtsepi32_epi8(whole));
             }
-            to.sums[r * to.blocks + b] = -128 * _mm512_reduce_add_epi32(sum);
+            const std::uint32_t all_of_them = static_cast<std::uint32_t>(_mm512_reduce_add_epi32(sum));
+            to.sums[r * to.blocks + b] = static_cast<std::int32_t>(-128u * all_of_them);  // wraps where a block is no number
         }
 }
 

@@ -47,12 +47,16 @@ def _there() -> bool:
 
 def _product(a: Tensor, q: Tensor, scale: Tensor, c: Tensor, across: bool) -> Tensor:
     rows, summed = a.shape
+    if summed != q.shape[0 if across else 1] or len(scale) != len(q):
+        raise ValueError(f"a weight of {tuple(q.shape)} and {len(scale)} scales does not meet {summed} values a row")
     row = -(-summed // (2 * LINE)) * 2 * LINE + LINE  # an odd number of lines: rows do not put one another out
     rounded = a.new_empty(rows, row, dtype=torch.int8)
     blocks = rows, -(-summed // BLOCK)
     steps, sums = a.new_empty(blocks, dtype=torch.float32), a.new_empty(blocks, dtype=torch.int32)
-    if isinstance(a, FakeTensor) or c.numel() == 0:  # a rehearsal, or nothing: there is nothing to compute
+    if isinstance(a, FakeTensor):  # a rehearsal: there is nothing to compute
         return c
+    if c.numel() == 0 or summed == 0:
+        return c.zero_()
     a, q = (t if t.stride(1) == 1 else t.contiguous() for t in (a, q))
     shape = (ctypes.c_int64 * 7)(*c.shape, summed, a.stride(0), q.stride(0), c.stride(0), row)
     native = library()

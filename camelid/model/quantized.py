@@ -16,6 +16,7 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from camelid.errors import InputError
 from camelid.kernels import byte_products
@@ -204,13 +205,14 @@ class _Frozen(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, layer: QuantizedLinear, product: torch.dtype) -> Tensor:
         ctx.layer, ctx.dtype, ctx.product = layer, x.dtype, product
         with torch.autocast(x.device.type, enabled=False):
-            return layer.by_rows(x.to(product).flatten(0, -2)).view(*x.shape[:-1], -1)
+            return layer.by_rows(x.to(product).reshape(-1, layer.in_features)).view(*x.shape[:-1], layer.out_features)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
         with torch.autocast(slope.device.type, enabled=False):
-            d_x = ctx.layer.by_columns(slope.to(ctx.product).flatten(0, -2))
-        return d_x.view(*slope.shape[:-1], -1).to(ctx.dtype), None, None
+            d_x = ctx.layer.by_columns(slope.to(ctx.product).reshape(-1, ctx.layer.out_features))
+        return d_x.view(*slope.shape[:-1], ctx.layer.in_features).to(ctx.dtype), None, None
 
 
 def quantized(linear: nn.Linear, bits: int, group: int | None, symmetric: bool, rounds_inputs: bool) -> QuantizedLinear:

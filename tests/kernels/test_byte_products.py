@@ -106,6 +106,8 @@ def test_zeros_and_nothing_at_all() -> None:
     q, scale, _ = weight_of(40, 200)
     assert not by_rows(torch.zeros(2, 200), q, scale).any()
     assert by_rows(torch.zeros(0, 200), q, scale).shape == (0, 40)
+    with pytest.raises(ValueError, match="does not meet 9 values a row"):
+        by_rows(torch.zeros(2, 9), q, scale)
     with FakeTensorMode() as mode:
         x, fake = torch.empty(5, 200), mode.from_tensor(q)
         assert byte_products.takes(x)
