@@ -88,15 +88,18 @@ def test_our_own_training_contestant_runs(task: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(train.CONFIGS, "S", ("15m", 1, 256))
     racing = train.contestants
     monkeypatch.setattr(train, "contestants", lambda *rest: [c for c in racing(*rest) if not c.packages])
-    (row,) = train.run(["S"], rounds=1, threads=(1,), steps=3, quiet=True, task=task)["rows"]
-    losses = row["losses"]
-    assert len(losses) == 3
-    # Random weights know nothing, and an adapter begins as nothing.
-    assert losses[0] == pytest.approx(math.log(32000), abs=0.1)
-    assert losses[0] != losses[1]
-    # An adapter on a model so small takes less than its loading did.
-    assert (0 if task == "lora" else 1) <= row["peak_of_training"] < row["peak_bytes"]
-    assert row["value"] > 0
+    rows = train.run(["S"], rounds=1, threads=(1,), steps=3, quiet=True, task=task)["rows"]
+    assert [row["implementation"] for row in rows] == ["camelid", *([train.IN_BYTES] if task == "lora" else [])]
+    for row in rows:
+        losses = row["losses"]
+        assert len(losses) == 3
+        # Random weights know nothing, and an adapter begins as nothing.
+        assert losses[0] == pytest.approx(math.log(32000), abs=0.1)
+        assert losses[0] != losses[1]
+        # An adapter on a model so small takes less than its loading did.
+        assert (0 if task == "lora" else 1) <= row["peak_of_training"] < row["peak_bytes"]
+        assert row["value"] > 0
+    assert len({row["losses"][0] for row in rows}) == len(rows)  # a base in int8 is another one
 
 
 def test_no_speed_where_figures_differ() -> None:
