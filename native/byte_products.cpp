@@ -155,8 +155,10 @@ TARGET_VNNI INLINE void byte_block(const std::int8_t* a, std::int64_t a_row, con
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
         for (int x = 0; x < 2; ++x) {
-            const __m512 number = _mm512_cvtepi32_ps(reinterpret_cast<__m512i>(sum[r][x])), step = _mm512_set1_ps(steps[r * blocks]);
-            _mm512_store_ps(total + r * WIDE + 16 * x, FIRST ? _mm512_mul_ps(number, step) : _mm512_fmadd_ps(number, step, _mm512_load_ps(total + r * WIDE + 16 * x)));
+            float* const to = total + r * WIDE + 16 * x;
+            const __m512 number = _mm512_cvtepi32_ps(reinterpret_cast<__m512i>(sum[r][x]));
+            const __m512 step = _mm512_set1_ps(steps[r * blocks]);
+            _mm512_store_ps(to, FIRST ? _mm512_mul_ps(number, step) : _mm512_fmadd_ps(number, step, _mm512_load_ps(to)));
         }
 }
 
@@ -175,7 +177,6 @@ TARGET_VNNI __attribute__((noinline)) void byte_tile(const Rounded& a, std::int6
                              sums + block, steps + block, a.blocks, total);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
-#pragma GCC unroll 2
         for (int x = 0; x < 2; ++x) {
             const std::int64_t to = (row + r) * out.row + column + 16 * x;
             const __mmask16 real = WHOLE ? 0xFFFF : first_of(width, 16 * x);
@@ -200,10 +201,6 @@ constexpr ByteTile BYTE_TILES[] = {
     byte_tile<6, WHOLE>,  byte_tile<7, WHOLE>,  byte_tile<8, WHOLE>,  byte_tile<9, WHOLE>,  byte_tile<10, WHOLE>,
     byte_tile<11, WHOLE>, byte_tile<12, WHOLE>, byte_tile<13, WHOLE>, byte_tile<14, WHOLE>};
 
-INLINE void fetch_words(const Word* from, std::int64_t count) {
-    for (std::int64_t i = 0; i < count; i += 16) __builtin_prefetch(from + i, 0, 2);
-}
-
 void byte_rows(const Rounded& a, const Panels& p, std::int64_t last, const Out& out, std::int64_t begin, std::int64_t end) {
     const std::int64_t tiles = (end - begin + TALL - 1) / TALL, words = p.fours * WIDE;
     for (std::int64_t column = p.first; column < last; column += WIDE) {
@@ -211,8 +208,10 @@ void byte_rows(const Rounded& a, const Panels& p, std::int64_t last, const Out& 
         const Word* panel = p.words + (column - p.first) * p.fours;
         for (std::int64_t t = 0; t < tiles; ++t) {
             const std::int64_t row = begin + (end - begin) * t / tiles, next = begin + (end - begin) * (t + 1) / tiles;
-            if (column + WIDE < last)
-                fetch_words(panel + words + words * t / tiles, words * (t + 1) / tiles - words * t / tiles);
+            if (column + WIDE < last) {
+                const std::int64_t from = words * t / tiles, to = words * (t + 1) / tiles;
+                fetch(panel + words + from, 4 * (to - from));
+            }
             (width == WIDE ? BYTE_TILES<true> : BYTE_TILES<false>)[next - row - 1](a, row, panel, p.fours, out, column, width);
         }
     }

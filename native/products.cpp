@@ -102,11 +102,6 @@ struct Pass {
     std::int64_t pairs() const { return (to - from + 1) / 2; }
 };
 
-// A stretch of memory, into the second cache.
-INLINE void fetch(const void* from, std::int64_t bytes) {
-    for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i, 0, 2);
-}
-
 // Rows [begin, end) of C: all tiles of a panel, then the next panel, which is fetched meanwhile.
 void rows_of(const Pass& p, std::int64_t begin, std::int64_t end) {
     const std::int64_t pairs = p.pairs(), tiles = (end - begin + TALL - 1) / TALL, panel_words = pairs * WIDE;

@@ -199,7 +199,7 @@ class QuantizedEmbedding(nn.Module):
 
 
 class _Frozen(torch.autograd.Function):
-    """x W^T for a layer that is not learned and has to be widened: again for the backward pass, rather than kept."""
+    """x W^T for a layer that is not learned: what has to be widened is so again for the backward pass, not kept."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: QuantizedLinear, product: torch.dtype) -> Tensor:
