@@ -19,7 +19,7 @@ from camelid.formats.adapter import is_adapter
 from camelid.formats.load import open_model, read_model
 from camelid.model.llama import Llama
 from camelid.model.lora import LoraConfig, adapt
-from camelid.model.quantized import keep_inputs, quantize_layers
+from camelid.model.quantized import keep_inputs, multiply_head_in_bytes, quantize_layers
 from camelid.recipe import FinetuneSection, Recipe
 from camelid.tokens.batch import Batch
 from camelid.tokens.order import item_at
@@ -136,6 +136,8 @@ def base_model(base: Path, recipe: Recipe, who: Ranks, weights: bool) -> tuple[L
         whole_rows = settings.bits == 8 and settings.group is None  # which a CPU can multiply as they are
         group = None if whole_rows else settings.group or 64
         quantize_layers(model, settings.bits, group, symmetric=whole_rows, rounds_inputs=False)
+        if whole_rows:
+            multiply_head_in_bytes(model, who.device)
     if kind != "none":
         config = LoraConfig(settings.rank, settings.alpha, tuple(settings.targets), settings.rslora, kind == "dora")
         adapt(model, config, seed=train.seed)

@@ -15,25 +15,26 @@ from torch import Tensor
 
 from camelid.kernels import elementwise
 from camelid.kernels.precision import product_dtype
-from camelid.kernels.products import by_both, by_columns, by_rows, ready
+from camelid.kernels.products import Weight, by_both, by_columns, by_rows, ready
 
 # Of a chunk's logits. On a CPU they are read three times and should stay near; on a GPU each costs a pass over the
 # whole weight's gradient. One product must be worth its start.
 CHUNK_BYTES = {"cpu": 1 << 26, "cuda": 1 << 30}
-FROZEN = 4  # times less where the projection learns nothing: then no chunk costs a pass over its gradient
+FROZEN = 2  # times less where the projection learns nothing: then no chunk costs a pass over its gradient
 ALIKE = 32  # rows of a chunk are a multiple of it
 SCALED_AT_ONCE = 4096  # rows that are widened for it
 
 
-def linear_cross_entropy(states: Tensor, weight: Tensor, labels: Tensor, z_loss: float = 0.0) -> Tensor:
+def linear_cross_entropy(states: Tensor, weight: Weight, labels: Tensor, z_loss: float = 0.0) -> Tensor:
     """Sum over tokens of -log softmax(states @ weight.T)[label], plus the z-loss: a scalar, float32 (float64 for
     float64 states).
 
     states [tokens, hidden], weight [vocab, hidden], labels int64 [tokens], all supervised. Under autocast products are
-    in its dtype; softmax and sums are float32. Gradients have the dtypes of states and weight.
+    in its dtype; softmax and sums are float32. Gradients have the dtypes of states and weight; a weight in bytes has
+    none.
     """
     product = product_dtype(states)
-    if not torch.is_grad_enabled() or not (states.requires_grad or weight.requires_grad):
+    if not torch.is_grad_enabled() or not (states.requires_grad or _learned(weight) is not None):
         return _forward(states, weight, labels, z_loss, product, None, None)
     loss: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
         states, weight, labels, z_loss, product
@@ -44,10 +45,11 @@ def linear_cross_entropy(states: Tensor, weight: Tensor, labels: Tensor, z_loss:
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, weight: Tensor, labels: Tensor, z_loss: float, product: torch.dtype
+        ctx: Any, states: Tensor, weight: Weight, labels: Tensor, z_loss: float, product: torch.dtype
     ) -> Tensor:
         d_states = torch.empty_like(states) if states.requires_grad else None
-        d_weight = _like(weight, states) if weight.requires_grad else None
+        learned = _learned(weight)
+        d_weight = None if learned is None else _like(learned, states)
         loss = _forward(states, weight, labels, z_loss, product, d_states, d_weight)
         ctx.save_for_backward(d_states, d_weight)
         return loss
@@ -56,6 +58,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         d_states, d_weight = (None if g is None else _scale_(g, scale) for g in ctx.saved_tensors)
         return d_states, d_weight, None, None, None
+
+
+def _learned(weight: Weight) -> Tensor | None:
+    return weight if isinstance(weight, Tensor) and weight.requires_grad else None
 
 
 def _like(weight: Tensor, states: Tensor) -> Tensor:
@@ -75,7 +81,7 @@ def _scale_(values: Tensor, scale: Tensor) -> Tensor:
 
 def _forward(
     states: Tensor,
-    weight: Tensor,
+    weight: Weight,
     labels: Tensor,
     z_loss: float,
     product: torch.dtype,
@@ -148,7 +154,7 @@ class _LinearLogProbs(torch.autograd.Function):
 
 
 def _chunks(
-    states: Tensor, weight: Tensor, product: torch.dtype, frozen: bool
+    states: Tensor, weight: Weight, product: torch.dtype, frozen: bool
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """The places of each chunk's tokens, their states in `product`, and their logits, all chunks' in the same
     memory.

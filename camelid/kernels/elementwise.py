@@ -16,8 +16,8 @@ from torch.autograd.function import once_differentiable
 
 from camelid.kernels.device import compiles, infers, runs_triton
 from camelid.kernels.library import library
+from camelid.kernels.packed import PLAIN
 from camelid.kernels.precision import product_dtype
-from camelid.kernels.products import PLAIN
 from camelid.kernels.remade import remakes
 
 STRETCH = 64  # rows whose share of a norm's weight's derivative is summed by itself

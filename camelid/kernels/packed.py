@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from camelid.kernels.library import library
 from camelid.kernels.memory import large_pages, let_go
 
+PLAIN = (Tensor, nn.Parameter, FakeTensor)  # a subclass's numbers may lie elsewhere, or not be there yet
 LINE = 64  # bytes of the cache's
 BLOCK = 32  # activations that share a scale; columns of a packed matrix are a multiple of it
 LEAST = 1e-30  # of a block's greatest value: below, its 127th part could not be divided by

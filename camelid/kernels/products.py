@@ -10,12 +10,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
+from camelid.kernels.byte_products import Bytes
 from camelid.kernels.library import library
+from camelid.kernels.packed import PLAIN
 from camelid.kernels.precision import product_dtype
+
+Weight = Tensor | Bytes  # of a product: as it is learned, or frozen in bytes
 
 WORTH = 32  # rows of states from which on laying a weight out anew is worth it
 A_ACROSS, B_ACROSS, B_IS_FLOAT, C_IS_BFLOAT, ADD = 1, 2, 4, 8, 16  # as native/products.cpp has them
@@ -48,21 +52,27 @@ class _Linear(torch.autograd.Function):
         return d_x, d_weight
 
 
-def ready(weight: Tensor, product: torch.dtype) -> Tensor:
+def ready(weight: Weight, product: torch.dtype) -> Weight:
     """A weight as it is best given to several products in `product`: as it is where the native ones round it."""
-    return weight if product == torch.bfloat16 and takes(weight) else weight.to(product)
+    if isinstance(weight, Bytes) or (product == torch.bfloat16 and takes(weight)):
+        return weight
+    return weight.to(product)
 
 
-def by_rows(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
+def by_rows(x: Tensor, weight: Weight, out: Tensor | None = None) -> Tensor:
     """x @ weight.T in x's dtype: [tokens, in] and [out, in] -> [tokens, out], in `out` where it is given."""
+    if isinstance(weight, Bytes):
+        return weight.by_rows(x, out)
     if len(x) < WORTH or not _multiplies(x, weight):
         return torch.mm(x, weight.to(x.dtype).T, out=out)
     made = x.new_empty(len(x), len(weight)) if out is None else out
     return _product(x, weight, made, C_IS_BFLOAT)
 
 
-def by_columns(slope: Tensor, weight: Tensor) -> Tensor:
+def by_columns(slope: Tensor, weight: Weight) -> Tensor:
     """slope @ weight in slope's dtype: [tokens, out] and [out, in] -> [tokens, in]."""
+    if isinstance(weight, Bytes):
+        return weight.by_columns(slope)
     if len(slope) < WORTH or not _multiplies(slope, weight):
         return slope @ weight.to(slope.dtype)
     return _product(slope, weight, slope.new_empty(len(slope), weight.shape[1]), B_ACROSS | C_IS_BFLOAT)
@@ -86,7 +96,6 @@ def takes(*tensors: Tensor) -> bool:
     )
 
 
-PLAIN = (Tensor, nn.Parameter, FakeTensor)  # a subclass's numbers may lie elsewhere, or not be there yet
 _DTYPES = (torch.float32, torch.bfloat16)
 
 

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from camelid.kernels.attention import Mask, packed
+from camelid.kernels.byte_products import Bytes
 from camelid.kernels.precision import product_dtype
+from camelid.kernels.products import Weight
 from camelid.model.attention import LayerCache
 from camelid.model.block import Block, RMSNorm
 from camelid.model.config import LlamaConfig
@@ -52,6 +54,9 @@ class Llama(nn.Module):
     input and is computed again in the backward pass: the same gradients, less memory, a third more work.
     """
 
+    head_bytes: Tensor | None
+    head_scale: Tensor | None
+
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.config = config
@@ -64,6 +69,8 @@ class Llama(nn.Module):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.register_buffer("head_bytes", None, persistent=False)  # what lm_head is to a loss over bytes, where they
+        self.register_buffer("head_scale", None, persistent=False)  # are there: see model/quantized.py
         self.tie()
         initialize(self, config)
 
@@ -71,6 +78,13 @@ class Llama(nn.Module):
         """Make the output projection the embedding again; needed after its tensor was replaced."""
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
+
+    @property
+    def head(self) -> Weight:
+        """The output projection [vocab, hidden] as a loss multiplies it."""
+        if self.head_bytes is None or self.head_scale is None:
+            return self.lm_head.weight
+        return Bytes(self.head_bytes, self.head_scale)
 
     @property
     def device(self) -> torch.device:

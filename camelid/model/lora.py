@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from camelid.errors import InputError
 from camelid.kernels.precision import product_dtype
-from camelid.kernels.products import by_columns, by_rows
+from camelid.kernels.products import Weight, by_columns, by_rows
 from camelid.kernels.remade import remade
 from camelid.model.llama import Llama
 from camelid.model.quantized import QuantizedLinear
@@ -112,16 +112,21 @@ def dense(base: Base) -> Tensor:
     return base.dense() if isinstance(base, QuantizedLinear) else base.weight
 
 
+def _multiplied(base: Base, x: Tensor) -> Weight:
+    """The weight as it meets states, or slopes, like x."""
+    return base.multiplied(x) if isinstance(base, QuantizedLinear) else base.weight
+
+
 class _Adapted(torch.autograd.Function):
     """x W^T + s (x A^T) B^T for a W that is not learned: of what is as long as the text, only x A^T is kept, and x
-    where it cannot be made again. A quantised W is multiplied by its layer, which may have to widen it."""
+    where it cannot be made again. A quantised W that has to be widened for a product is not kept either."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, scale: float, base: Base, product: torch.dtype) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             flat = x.to(product).flatten(0, -2)
             inner = flat @ a.to(product).T
-            out = base.by_rows(flat) if isinstance(base, QuantizedLinear) else by_rows(flat, base.weight)
+            out = by_rows(flat, _multiplied(base, flat))
             out.addmm_(inner, b.to(product).T, alpha=scale)
         ctx.again, sources = remade(x)
         ctx.save_for_backward(inner, a, b, *(sources if ctx.again else (flat,)))
@@ -139,9 +144,7 @@ class _Adapted(torch.autograd.Function):
             d_inner = (slope @ b.to(product)).mul_(ctx.scale)
             d_x = None
             if ctx.needs_input_grad[0]:
-                base = ctx.base
-                quantised = isinstance(base, QuantizedLinear)
-                d_x = base.by_columns(slope) if quantised else by_columns(slope, base.weight)
+                d_x = by_columns(slope, _multiplied(ctx.base, slope))
                 d_x.addmm_(d_inner, a.to(product))
                 d_x = d_x.view(ctx.shape).to(ctx.dtype)
             d_a = (d_inner.T @ flat).to(a.dtype) if ctx.needs_input_grad[1] else None

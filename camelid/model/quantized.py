@@ -20,10 +20,11 @@ from torch.autograd.function import once_differentiable
 
 from camelid.errors import InputError
 from camelid.kernels import byte_products
+from camelid.kernels.byte_products import Bytes
 from camelid.kernels.device import runs_triton
 from camelid.kernels.packed import round_symmetric, rounded
 from camelid.kernels.precision import product_dtype
-from camelid.kernels.products import by_columns, by_rows
+from camelid.kernels.products import Weight, by_columns, by_rows
 from camelid.model.llama import Llama
 
 BITS = {"int8": 8, "int4": 4}
@@ -154,21 +155,13 @@ class QuantizedLinear(nn.Module):
             return learned if self.bias is None else learned + self.bias.to(learned.dtype)
         return F.linear(x, self.dense().to(x.dtype), self.bias)
 
-    def by_rows(self, x: Tensor) -> Tensor:
-        """x @ W.T without the bias, as an adapter's base multiplies: [tokens, in] -> [tokens, out]."""
-        if self._in_bytes(x):
-            return byte_products.by_rows(x, self.packed, self.scale.view(-1).float())
-        return by_rows(x, self.dense())
-
-    def by_columns(self, slope: Tensor) -> Tensor:
-        """slope @ W: [tokens, out] -> [tokens, in]."""
-        if self._in_bytes(slope):
-            return byte_products.by_columns(slope, self.packed, self.scale.view(-1).float())
-        return by_columns(slope, self.dense())
-
-    def _in_bytes(self, x: Tensor) -> bool:
+    def multiplied(self, x: Tensor) -> Weight:
+        """The weight as it meets states, or slopes, like x while an adapter learns: in bytes where that can be, else
+        widened."""
         whole_rows = self.bits == 8 and self.zero is None and self.scale.shape[1] == 1
-        return whole_rows and byte_products.takes(x)
+        if whole_rows and byte_products.takes(x):
+            return Bytes(self.packed, self.scale.view(-1).float())
+        return self.dense()
 
 
 class QuantizedEmbedding(nn.Module):
@@ -205,13 +198,15 @@ class _Frozen(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, layer: QuantizedLinear, product: torch.dtype) -> Tensor:
         ctx.layer, ctx.dtype, ctx.product = layer, x.dtype, product
         with torch.autocast(x.device.type, enabled=False):
-            return layer.by_rows(x.to(product).reshape(-1, layer.in_features)).view(*x.shape[:-1], layer.out_features)
+            flat = x.to(product).reshape(-1, layer.in_features)
+            return by_rows(flat, layer.multiplied(flat)).view(*x.shape[:-1], layer.out_features)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
         with torch.autocast(slope.device.type, enabled=False):
-            d_x = ctx.layer.by_columns(slope.to(ctx.product).reshape(-1, ctx.layer.out_features))
+            flat = slope.to(ctx.product).reshape(-1, ctx.layer.out_features)
+            d_x = by_columns(flat, ctx.layer.multiplied(flat))
         return d_x.view(*slope.shape[:-1], ctx.layer.in_features).to(ctx.dtype), None, None
 
 
@@ -237,6 +232,15 @@ def quantize_head(model: Llama, group: int = 32) -> None:
     numbers already; the embedding stays as it is."""
     if isinstance(model.lm_head, nn.Linear) and model.lm_head.in_features % group == 0:
         model.add_module("lm_head", quantized(model.lm_head, 8, group, symmetric=True, rounds_inputs=True))
+
+
+def multiply_head_in_bytes(model: Llama, device: torch.device) -> None:
+    """Let what is learned meet the output projection in bytes, in place, where `device` multiplies them: rounded by
+    whole rows, beside the weight itself, which generating and a tied embedding need."""
+    weight = model.lm_head.weight
+    if byte_products.multiplies(device) and weight.dtype in byte_products.DTYPES:
+        kept = round_to_nearest(weight, 8, weight.shape[1])
+        model.head_bytes, model.head_scale = kept.packed, kept.scale.view(-1).float()
 
 
 def keep_inputs(model: Llama) -> None:

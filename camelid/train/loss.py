@@ -65,7 +65,7 @@ class NextToken:
 def loss_sum(model: Llama, batch: Batch, z_loss: float = 0.0) -> Tensor:
     """Sum over supervised positions of -log p(label), float32 scalar. Only those positions meet the vocabulary."""
     states, labels, _ = supervised_states(model, batch)
-    return linear_cross_entropy(states, model.lm_head.weight, labels, z_loss)
+    return linear_cross_entropy(states, model.head, labels, z_loss)
 
 
 def supervised_states(model: Llama, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

@@ -20,7 +20,7 @@ from camelid.kernels.cross_entropy import linear_cross_entropy
 from camelid.model.linear import Linear, use_float8
 from camelid.model.llama import Llama
 from camelid.model.lora import AdaptedLinear, adapt
-from camelid.model.quantized import QuantizedLinear, quantize_layers
+from camelid.model.quantized import QuantizedLinear, multiply_head_in_bytes, quantize_layers
 from camelid.recipe import TrainSection
 from camelid.train.context import spread_attention
 from camelid.train.step import autocast
@@ -80,7 +80,7 @@ def _rehearsed(
                 ids = torch.zeros(rows, length, dtype=torch.int64)
                 with autocast(device, settings.dtype):
                     states = model.hidden(ids).flatten(0, 1)
-                    loss = linear_cross_entropy(states, model.lm_head.weight, ids.flatten(), settings.z_loss)
+                    loss = linear_cross_entropy(states, model.head, ids.flatten(), settings.z_loss)
                 loss.backward()  # type: ignore[no-untyped-call]
                 del states, loss
         return int(live.peak)
@@ -103,6 +103,8 @@ def twin(real: Llama) -> Llama:
         whole_rows = quantized.scale.shape[1] == 1
         group = None if whole_rows else quantized.group
         quantize_layers(model, quantized.bits, group, symmetric=quantized.zero is None, rounds_inputs=False)
+    if real.head_bytes is not None:
+        multiply_head_in_bytes(model, model.device)
     for name, config in real.adapters.items():
         adapt(model, config, name)
     return model

@@ -21,12 +21,14 @@ from camelid.finetune.pack import PackedExamples
 from camelid.formats import load, save
 from camelid.formats.load import load_tokenizer, stop_ids
 from camelid.formats.merge import merge_adapter
+from camelid.kernels.byte_products import Bytes, multiplies
 from camelid.model.llama import Llama
 from camelid.recipe import parse
 from camelid.tokens.batch import Batch
 from camelid.train.estimate import estimate
 from camelid.train.loss import NextToken
 from camelid.train.parallel import Ranks
+from camelid.train.rehearse import twin
 
 from .conftest import SAID, answers, pairs, recipe, says, verdicts, written
 
@@ -65,7 +67,12 @@ def test_it_learns_the_answers_and_to_stop(base: Path, tmp_path: Path, method: s
 
 @pytest.mark.parametrize(
     ("method", "more"),
-    [("lora", {}), ("qlora", {"finetune": {"bits": 8}}), ("dpo", {}), ("kto", {"finetune": {"adapter": "none"}})],
+    [
+        ("lora", {}),
+        ("qlora", {"finetune": {"bits": 8, "group": None}}),
+        ("dpo", {}),
+        ("kto", {"finetune": {"adapter": "none"}}),
+    ],
 )
 def test_a_resumed_run_is_the_run(base: Path, tmp_path: Path, method: str, more: dict[str, Any]) -> None:
     files = {"dpo": pairs, "kto": verdicts}.get(method, answers)(tmp_path)
@@ -265,6 +272,21 @@ def test_a_plan_covers_it(base: Path, tmp_path: Path, method: str) -> None:
     shape = planned(chosen, Ranks(), weights=False).model
     assert said["parameters"] == shape.config.num_parameters() == load(base).num_parameters()
     assert said["learned_parameters"] == sum(p.numel() for p in shape.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize(
+    ("how", "rows"), [({"bits": 8, "group": None}, True), ({"bits": 8}, False), ({"bits": 4}, False)]
+)
+def test_the_output_projection_goes_with_a_base_of_whole_rows(
+    base: Path, tmp_path: Path, how: dict[str, Any], rows: bool
+) -> None:
+    chosen = recipe(base, answers(tmp_path), tmp_path / "run", "qlora", finetune=how)
+    for weights in (True, False):
+        model = planned(chosen, Ranks(), weights).model
+        assert isinstance(model.head, Bytes) == (rows and multiplies(torch.device("cpu")))
+        copy = twin(model)
+        assert type(copy.head) is type(model.head)
+        assert sum(b.nbytes for b in copy.buffers()) == sum(b.nbytes for b in model.buffers())
 
 
 def test_the_command_line(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,19 +11,22 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from camelid.kernels import byte_products
-from camelid.kernels.byte_products import BLOCK, by_columns, by_rows
+from camelid.kernels.byte_products import BLOCK, Bytes
+from camelid.kernels.cross_entropy import linear_cross_entropy
 from camelid.kernels.precision import native_dtype
-from camelid.model.quantized import QuantizedLinear, quantized
+from camelid.model.config import LlamaConfig
+from camelid.model.llama import Llama
+from camelid.model.quantized import QuantizedLinear, multiply_head_in_bytes, quantized
 
 native = pytest.mark.skipif(not byte_products._there(), reason="this CPU does not multiply bytes, or has AMX")
 
 
-def weight_of(out: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """q, scale, and the weight that they are, float64."""
+def weight_of(out: int, size: int) -> tuple[Bytes, Tensor]:
+    """A weight in bytes, and as it is, float64."""
     drawn = torch.Generator().manual_seed(out * size)
     q = torch.randint(0, 256, (out, size), dtype=torch.uint8, generator=drawn)
     scale = torch.rand(out, generator=drawn) + 0.01
-    return q, scale, (q.double() - 128) * scale[:, None].double()
+    return Bytes(q, scale), (q.double() - 128) * scale[:, None].double()
 
 
 def states_of(rows: int, size: int, dtype: torch.dtype) -> Tensor:
@@ -42,11 +45,11 @@ def rounded(x: Tensor) -> Tensor:
 
 
 def check(rows: int, out: int, size: int, dtype: torch.dtype) -> None:
-    q, scale, weight = weight_of(out, size)
+    weight, whole = weight_of(out, size)
     x, slope = states_of(rows, size, dtype), states_of(rows, out, dtype)
     for found, wanted in (
-        (by_rows(x, q, scale), rounded(x) @ weight.T),
-        (by_columns(slope, q, scale), rounded(slope.float() * scale) @ (q.double() - 128)),
+        (weight.by_rows(x), rounded(x) @ whole.T),
+        (weight.by_columns(slope), rounded(slope.float() * weight.scale) @ (weight.q.double() - 128)),
     ):
         allowed = wanted.abs() * (2**-8 if dtype == torch.bfloat16 else 0) + 1e-5 * wanted.square().mean().sqrt()
         assert found.dtype == dtype
@@ -69,19 +72,19 @@ def test_products_in_several_parts(shape: tuple[int, int, int]) -> None:
 
 @native
 def test_the_same_bits_on_any_number_of_threads_and_beside_any_rows() -> None:
-    q, scale, _ = weight_of(600, 300)
+    weight, _ = weight_of(600, 300)
     x, before = states_of(90, 300, torch.float32), torch.get_num_threads()
-    whole = by_rows(x, q, scale)
+    whole = weight.by_rows(x)
     torch.set_num_threads(3 if before != 3 else 2)
     try:
-        assert torch.equal(by_rows(x, q, scale), whole)
+        assert torch.equal(weight.by_rows(x), whole)
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(by_rows(x[17:20], q, scale), whole[17:20])
+    assert torch.equal(weight.by_rows(x[17:20]), whole[17:20])
     apart = torch.zeros(90, 400)
     apart[:, :300] = x
-    assert torch.equal(by_rows(apart[:, :300], q, scale), whole)
-    assert torch.equal(by_rows(x.T.contiguous().T, q, scale), whole)
+    assert torch.equal(weight.by_rows(apart[:, :300]), whole)
+    assert torch.equal(weight.by_rows(x.T.contiguous().T), whole)
 
 
 @native
@@ -89,29 +92,29 @@ def test_the_same_bits_on_any_number_of_threads_and_beside_any_rows() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_number_stays_none(bad: float, dtype: torch.dtype) -> None:
     """The guard has to see it; other rows are what they were."""
-    q, scale, _ = weight_of(40, 200)
+    weight, _ = weight_of(40, 200)
     x = states_of(3, 200, dtype)
-    clean = by_rows(x, q, scale)
+    clean = weight.by_rows(x)
     x[1, 130] = bad
-    found = by_rows(x, q, scale)
+    found = weight.by_rows(x)
     assert bool(found[1].isnan().all())
     assert torch.equal(found[[0, 2]], clean[[0, 2]])
     slope = states_of(3, 40, dtype)
     slope[2, 0] = bad
-    assert bool(by_columns(slope, q, scale)[2].isnan().all())
+    assert bool(weight.by_columns(slope)[2].isnan().all())
 
 
 @native
 def test_zeros_and_nothing_at_all() -> None:
-    q, scale, _ = weight_of(40, 200)
-    assert not by_rows(torch.zeros(2, 200), q, scale).any()
-    assert by_rows(torch.zeros(0, 200), q, scale).shape == (0, 40)
+    weight, _ = weight_of(40, 200)
+    assert not weight.by_rows(torch.zeros(2, 200)).any()
+    assert weight.by_rows(torch.zeros(0, 200)).shape == (0, 40)
     with pytest.raises(ValueError, match="does not meet 9 values a row"):
-        by_rows(torch.zeros(2, 9), q, scale)
+        weight.by_rows(torch.zeros(2, 9))
     with FakeTensorMode() as mode:
-        x, fake = torch.empty(5, 200), mode.from_tensor(q)
+        x, fake = torch.empty(5, 200), Bytes(mode.from_tensor(weight.q), torch.empty(40))
         assert byte_products.takes(x)
-        assert by_rows(x, fake, torch.empty(40)).shape == (5, 40)
+        assert fake.by_rows(x).shape == (5, 40)
 
 
 @native
@@ -140,6 +143,51 @@ def test_a_layer_multiplies_as_bytes_only_by_whole_rows_and_where_something_lear
     wide = quantized(linear.double(), 8, None, True, rounds_inputs=False)
     doubled = x.detach().double().requires_grad_()
     torch.testing.assert_close(wide(doubled), F.linear(doubled, wide.dense(), wide.bias))
+
+
+@native
+@pytest.mark.parametrize("z_loss", [0.0, 1e-2])
+def test_a_loss_over_an_output_projection_in_bytes(z_loss: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In several chunks: the loss and the slopes of the rounded matrix, and nothing of the matrix itself is learned."""
+    monkeypatch.setattr("camelid.kernels.cross_entropy.CHUNK_BYTES", {"cpu": 64 * 900 * 4})
+    weight, whole = weight_of(900, 160)
+    weight, whole = Bytes(weight.q, weight.scale / 1000), whole / 1000
+    states = torch.randn(200, 160, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    labels = torch.arange(200) % 900
+    loss = linear_cross_entropy(states, weight, labels, z_loss)
+    with torch.no_grad():
+        assert torch.equal(linear_cross_entropy(states, weight, labels, z_loss), loss)
+    loss.backward()
+    logits = (rounded(states.detach()) @ whole.T).requires_grad_()
+    wanted = F.cross_entropy(logits, labels, reduction="sum") + z_loss * logits.logsumexp(1).square().sum()
+    wanted.backward()
+    assert logits.grad is not None
+    assert states.grad is not None
+    slopes = rounded(logits.grad.float() * weight.scale) @ (weight.q.double() - 128)
+    assert abs(float(loss) / float(wanted) - 1) < 1e-6
+    assert float((states.grad - slopes).norm() / slopes.norm()) < 1e-4
+    exact = logits.grad @ whole
+    assert float((states.grad - exact).norm() / exact.norm()) < 3e-2  # small slopes beside a label's are lost
+
+
+def test_an_output_projection_in_bytes_stands_beside_the_weight_where_a_device_multiplies_it() -> None:
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    config = LlamaConfig(vocab_size=96, **shape, tie_word_embeddings=True)
+    model = Llama(config)
+    names, weight = list(model.state_dict()), model.embed_tokens.weight
+    assert model.head is weight
+    multiply_head_in_bytes(model, torch.device("meta"))
+    assert model.head is weight
+    multiply_head_in_bytes(model, torch.device("cpu"))
+    assert isinstance(model.head, Bytes) == byte_products.multiplies(torch.device("cpu"))
+    if isinstance(model.head, Bytes):
+        dense = (model.head.q.float() - 128) * model.head.scale[:, None]
+        assert bool(((dense - weight).abs() <= model.head.scale[:, None] / 2 + 1e-7).all())
+    assert model.lm_head.weight is weight
+    assert list(model.state_dict()) == names
+    double = Llama(config).double()
+    multiply_head_in_bytes(double, torch.device("cpu"))
+    assert double.head is double.lm_head.weight
 
 
 def test_where_they_are_there_they_are_worth_it() -> None:

@@ -17,7 +17,7 @@ from camelid.kernels import cross_entropy, library
 from camelid.kernels.memory import large_blocks
 from camelid.model.llama import Llama
 from camelid.model.lora import LoraConfig, adapt
-from camelid.model.quantized import quantize_layers
+from camelid.model.quantized import multiply_head_in_bytes, quantize_layers
 from camelid.recipe import parse
 from camelid.tokens.batch import Batch
 from camelid.train.optimizer import optimizer_for
@@ -37,6 +37,7 @@ def main() -> None:
     model: Llama = load(folder / "model", dtype=compute_dtype(device, "auto") if lora else torch.float32).to(device)
     if os.environ.get("BENCH_BASE") == "int8":
         quantize_layers(model, 8, None, rounds_inputs=False)
+        multiply_head_in_bytes(model, device)
     if lora:
         adapt(model, LoraConfig(r=16, lora_alpha=32.0))
     if device.type == "cuda" and without != "compile":
