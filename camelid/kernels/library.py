@@ -7,7 +7,7 @@ import os
 from functools import cache
 from pathlib import Path
 
-ABI = 13
+ABI = 14
 PATH = Path(__file__).parent / "libcamelid.so"
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from camelid.errors import InputError
+from camelid.kernels import narrow_products
 from camelid.kernels.precision import product_dtype
 from camelid.kernels.products import Weight, by_columns, by_rows
 from camelid.kernels.remade import remade
@@ -125,9 +126,9 @@ class _Adapted(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, scale: float, base: Base, product: torch.dtype) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             flat = x.to(product).flatten(0, -2)
-            inner = flat @ a.to(product).T
+            inner = narrow_products.down(flat, a.T, 1.0)
             out = by_rows(flat, _multiplied(base, flat))
-            out.addmm_(inner, b.to(product).T, alpha=scale)
+            narrow_products.up_(out, inner, b.T, scale)
         ctx.again, sources = remade(x)
         ctx.save_for_backward(inner, a, b, *(sources if ctx.again else (flat,)))
         ctx.scale, ctx.base, ctx.shape, ctx.dtype, ctx.product = scale, base, x.shape, x.dtype, product
@@ -141,14 +142,13 @@ class _Adapted(torch.autograd.Function):
             x = ctx.again.take(kept) if ctx.again else kept[0]
             flat = x.to(product).flatten(0, -2)
             slope = slope.to(product).flatten(0, -2)
-            d_inner = (slope @ b.to(product)).mul_(ctx.scale)
+            d_inner = narrow_products.down(slope, b, ctx.scale)
             d_x = None
             if ctx.needs_input_grad[0]:
                 d_x = by_columns(slope, _multiplied(ctx.base, slope))
-                d_x.addmm_(d_inner, a.to(product))
-                d_x = d_x.view(ctx.shape).to(ctx.dtype)
-            d_a = (d_inner.T @ flat).to(a.dtype) if ctx.needs_input_grad[1] else None
-            d_b = (inner.T @ slope).mul_(ctx.scale).T.to(b.dtype) if ctx.needs_input_grad[2] else None
+                d_x = narrow_products.up_(d_x, d_inner, a, 1.0).view(ctx.shape).to(ctx.dtype)
+            d_a = narrow_products.between(d_inner, flat, 1.0).to(a.dtype) if ctx.needs_input_grad[1] else None
+            d_b = narrow_products.between(slope, inner, ctx.scale).to(b.dtype) if ctx.needs_input_grad[2] else None
         return d_x, d_a, d_b, None, None, None
 
 
