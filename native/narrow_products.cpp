@@ -1,6 +1,6 @@
-// Products with an adapter's two narrow matrices, for CPUs that multiply bfloat16 in their vectors and have no AMX: down to
-// its rank, up from it, and between the two sides, its gradients. Sums are float32; what is as long as the text is read
-// once, in rows. As in products.cpp each number is made by one thread, what is summed over in order.
+// Products with an adapter's two narrow matrices, of rank 16 at most, for CPUs that multiply bfloat16 in their vectors and
+// have no AMX: down to its rank, up from it, and between the two sides, its gradients. Sums are float32; what is as long as
+// the text is read once. As in products.cpp each number is made by one thread, what is summed over in order.
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
@@ -13,13 +13,13 @@
 
 namespace {
 
-// Rows of the text at a time. Six are half of what the registers hold: the lines of rows a power of two apart share eight
-// places of the first cache.
+// Rows of the text at a time: as many sums as hide how long one takes. Six where their lines are not copied: the lines of
+// rows a power of two apart share eight places of the first cache.
 constexpr std::int64_t DOWN = 12, UP = 6;
 constexpr std::int64_t HELD = 256 << 10;  // bytes of the text's rows whose columns are gone through at once
 constexpr std::int64_t LINE = 32, AHEAD = 256;  // values in a line of the cache; how many ahead of use they are fetched
 
-// x and y: bfloat16 [m, ...], `row` values from one row to the next; w: the narrow matrix.
+// bfloat16 [tokens, ...], `row` values from one token to the next.
 struct Text {
     Half* data;
     std::int64_t row;
@@ -45,11 +45,10 @@ TARGET_BF16 INLINE void copy_lines(const Text& x, std::int64_t row, std::int64_t
     }
 }
 
-// y's columns [column, column + width) of R rows: scale times x's by a strip's words.
+// R rows of y, `rank` of 16 columns: scale times x's by the words.
 template <int R>
 TARGET_BF16 __attribute__((noinline)) void down_tile(const Text& x, std::int64_t k, const Word* words, float scale,
-                                                     std::int64_t row, const Text& y, std::int64_t column,
-                                                     std::int64_t width) {
+                                                     std::int64_t row, const Text& y, std::int64_t rank) {
     alignas(64) Half lines[R * LINE];
     __m512 sum[R];
 #pragma GCC unroll 16
@@ -66,7 +65,7 @@ TARGET_BF16 __attribute__((noinline)) void down_tile(const Text& x, std::int64_t
     const __m512 all = _mm512_set1_ps(scale);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
-        _mm256_mask_storeu_epi16(y.at(row + r, column), first_of(width, 0),
+        _mm256_mask_storeu_epi16(y.at(row + r, 0), first_of(rank, 0),
                                  reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(_mm512_mul_ps(sum[r], all))));
 }
 
@@ -104,97 +103,96 @@ TARGET_BF16 __attribute__((noinline)) void up_tile(const Text& y, std::int64_t p
         }
 }
 
-// Rows of x of two at a time by 16 columns of it, times y's words of the same rows: what they add to 16 of the narrow
-// side's sums of 16 columns each.
+// Rows of x two at a time, 16 columns of them, times y's words of the same rows: what they add to the sums of R columns of
+// the narrow side.
+template <int R>
 TARGET_BF16 __attribute__((noinline)) void between_tile(const Text& x, std::int64_t row, std::int64_t end, std::int64_t column,
                                                         std::int64_t width, const Word* words, float* sums) {
-    __m512 sum[STEP];
+    __m512 sum[R];
 #pragma GCC unroll 16
-    for (int i = 0; i < STEP; ++i) sum[i] = _mm512_load_ps(sums + i * STEP);
+    for (int i = 0; i < R; ++i) sum[i] = _mm512_load_ps(sums + i * STEP);
     const __mmask16 real = first_of(width, 0);
     for (; row < end; row += 2, words += STEP) {
         const __m256i even = _mm256_maskz_loadu_epi16(real, x.at(row, column));
         const __m256i odd = _mm256_maskz_loadu_epi16(row + 1 < end ? real : 0, x.at(row + (row + 1 < end), column));
         const __m512bh both = reinterpret_cast<__m512bh>(::words(even, odd));
 #pragma GCC unroll 16
-        for (int i = 0; i < STEP; ++i) sum[i] = _mm512_dpbf16_ps(sum[i], both, broadcast(words + i));
+        for (int i = 0; i < R; ++i) sum[i] = _mm512_dpbf16_ps(sum[i], both, broadcast(words + i));
     }
 #pragma GCC unroll 16
-    for (int i = 0; i < STEP; ++i) _mm512_store_ps(sums + i * STEP, sum[i]);
+    for (int i = 0; i < R; ++i) _mm512_store_ps(sums + i * STEP, sum[i]);
 }
 
-// Sums of the narrow side's `count` columns from `first` on and of x's columns from `column` on, into g [narrow, x's] or
-// `turned` [x's, narrow].
-TARGET_BF16 void put(const float* sums, float scale, std::int64_t first, std::int64_t count, std::int64_t column,
-                     std::int64_t width, bool turned, float* g, std::int64_t g_row) {
+// Where a gradient goes: [rank, wide], or `turned` [wide, rank].
+struct Gradient {
+    float* data;
+    std::int64_t row, rank;
+    float scale;
+    bool turned;
+};
+
+// Sums of `width` of x's columns, from `column` on.
+TARGET_BF16 void put(const float* sums, std::int64_t column, std::int64_t width, const Gradient& g) {
     __m512i r[STEP];
-    const __m512 all = _mm512_set1_ps(scale);
+    const __m512 all = _mm512_set1_ps(g.scale);
     for (int i = 0; i < STEP; ++i) r[i] = _mm512_castps_si512(_mm512_mul_ps(_mm512_load_ps(sums + i * STEP), all));
-    if (turned) exchange(r);
-    const std::int64_t lines = turned ? width : count, across = turned ? count : width;
-    float* const to = turned ? g + column * g_row + first : g + first * g_row + column;
-    for (std::int64_t i = 0; i < std::min(lines, STEP); ++i)
-        _mm512_mask_storeu_epi32(to + i * g_row, first_of(across, 0), r[i]);
+    if (g.turned) exchange(r);
+    const std::int64_t lines = g.turned ? width : g.rank, across = g.turned ? g.rank : width;
+    float* const to = g.data + column * (g.turned ? g.row : 1);
+    for (std::int64_t i = 0; i < lines; ++i) _mm512_mask_storeu_epi32(to + i * g.row, first_of(across, 0), r[i]);
 }
 
 // Strips [begin, end) of 16 of x's k columns: blocks of rows that stay near, each gone through strip by strip while the next
 // one is fetched.
-void between(const Text& x, std::int64_t m, std::int64_t k, const Strips& narrow, float scale, bool turned, float* g,
-             std::int64_t g_row, std::int64_t begin, std::int64_t end) {
+void between(const Text& x, std::int64_t m, std::int64_t k, const Word* words, const Gradient& g, std::int64_t begin,
+             std::int64_t end) {
     const std::int64_t strips = end - begin, bytes = strips * STEP * 2;
     const std::int64_t block = std::max<std::int64_t>(2, HELD / bytes / 2 * 2);
+    const auto tile = g.rank <= 4 ? between_tile<4> : g.rank <= 8 ? between_tile<8> : between_tile<16>;
     Buffer<float> room;
     float* const sums = room.reserve(strips * STEP * STEP);
-    for (std::int64_t s = 0; s < narrow.strips; ++s) {
-        std::fill_n(sums, strips * STEP * STEP, 0.0f);
-        for (std::int64_t row = 0; row < m; row += block) {
-            const std::int64_t last = std::min(m, row + block), more = std::min(m, last + block) - last;
-            for (std::int64_t i = 0; i < strips; ++i) {
-                for (std::int64_t r = last + more * i / strips; r < last + more * (i + 1) / strips; ++r)
-                    fetch(x.at(r, begin * STEP), bytes);
-                const std::int64_t column = (begin + i) * STEP;
-                between_tile(x, row, last, column, k - column, narrow.at(s) + row / 2 * STEP, sums + i * STEP * STEP);
-            }
-        }
-        const std::int64_t first = narrow.column(s), count = narrow.column(s + 1) - first;
+    std::fill_n(sums, strips * STEP * STEP, 0.0f);
+    for (std::int64_t row = 0; row < m; row += block) {
+        const std::int64_t last = std::min(m, row + block), more = std::min(m, last + block) - last;
         for (std::int64_t i = 0; i < strips; ++i) {
+            for (std::int64_t r = last + more * i / strips; r < last + more * (i + 1) / strips; ++r)
+                fetch(x.at(r, begin * STEP), bytes);
             const std::int64_t column = (begin + i) * STEP;
-            put(sums + i * STEP * STEP, scale, first, count, column, std::min(STEP, k - column), turned, g, g_row);
+            tile(x, row, last, column, k - column, words + row / 2 * STEP, sums + i * STEP * STEP);
         }
     }
+    for (std::int64_t i = 0; i < strips; ++i) {
+        const std::int64_t column = (begin + i) * STEP;
+        put(sums + i * STEP * STEP, column, std::min(STEP, k - column), g);
+    }
 }
-
-std::int64_t strips_of(std::int64_t columns) { return (columns + STEP - 1) / STEP; }
 
 }  // namespace
 #endif
 
-// y [m, r] = scale * x [m, k] by w, float or bfloat16 where `floats` is 0: [k, r], or [r, k] where not `across`. shape: m, k,
-// r, what lies between two rows of x, w and y.
+// y [m, r] = scale * x [m, k] by w, float or bfloat16 where `floats` is 0: [k, r], or [r, k] where not `across`. r is at most
+// 16. shape: m, k, r, what lies between two rows of x, w and y.
 extern "C" void camelid_narrow_down(const std::int64_t* shape, void* x, const void* w, void* y, float scale, int floats,
                                     int across, int threads) {
 #ifdef CAMELID_BF16
-    const std::int64_t m = shape[0], k = shape[1], r = shape[2], strips = strips_of(r), pairs = (k + 1) / 2;
+    const std::int64_t m = shape[0], k = shape[1], r = shape[2], pairs = (k + 1) / 2;
     const Text text = {static_cast<Half*>(x), shape[3]}, out = {static_cast<Half*>(y), shape[5]};
     const Side side = {w, shape[4], floats != 0, across != 0};
     Buffer<Word> room;
-    const Strips laid = {room.reserve(strips * pairs * STEP), 0, r, strips, pairs, STEP};
+    const Strips laid = {room.reserve(pairs * STEP), 0, r, 1, pairs, STEP};
     if (side.across)
         lay_across(side, r, 0, k, laid, 0, pairs);
     else
-        lay_along(side, r, 0, k, laid, 0, strips);
+        lay_along(side, r, 0, k, laid, 0, 1);
     shared_out(m, DOWN, threads, [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t s = 0; s < strips; ++s) {
-            const std::int64_t column = laid.column(s), width = laid.column(s + 1) - column;
-            std::int64_t row = begin;
-            for (; row + DOWN <= end; row += DOWN) down_tile<DOWN>(text, k, laid.at(s), scale, row, out, column, width);
-            for (; row < end; ++row) down_tile<1>(text, k, laid.at(s), scale, row, out, column, width);
-        }
+        std::int64_t row = begin;
+        for (; row + DOWN <= end; row += DOWN) down_tile<DOWN>(text, k, laid.words, scale, row, out, r);
+        for (; row < end; ++row) down_tile<1>(text, k, laid.words, scale, row, out, r);
     });
 #endif
 }
 
-// z [m, n] += scale * y [m, r] by w: [r, n], or [n, r] where not `across`. r is even. shape: m, n, r, what lies between two
+// z [m, n] += scale * y [m, r] by w: [r, n], or [n, r] where not `across`. r is even, 16 at most. shape: m, n, r, what lies between two
 // rows of y, w and z.
 extern "C" void camelid_narrow_up(const std::int64_t* shape, void* y, const void* w, void* z, float scale, int floats,
                                   int across, int threads) {
@@ -221,16 +219,18 @@ extern "C" void camelid_narrow_up(const std::int64_t* shape, void* y, const void
 #endif
 }
 
-// g [r, k] = scale * y [m, r]^T x [m, k], or `turned` [k, r]. shape: m, k, r, what lies between two rows of x, y and g.
+// g [r, k] = scale * y [m, r]^T x [m, k], or `turned` [k, r]. r is at most 16. shape: m, k, r, what lies between two rows of x, y and g.
 extern "C" void camelid_narrow_between(const std::int64_t* shape, void* x, const void* y, float* g, float scale, int turned,
                                        int threads) {
 #ifdef CAMELID_BF16
-    const std::int64_t m = shape[0], k = shape[1], r = shape[2], strips = strips_of(r), pairs = (m + 1) / 2;
+    const std::int64_t m = shape[0], k = shape[1], r = shape[2], pairs = (m + 1) / 2;
+    const Text text = {static_cast<Half*>(x), shape[3]};
+    const Gradient gradient = {g, shape[5], r, scale, turned != 0};
     Buffer<Word> room;
-    const Strips laid = {room.reserve(strips * pairs * STEP), 0, r, strips, pairs, STEP};
+    const Strips laid = {room.reserve(pairs * STEP), 0, r, 1, pairs, STEP};
     lay_across({y, shape[4], false, true}, r, 0, m, laid, 0, pairs);
-    shared_out(strips_of(k), 2, threads, [&](std::int64_t begin, std::int64_t end) {
-        between({static_cast<Half*>(x), shape[3]}, m, k, laid, scale, turned != 0, g, shape[5], begin, end);
+    shared_out((k + STEP - 1) / STEP, 2, threads, [&](std::int64_t begin, std::int64_t end) {
+        between(text, m, k, laid.words, gradient, begin, end);
     });
 #endif
 }

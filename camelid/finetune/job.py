@@ -136,7 +136,7 @@ def base_model(base: Path, recipe: Recipe, who: Ranks, weights: bool) -> tuple[L
         whole_rows = settings.bits == 8 and settings.group is None  # which a CPU can multiply as they are
         group = None if whole_rows else settings.group or 64
         quantize_layers(model, settings.bits, group, symmetric=whole_rows, rounds_inputs=False)
-        if whole_rows:
+        if settings.method == "qlora":  # preferences and rewards are of probabilities, read off the projection itself
             multiply_head_in_bytes(model, who.device)
     if kind != "none":
         config = LoraConfig(settings.rank, settings.alpha, tuple(settings.targets), settings.rslora, kind == "dora")

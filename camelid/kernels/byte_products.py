@@ -45,9 +45,10 @@ class Bytes:
     def _product(self, a: Tensor, c: Tensor, across: bool) -> Tensor:
         q, scale, (rows, summed) = self.q, self.scale, a.shape
         if summed != q.shape[0 if across else 1] or len(scale) != len(q):
-            raise ValueError(
-                f"a weight of {tuple(q.shape)} and {len(scale)} scales does not meet {summed} values a row"
-            )
+            raise ValueError(f"{summed} values a row do not meet a weight of {tuple(q.shape)}, {len(scale)} scales")
+        dtypes = a.dtype, c.dtype, q.dtype, scale.dtype
+        if dtypes not in [(d, d, torch.uint8, torch.float32) for d in DTYPES] or not multiplies(a.device):
+            raise ValueError(f"bytes are not multiplied with {dtypes} on {a.device}")
         row = -(-summed // (2 * LINE)) * 2 * LINE + LINE  # an odd number of lines: rows do not put one another out
         rounded = a.new_empty(rows, row, dtype=torch.int8)
         blocks = rows, -(-summed // BLOCK)

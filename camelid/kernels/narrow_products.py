@@ -1,6 +1,6 @@
 """Products with an adapter's narrow matrices, as a step in bfloat16 makes them: down to its rank, up from it, and
-between both sides, its gradients. Natively on the CPUs of `kernels/products.py`, where oneDNN takes up to twice as
-long; torch's elsewhere."""
+between both sides, its gradients. Natively on the CPUs of `kernels/products.py`, where oneDNN takes up to twice as long
+for rows a power of two apart; torch's elsewhere."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from camelid.kernels.library import library
 from camelid.kernels.packed import pointer
 from camelid.kernels.products import WORTH, takes
 
-NARROW = 64  # the largest rank: wider matrices are worth more than rows of registers
+NARROW = 16  # the largest rank: what a register holds; wider products are torch's best, too
 
 
 def down(x: Tensor, w: Tensor, scale: float) -> Tensor:
     """scale * x @ w in x's dtype: [tokens, wide] and [wide, rank] -> [tokens, rank]."""
     rank = w.shape[1]
-    if not _takes(x, w, rank):
+    if not _takes(x, w, rank, x.shape[1] == len(w)):
         made = x @ w.to(x.dtype)
         return made if scale == 1 else made.mul_(scale)
     y = x.new_empty(len(x), rank)
@@ -29,7 +29,8 @@ def down(x: Tensor, w: Tensor, scale: float) -> Tensor:
 
 def up_(z: Tensor, y: Tensor, w: Tensor, scale: float) -> Tensor:
     """z += scale * y @ w: [tokens, wide], [tokens, rank] and [rank, wide]. Returns z."""
-    if not _takes(z, w, len(w)):
+    meet = y.dtype == z.dtype and y.shape == (len(z), len(w)) and z.shape[1] == w.shape[1] and z.stride(1) == 1
+    if not _takes(z, w, len(w), meet and z.stride(0) >= z.shape[1]):
         return z.addmm_(y, w.to(y.dtype), alpha=scale)
     return _native("up", (*z.shape, len(w)), y, w, z, scale, w.dtype == torch.float32)
 
@@ -39,7 +40,7 @@ def between(a: Tensor, b: Tensor, scale: float) -> Tensor:
     Natively the sums are float32 and stay it."""
     turned = a.shape[1] > b.shape[1]
     narrow, wide = (b, a) if turned else (a, b)
-    if not _takes(wide, narrow, narrow.shape[1]):
+    if not _takes(wide, narrow, narrow.shape[1], a.dtype == b.dtype and len(a) == len(b)):
         made = narrow.T @ wide
         made = made if scale == 1 else made.mul_(scale)
         return made.T if turned else made
@@ -47,9 +48,10 @@ def between(a: Tensor, b: Tensor, scale: float) -> Tensor:
     return _native("between", (*wide.shape, narrow.shape[1]), wide, _rows(narrow), g, scale, turned)
 
 
-def _takes(wide: Tensor, other: Tensor, rank: int) -> bool:
-    fits = wide.dtype == torch.bfloat16 and len(wide) >= WORTH and wide.shape[1] > 0 and rank % 2 == 0 < rank <= NARROW
-    return fits and takes(wide, other)
+def _takes(wide: Tensor, other: Tensor, rank: int, meet: bool) -> bool:
+    """Whether a native product is there for tensors that `meet` one another: what does not, torch refuses."""
+    fits = meet and wide.dtype == torch.bfloat16 and len(wide) >= WORTH and wide.shape[1] > 0
+    return fits and rank % 2 == 0 < rank <= NARROW and takes(wide, other)
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ def grow_embeddings(model: Llama, first: int, spelled: Sequence[Sequence[int]]) 
     if not model.config.tie_word_embeddings:
         model.lm_head.weight = nn.Parameter(_grown(model.lm_head.weight, first, spelled, size))
     model.lm_head.out_features = size
+    model.head_bytes = model.head_scale = None
     model.config = replace(model.config, vocab_size=size)
     model.tie()
 

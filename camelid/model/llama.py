@@ -69,8 +69,9 @@ class Llama(nn.Module):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.register_buffer("head_bytes", None, persistent=False)  # what lm_head is to a loss over bytes, where they
-        self.register_buffer("head_scale", None, persistent=False)  # are there: see model/quantized.py
+        # A copy of lm_head in bytes, for the loss over a base in bytes: see `multiply_head_in_bytes`.
+        self.register_buffer("head_bytes", None, persistent=False)
+        self.register_buffer("head_scale", None, persistent=False)
         self.tie()
         initialize(self, config)
 
@@ -81,10 +82,10 @@ class Llama(nn.Module):
 
     @property
     def head(self) -> Weight:
-        """The output projection [vocab, hidden] as a loss multiplies it."""
-        if self.head_bytes is None or self.head_scale is None:
+        """The output projection [vocab, hidden] as the loss of answers multiplies it."""
+        if self.head_bytes is None or self.head_scale is None or self.device.type not in ("cpu", "meta"):
             return self.lm_head.weight
-        return Bytes(self.head_bytes, self.head_scale)
+        return Bytes(self.head_bytes, self.head_scale.float())
 
     @property
     def device(self) -> torch.device:

@@ -155,11 +155,15 @@ class QuantizedLinear(nn.Module):
             return learned if self.bias is None else learned + self.bias.to(learned.dtype)
         return F.linear(x, self.dense().to(x.dtype), self.bias)
 
+    @property
+    def in_bytes(self) -> bool:
+        """Whether the weight can be multiplied as it is: eight bits around their middle, one scale a row."""
+        return self.bits == 8 and self.zero is None and self.scale.shape[1] == 1
+
     def multiplied(self, x: Tensor) -> Weight:
         """The weight as it meets states, or slopes, like x while an adapter learns: in bytes where that can be, else
         widened."""
-        whole_rows = self.bits == 8 and self.zero is None and self.scale.shape[1] == 1
-        if whole_rows and byte_products.takes(x):
+        if self.in_bytes and byte_products.takes(x):
             return Bytes(self.packed, self.scale.view(-1).float())
         return self.dense()
 
@@ -235,10 +239,11 @@ def quantize_head(model: Llama, group: int = 32) -> None:
 
 
 def multiply_head_in_bytes(model: Llama, device: torch.device) -> None:
-    """Let what is learned meet the output projection in bytes, in place, where `device` multiplies them: rounded by
-    whole rows, beside the weight itself, which generating and a tied embedding need."""
-    weight = model.lm_head.weight
-    if byte_products.multiplies(device) and weight.dtype in byte_products.DTYPES:
+    """Let the loss over a base in bytes meet the output projection in bytes, too, in place, where `device` multiplies
+    them: a copy rounded by whole rows beside the weight, which all else reads. It does not follow the weight."""
+    layers, weight = [m for m in model.modules() if isinstance(m, QuantizedLinear)], model.lm_head.weight
+    fits = byte_products.multiplies(device) and weight.dtype in byte_products.DTYPES
+    if fits and layers and all(layer.in_bytes for layer in layers):
         kept = round_to_nearest(weight, 8, weight.shape[1])
         model.head_bytes, model.head_scale = kept.packed, kept.scale.view(-1).float()
 

@@ -156,8 +156,9 @@ class FinetuneSection(_Section):
 
     `template` is a named chat template, "own" the model's. An adapter has `rank`, `alpha`, `targets`; `bits` and
     `group` are qlora's, of the frozen weights: without `group`, eight bits have one scale a row, and a CPU with VNNI
-    and no AMX multiplies them as bytes. `beta` weighs a preference (of DPO and KTO against the reference, of ORPO its
-    odds), `margin` is SimPO's gamma, `desirable` and `undesirable` KTO's weights.
+    and no AMX multiplies them as bytes, and in the loss of answers the output projection. `beta` weighs a preference
+    (of DPO and KTO against the reference, of ORPO its odds), `margin` is SimPO's gamma, `desirable` and `undesirable`
+    KTO's weights.
     For grpo each question is answered `samples` times a step, in at most `max_new_tokens` at `temperature`; `reward` is
     1 for an answer that ends by itself and whose last number (`number`), or all of it (`exact`), is the data's.
     """

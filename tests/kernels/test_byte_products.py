@@ -15,8 +15,9 @@ from camelid.kernels.byte_products import BLOCK, Bytes
 from camelid.kernels.cross_entropy import linear_cross_entropy
 from camelid.kernels.precision import native_dtype
 from camelid.model.config import LlamaConfig
+from camelid.model.grow import grow_embeddings
 from camelid.model.llama import Llama
-from camelid.model.quantized import QuantizedLinear, multiply_head_in_bytes, quantized
+from camelid.model.quantized import QuantizedLinear, multiply_head_in_bytes, quantize_layers, quantized
 
 native = pytest.mark.skipif(not byte_products._there(), reason="this CPU does not multiply bytes, or has AMX")
 
@@ -109,7 +110,7 @@ def test_zeros_and_nothing_at_all() -> None:
     weight, _ = weight_of(40, 200)
     assert not weight.by_rows(torch.zeros(2, 200)).any()
     assert weight.by_rows(torch.zeros(0, 200)).shape == (0, 40)
-    with pytest.raises(ValueError, match="does not meet 9 values a row"):
+    with pytest.raises(ValueError, match="9 values a row do not meet"):
         weight.by_rows(torch.zeros(2, 9))
     with FakeTensorMode() as mode:
         x, fake = torch.empty(5, 200), Bytes(mode.from_tensor(weight.q), torch.empty(40))
@@ -172,22 +173,45 @@ def test_a_loss_over_an_output_projection_in_bytes(z_loss: float, monkeypatch: p
 
 def test_an_output_projection_in_bytes_stands_beside_the_weight_where_a_device_multiplies_it() -> None:
     shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
-    config = LlamaConfig(vocab_size=96, **shape, tie_word_embeddings=True)
+    config, cpu = LlamaConfig(vocab_size=96, **shape, tie_word_embeddings=True), torch.device("cpu")
     model = Llama(config)
-    names, weight = list(model.state_dict()), model.embed_tokens.weight
-    assert model.head is weight
+    multiply_head_in_bytes(model, cpu)
+    weight = model.embed_tokens.weight
+    assert model.head is weight  # over a base that is not in bytes
+    quantize_layers(model, 8, None, rounds_inputs=False)
+    names = list(model.state_dict())
     multiply_head_in_bytes(model, torch.device("meta"))
     assert model.head is weight
-    multiply_head_in_bytes(model, torch.device("cpu"))
-    assert isinstance(model.head, Bytes) == byte_products.multiplies(torch.device("cpu"))
+    multiply_head_in_bytes(model, cpu)
+    assert isinstance(model.head, Bytes) == byte_products.multiplies(cpu)
     if isinstance(model.head, Bytes):
         dense = (model.head.q.float() - 128) * model.head.scale[:, None]
         assert bool(((dense - weight).abs() <= model.head.scale[:, None] / 2 + 1e-7).all())
     assert model.lm_head.weight is weight
     assert list(model.state_dict()) == names
+    grow_embeddings(model, 96, [[1, 2]])
+    assert model.head is model.lm_head.weight
     double = Llama(config).double()
-    multiply_head_in_bytes(double, torch.device("cpu"))
+    quantize_layers(double, 8, None, rounds_inputs=False)
+    multiply_head_in_bytes(double, cpu)
     assert double.head is double.lm_head.weight
+
+
+@native
+def test_a_model_that_is_cast_keeps_its_output_projection_in_bytes_right() -> None:
+    """The scales stay floats to the product, and it refuses states that it would misread."""
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    model = Llama(LlamaConfig(vocab_size=96, **shape))
+    quantize_layers(model, 8, None, rounds_inputs=False)
+    multiply_head_in_bytes(model, torch.device("cpu"))
+    states, labels = torch.randn(40, 32, generator=torch.Generator().manual_seed(2)), torch.arange(40)
+    before = linear_cross_entropy(states, model.head, labels)
+    model.to(torch.bfloat16)
+    torch.testing.assert_close(linear_cross_entropy(states, model.head, labels), before, rtol=1e-2, atol=0)
+    with pytest.raises(ValueError, match=r"not multiplied with .*float64"):
+        linear_cross_entropy(states.double(), model.head, labels)
+    with pytest.raises(ValueError, match=r"not multiplied with .*float16"), torch.autocast("cpu", torch.float16):
+        linear_cross_entropy(states, model.head, labels)
 
 
 def test_where_they_are_there_they_are_worth_it() -> None:

@@ -20,8 +20,8 @@ from camelid.formats.adapter import attach, write_adapter
 from camelid.formats.load import load_adapters, load_tokenizer
 from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
-from camelid.model.lora import AdaptedLinear, LoraConfig, adapt, merge, use_adapter
-from camelid.model.quantized import quantize_layers
+from camelid.model.lora import AdaptedLinear, Lora, LoraConfig, adapt, merge, use_adapter
+from camelid.model.quantized import quantize_layers, quantized
 
 KINDS: list[dict[str, Any]] = [
     {}, {"use_rslora": True}, {"use_dora": True}, {"target_modules": ("q_proj", "v_proj"), "r": 3, "lora_alpha": 5.0},
@@ -237,3 +237,28 @@ def test_an_adapter_on_a_quantised_base_learns_as_on_the_rounded_weights(model: 
         torch.testing.assert_close(gradient, expected[name], rtol=0, atol=1e-12)
     with pytest.raises(InputError, match="do not divide"):
         quantize_layers(Llama(model.config), 4, 9, symmetric=False, rounds_inputs=False)
+
+
+@pytest.mark.parametrize("below", ["bfloat16", "bytes"])
+def test_a_layer_in_bfloat16_has_the_gradients_of_float64(below: str) -> None:
+    """Over enough tokens for the native products where they are: to what rounding leaves."""
+    drawn = torch.Generator().manual_seed(0)
+    x, slope = (torch.randn(3, 25, n, generator=drawn).to(torch.bfloat16) for n in (96, 80))
+    weight, a, b = (torch.randn(*shape, generator=drawn) / 10 for shape in ((80, 96), (4, 96), (80, 4)))
+    config, found = LoraConfig(r=4, lora_alpha=12.0), []
+    for dtype in (torch.float64, torch.bfloat16):
+        base = torch.nn.Linear(96, 80, bias=False).requires_grad_(False).to(dtype)
+        base.weight.copy_(weight)
+        layer = AdaptedLinear(quantized(base, 8, None, True, False) if below == "bytes" else base)
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        layer.adapters["default"] = lora = Lora(base, config, wide, torch.Generator().manual_seed(1))
+        layer.active = "default"
+        lora.lora_A.data.copy_(a)
+        lora.lora_B.data.copy_(b)
+        given = x.detach().to(dtype).requires_grad_()
+        out = layer(given)
+        out.backward(slope.to(dtype))
+        assert [lora.lora_A.grad.dtype, lora.lora_B.grad.dtype, given.grad.dtype] == [wide, wide, dtype]
+        found.append([t.double() for t in (out, given.grad, lora.lora_A.grad, lora.lora_B.grad)])
+    for wanted, near in zip(*found, strict=True):
+        assert 0 < float((near - wanted).norm() / wanted.norm()) < 2e-2
