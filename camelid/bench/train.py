@@ -71,13 +71,12 @@ def run(
             found = race(contestants(config, threads, ablate, task), Path(scratch), rounds, quiet)
         agree(found, lambda row: float(row["losses"][0]), AGREE, "the losses of the first step")
         rows += found
-    speeds = ratios(rows)
-    memory = {
-        name.replace("camelid", "memory of camelid", 1): value for name, value in ratios(rows, key="peak_bytes").items()
-    }
-    in_bytes = ratios(rows, ours=IN_BYTES)
-    memory |= {name: value for name, value in in_bytes.items() if not name.endswith("/ camelid")}
-    return {"rows": rows, "ratios": speeds | memory, "limits": limits(rows, threads) if task == "full" else {}}
+    told: dict[str, float] = {}
+    for ours in ("camelid", IN_BYTES):
+        speeds, memory = ratios(rows, ours), ratios(rows, ours, key="peak_bytes")
+        both = speeds | {name.replace(ours, f"memory of {ours}", 1): value for name, value in memory.items()}
+        told |= {name: value for name, value in both.items() if not name.endswith("/ camelid")}
+    return {"rows": rows, "ratios": told, "limits": limits(rows, threads) if task == "full" else {}}
 
 
 def prepare(folder: Path, config: str, steps: int) -> None:
