@@ -18,9 +18,11 @@
 
 namespace {
 
-constexpr std::int64_t TALL = 14;  // rows of C that the registers hold, WIDE columns of each
+constexpr std::int64_t TALL = 14;     // rows of C that the registers hold, WIDE columns of each
+constexpr std::int64_t AT_ONCE = 16;  // pairs of a row, between which lines are fetched
 constexpr std::int64_t DEEP = 2048, DEEP_ACROSS = 1024;  // of k at a time; less where A is laid out anew
 constexpr std::int64_t PASSING = 4 << 20, STAYING = 352 << 10;  // bytes of B's panels and of a block of A's rows
+constexpr std::int64_t FEW = 32;                                // tiles for a thread
 constexpr std::int64_t MOST_ROWS = 2048;                        // of C at a time where its sums lie aside
 
 struct Out {
@@ -29,13 +31,42 @@ struct Out {
     bool halves;
 };
 
+// C's rows in blocks of up to `most`, which threads take one after the other, larger ones first. A block is of whole tiles,
+// which are the fastest, but where there are few of them threads share rows out more evenly.
+struct Blocks {
+    std::int64_t rows, count, whole;
+
+    Blocks(std::int64_t rows, std::int64_t most, int threads)
+        : rows(rows), count(((rows + most - 1) / most + threads - 1) / threads * threads),
+          whole(threads == 1 || rows >= FEW * TALL * threads ? TALL : 1) {}
+
+    std::int64_t start(std::int64_t block) const {
+        const std::int64_t parts = (rows + whole - 1) / whole, i = std::min(block, count);
+        return std::min(rows, (parts / count * i + std::min(i, parts % count)) * whole);
+    }
+};
+
+// What comes into the second cache, a few lines at a time, while tiles are multiplied: `left` stretches of `bytes`, `row`
+// bytes apart. Fetched at once they would keep the multiplying waiting.
+struct Ahead {
+    const char* at;
+    std::int64_t bytes, row, left, at_once, done = 0;  // at_once: lines, for each AT_ONCE pairs
+
+    INLINE void fetch() {
+        for (std::int64_t i = 0; i < at_once && left > 0; ++i) {
+            __builtin_prefetch(at + done, 0, 2);
+            if ((done += 64) >= bytes) done = 0, at += row, --left;
+        }
+    }
+};
+
 // R rows and up to 32 columns of C, `width` where not WHOLE: what A times a panel of B adds to `sums`, or to nothing. A's
 // words are row r's of pair i where they lie, or those of all rows side by side where they are LAID out. What of C follows,
-// at `next`, is fetched meanwhile.
+// at `next`, is fetched before, what is `ahead` meanwhile.
 template <int R, bool LAID, bool WHOLE>
 TARGET_BF16 __attribute__((noinline)) void tile(std::int64_t pairs, const void* a, std::int64_t a_row, const Word* b,
                                                 const float* sums, std::int64_t sums_row, const Out& out,
-                                                const char* next, std::int64_t width) {
+                                                Ahead (&ahead)[2], const char* next, std::int64_t width) {
     __m512 sum[R][2];
     for (int r = 0; r < R; ++r)
         for (int x = 0; x < (out.halves ? 1 : 2); ++x)
@@ -46,17 +77,22 @@ TARGET_BF16 __attribute__((noinline)) void tile(std::int64_t pairs, const void* 
             sum[r][x] = !sums   ? _mm512_setzero_ps()
                         : WHOLE ? _mm512_loadu_ps(sums + r * sums_row + 16 * x)
                                 : _mm512_maskz_loadu_ps(first_of(width, 16 * x), sums + r * sums_row + 16 * x);
-    for (std::int64_t i = 0; i < pairs; ++i, b += WIDE) {
-        const __m512bh line[2] = {reinterpret_cast<__m512bh>(_mm512_load_si512(b)),
-                                  reinterpret_cast<__m512bh>(_mm512_load_si512(b + 16))};
-        for (int r = 0; r < R; ++r) {
-            std::int32_t two;
-            if (LAID)
-                std::memcpy(&two, static_cast<const Word*>(a) + i * STEP + r, sizeof two);
-            else
-                std::memcpy(&two, static_cast<const Half*>(a) + r * a_row + 2 * i, sizeof two);
-            const __m512bh both = reinterpret_cast<__m512bh>(_mm512_set1_epi32(two));
-            for (int x = 0; x < 2; ++x) sum[r][x] = _mm512_dpbf16_ps(sum[r][x], both, line[x]);
+    for (std::int64_t from = 0; from < pairs; from += AT_ONCE) {
+        ahead[0].fetch();
+        ahead[1].fetch();
+        const std::int64_t to = std::min(pairs, from + AT_ONCE);
+        for (std::int64_t i = from; i < to; ++i, b += WIDE) {
+            const __m512bh line[2] = {reinterpret_cast<__m512bh>(_mm512_load_si512(b)),
+                                      reinterpret_cast<__m512bh>(_mm512_load_si512(b + 16))};
+            for (int r = 0; r < R; ++r) {
+                std::int32_t two;
+                if (LAID)
+                    std::memcpy(&two, static_cast<const Word*>(a) + i * STEP + r, sizeof two);
+                else
+                    std::memcpy(&two, static_cast<const Half*>(a) + r * a_row + 2 * i, sizeof two);
+                const __m512bh both = reinterpret_cast<__m512bh>(_mm512_set1_epi32(two));
+                for (int x = 0; x < 2; ++x) sum[r][x] = _mm512_dpbf16_ps(sum[r][x], both, line[x]);
+            }
         }
     }
     if (out.halves) {
@@ -83,7 +119,7 @@ TARGET_BF16 __attribute__((noinline)) void tile(std::int64_t pairs, const void* 
 }
 
 using Tile = void (*)(std::int64_t, const void*, std::int64_t, const Word*, const float*, std::int64_t, const Out&,
-                      const char*, std::int64_t);
+                      Ahead (&)[2], const char*, std::int64_t);
 template <bool LAID, bool WHOLE>
 constexpr Tile TILES[] = {tile<1, LAID, WHOLE>,  tile<2, LAID, WHOLE>,  tile<3, LAID, WHOLE>,  tile<4, LAID, WHOLE>,
                           tile<5, LAID, WHOLE>,  tile<6, LAID, WHOLE>,  tile<7, LAID, WHOLE>,  tile<8, LAID, WHOLE>,
@@ -102,8 +138,19 @@ struct Pass {
     std::int64_t pairs() const { return (to - from + 1) / 2; }
 };
 
-// Rows [begin, end) of C: all tiles of a panel, then the next panel, which is fetched meanwhile.
-void rows_of(const Pass& p, std::int64_t begin, std::int64_t end) {
+// Rows [begin, end) of A, spread over so many tiles.
+Ahead rows_ahead(const Pass& p, std::int64_t begin, std::int64_t end, std::int64_t tiles) {
+    if (begin >= end) return {};
+    const std::int64_t row = 2 * p.a.row, deep = p.to - p.from, high = end - begin;
+    const char* at = static_cast<const char*>(p.a.data) + (p.a.across ? p.from * row + 2 * begin : begin * row + 2 * p.from);
+    const std::int64_t bytes = 2 * (p.a.across ? high : deep), rows = p.a.across ? deep : high;
+    const std::int64_t lines = (bytes + 63) / 64 * rows, times = tiles * ((p.pairs() + AT_ONCE - 1) / AT_ONCE);
+    return {at, bytes, row, rows, (lines + times - 1) / times};
+}
+
+// Rows [begin, end) of C: all tiles of a panel, then the next panel, which is fetched meanwhile, as is A for rows [then,
+// until), which are likely to be this thread's next.
+void rows_of(const Pass& p, std::int64_t begin, std::int64_t end, std::int64_t then, std::int64_t until) {
     const std::int64_t pairs = p.pairs(), tiles = (end - begin + TALL - 1) / TALL, panel_words = pairs * WIDE;
     Buffer<Word> room;
     const Strips strips = {p.laid ? room.reserve(tiles * pairs * STEP) : nullptr, begin, end, tiles, pairs, STEP};
@@ -115,23 +162,20 @@ void rows_of(const Pass& p, std::int64_t begin, std::int64_t end) {
     const auto of_c = [&](std::int64_t row, std::int64_t column) {
         return static_cast<char*>(p.out.data) + (row * p.out.row + column) * (p.out.halves ? 2 : 4);
     };
+    Ahead ahead[2] = {rows_ahead(p, then, until, tiles * ((p.last - p.first + WIDE - 1) / WIDE)), {}};
     for (std::int64_t column = p.first; column < p.last; column += WIDE) {
         const std::int64_t width = std::min(WIDE, p.last - column);
         const Word* panel = p.panels + (column - p.first) * pairs;
         const Tile* const heights = p.laid ? (width == WIDE ? TILES<true, true> : TILES<true, false>)
                                            : (width == WIDE ? TILES<false, true> : TILES<false, false>);
+        ahead[1] = {reinterpret_cast<const char*>(panel + panel_words), 4 * panel_words, 0, column + WIDE < p.last ? 1 : 0,
+                    (4 * WIDE * AT_ONCE / 64 + tiles - 1) / tiles};
         for (std::int64_t t = 0; t < tiles; ++t) {
             const std::int64_t row = strips.column(t), next = strips.column(t + 1);
-            if (column == p.first && !p.laid)
-                for (std::int64_t r = next; r < std::min(end, next + TALL); ++r) fetch(of_a(r), 4 * pairs);
-            if (column + WIDE < p.last) {
-                const std::int64_t from = panel_words * t / tiles, to = panel_words * (t + 1) / tiles;
-                fetch(panel + panel_words + from, 4 * (to - from));
-            }
             const void* a = p.laid ? static_cast<const void*>(strips.at(t)) : of_a(row);
             const float* sums = p.sums ? p.sums + row * p.sums_row + column : nullptr;
             heights[next - row - 1](pairs, a, p.a.row, panel, sums, p.sums_row, {of_c(row, column), p.out.row, p.out.halves},
-                                    next < end ? of_c(next, column) : of_c(begin, column + WIDE), width);
+                                    ahead, next < end ? of_c(next, column) : of_c(begin, column + WIDE), width);
         }
     }
 }
@@ -141,8 +185,7 @@ void multiply(const Side& a, const Side& b, std::int64_t m, std::int64_t n, std:
     const std::int64_t most = a.across ? DEEP_ACROSS : DEEP, passes = std::max<std::int64_t>(1, (k + most - 1) / most);
     const std::int64_t deep = ((k + passes - 1) / passes + 1) / 2 * 2;
     const std::int64_t columns = std::min((n + WIDE - 1) / WIDE * WIDE, std::max(WIDE, PASSING / (2 * deep) / WIDE * WIDE));
-    const std::int64_t block = std::max(TALL, STAYING / (2 * deep) / TALL * TALL);
-    const std::int64_t blocks = ((m + block - 1) / block + threads - 1) / threads * threads;
+    const Blocks blocks(m, std::max(TALL, STAYING / (2 * deep) / TALL * TALL), threads);
     const bool laid = a.across || a.row * 2 % 2048 == 0 || k % 2;  // rows that far apart would put one another out
     Buffer<Word> panel_room;
     Buffer<float> scratch;
@@ -158,9 +201,9 @@ void multiply(const Side& a, const Side& b, std::int64_t m, std::int64_t n, std:
             shared_out(b.across ? pairs : strips, 1, threads, [&](std::int64_t begin, std::int64_t end) {
                 (b.across ? lay_across : lay_along)(b, n, from, pass.to, to, begin, end);
             });
-            each(blocks, threads, [&](std::int64_t i) {
-                const std::int64_t begin = m * i / blocks, end = m * (i + 1) / blocks;
-                if (begin < end) rows_of(pass, begin, end);
+            each(blocks.count, threads, [&](std::int64_t i) {
+                const std::int64_t begin = blocks.start(i), end = blocks.start(i + 1), then = i + threads;
+                if (begin < end) rows_of(pass, begin, end, blocks.start(then), blocks.start(then + 1));
             });
         }
 }

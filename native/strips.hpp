@@ -142,9 +142,9 @@ TARGET_BF16 __attribute__((noinline)) inline void lay_along(const Side& side, st
                 const bool real = out.column(s) + j < count;
                 const std::int64_t row = real ? out.column(s) + j : 0;
                 r[j] = some(side, row, from + 2 * i, real ? to - from - 2 * i : 0);
-                const char* at = static_cast<const char*>(side.data) + (row * side.row + from + 2 * i) * (side.floats ? 4 : 2);
-                __builtin_prefetch(at + 256, 0, 3);
-                if (side.floats) __builtin_prefetch(at + 320, 0, 3);
+                const char* at = static_cast<const char*>(side.data) + ((row + STEP) * side.row + from + 2 * i) * (side.floats ? 4 : 2);
+                __builtin_prefetch(at, 0, 2);
+                if (side.floats) __builtin_prefetch(at + 64, 0, 2);
             }
             exchange(r);
             for (std::int64_t j = 0; j < std::min<std::int64_t>(16, out.pairs - i); ++j)

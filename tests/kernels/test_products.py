@@ -69,13 +69,15 @@ def test_a_weight_is_rounded_as_torch_rounds_it() -> None:
 
 
 @native
-def test_bits_do_not_depend_on_the_threads() -> None:
-    x, weight, slope = drawn(150, 90).to(BF16), drawn(200, 90), drawn(150, 200).to(BF16)
+@pytest.mark.parametrize(("tokens", "size"), [(150, 200), (1999, 48), (48, 1999)])
+def test_bits_do_not_depend_on_the_threads(tokens: int, size: int) -> None:
+    """Few rows are shared out evenly, 1,999 in whole tiles."""
+    x, weight, slope = drawn(tokens, 90).to(BF16), drawn(size, 90), drawn(tokens, size).to(BF16)
     before, found = torch.get_num_threads(), []
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            found.append((by_rows(x, weight), by_columns(slope, weight), by_both(slope, x, torch.zeros(200, 90))))
+            found.append((by_rows(x, weight), by_columns(slope, weight), by_both(slope, x, torch.zeros(size, 90))))
     finally:
         torch.set_num_threads(before)
     for other in found[1:]:
