@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from camelid import __version__
 from camelid.errors import CamelidError, ChecksFailed, InputError
+from camelid.kernels.crumbs import begin_without
 from camelid.kernels.threads import share_cores
 
 # In the order of a model's life.
@@ -39,6 +40,7 @@ VERBS = {
     "info": "this machine, versions, and what camelid will use",
     "completion": "for bash, zsh or fish; or the manual page",
 }
+TRAINING = ("quickstart", "plan", "pretrain", "finetune", "reproduce")  # their memory is one step's, over and over
 HELP = (
     "usage: camelid VERB … [key=value …] [--json]\n\nThe whole life of a LLaMA model.\n\n"
     + "\n".join(f"  {verb:<11} {summary}" for verb, summary in VERBS.items())
@@ -52,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a path may be of any bytes
     share_cores(os.environ)
+    if arguments is None and sys.argv[1:2] and sys.argv[1] in TRAINING:
+        begin_without()
     try:
         code = run(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()

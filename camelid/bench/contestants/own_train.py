@@ -14,6 +14,7 @@ import train_protocol
 from camelid import __version__
 from camelid.formats.load import load
 from camelid.kernels import cross_entropy, library
+from camelid.kernels.crumbs import begin_without
 from camelid.kernels.memory import large_blocks
 from camelid.model.llama import Llama
 from camelid.model.lora import LoraConfig, adapt
@@ -27,6 +28,8 @@ from camelid.train.step import compute_dtype, train_step
 
 def main() -> None:
     folder, without = Path(sys.argv[2]), os.environ.get("BENCH_WITHOUT", "")
+    if without != "memory":
+        begin_without()  # as `camelid pretrain` does
     torch.set_num_threads(int(os.environ["BENCH_THREADS"]))
     if without == "native":
         library.PATH = Path("none")
