@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import platform
@@ -13,7 +14,10 @@ import pytest
 
 from camelid.kernels.crumbs import NONE_KEPT, TUNABLES, none_kept
 
-glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this C library is not glibc")
+glibc = pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc" or not hasattr(ctypes.CDLL(None), "mallinfo2"),
+    reason="this C library is not glibc",
+)
 
 # A block that is freed into the cache still counts as used.
 SCRIPT = """
@@ -27,7 +31,7 @@ libc.mallinfo2.restype, libc.malloc.restype = Info, ctypes.c_void_p
 block, beyond = libc.malloc(1000), libc.malloc(1000)
 before = libc.mallinfo2().h
 libc.free(ctypes.c_void_p(block))
-told = {"joined": before - libc.mallinfo2().h >= 1000, "none_kept": none_kept(), "argv": sys.argv[1:],
+told = {"joined": before - libc.mallinfo2().h >= 900, "none_kept": none_kept(), "argv": sys.argv[1:],
         "pid": os.getpid(), "tunables": os.environ.get("GLIBC_TUNABLES"), "dev": sys.flags.dev_mode}
 print(json.dumps(told))
 sys.exit(7)
@@ -69,15 +73,38 @@ def test_other_c_libraries_have_no_such_cache(monkeypatch: pytest.MonkeyPatch) -
 
 
 @glibc
-@pytest.mark.parametrize(("verb", "anew"), [("plan", True), ("finetune", True), ("chat", False), ("--version", False)])
-def test_verbs_that_train_begin_anew(verb: str, anew: bool) -> None:
+def test_who_is_not_heard_begins_once() -> None:
+    """glibc takes the setting away from a program that is set-group-ID: that is no reason to begin for ever."""
+    script = (
+        "import os\nfrom camelid.kernels import crumbs\nprint('begun', flush=True)\n"
+        "os.environ.pop(crumbs.TUNABLES, None)\ncrumbs.begin_without()\nprint(crumbs.BEGUN in os.environ)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "begun\nbegun\nFalse\n"
+
+
+@glibc
+def test_a_script_from_stdin_goes_on() -> None:
+    script = "from camelid.kernels.crumbs import begin_without, none_kept\nbegin_without()\nprint(none_kept())"
+    environment = {name: value for name, value in os.environ.items() if name != TUNABLES}
+    done = subprocess.run(
+        [sys.executable, "-"], input=script, capture_output=True, text=True, check=True, env=environment
+    )
+    assert done.stdout == "False\n"
+
+
+@glibc
+@pytest.mark.parametrize(
+    ("verb", "anew", "code"), [("plan", True, 0), ("finetune", True, 0), ("merge", False, 2), ("--version", False, 0)]
+)
+def test_verbs_that_train_begin_anew(verb: str, anew: bool, code: int) -> None:
     script = (
         "import os, sys\n"
-        "os.execv = lambda path, words: (print('anew', *words[-2:]), sys.exit(0))\n"
+        "os.execve = lambda path, words, environment: (print('anew', *words[-2:]), sys.exit(0))\n"
         "from camelid.cli import main\nmain()\n"
     )
     environment = {name: value for name, value in os.environ.items() if name != TUNABLES}
     done = subprocess.run(
         [sys.executable, "-c", script, verb, "nothing"], capture_output=True, text=True, check=False, env=environment
     )
-    assert (done.stdout == f"anew {verb} nothing\n") == anew
+    assert (done.stdout == f"anew {verb} nothing\n", done.returncode) == (anew, code)

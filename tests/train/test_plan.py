@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -66,14 +67,17 @@ def test_gaps_are_widest_amid_gradients_in_float32(
     tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shares = {}
-    for own in (False, True):
+    for own, joined in itertools.product((False, True), (False, True)):
         monkeypatch.setattr("camelid.train.plan.takes", lambda *_, own=own: own)
+        monkeypatch.setattr("camelid.train.plan.none_kept", lambda joined=joined: joined)
         for dtype in ("float32", "bfloat16"):
             job = planned(recipe(tokens, tmp_path / "run", dtype=dtype), Ranks(), False)
-            shares[dtype, own] = [gaps_share(job, count, Ranks()) for count in (1, 2)]
-    assert shares["float32", False] == shares["float32", True] == [0.45, 0.7]
-    assert shares["bfloat16", True] == [0.28, 0.7]
-    assert shares["bfloat16", False] == [0.28, 0.36]
+            shares[dtype, own, joined] = [gaps_share(job, count, Ranks()) for count in (1, 2)]
+    assert shares["float32", False, False] == shares["float32", True, False] == [0.45, 0.7]
+    assert shares["bfloat16", True, False] == [0.28, 0.7]
+    assert shares["bfloat16", False, False] == [0.28, 0.36]
+    assert shares["float32", True, True] == [0.22, 0.62]
+    assert shares["bfloat16", True, True] == [0.14, 0.25]
 
 
 def test_what_was_there_before_is_not_counted() -> None:
