@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Mapping
 from contextlib import suppress
 
 TUNABLES, CACHE = "GLIBC_TUNABLES", "glibc.malloc.tcache_count"
@@ -18,9 +17,9 @@ NONE_KEPT = f"{CACHE}=0"
 BEGUN = "CAMELID_BEGUN"  # the number of the process that began anew: glibc drops what it is told under set-group-ID
 
 
-def none_kept(environment: Mapping[str, str] = os.environ) -> bool:
+def none_kept() -> bool:
     """Whether this process began without the cache."""
-    return platform.libc_ver()[0] == "glibc" and NONE_KEPT in environment.get(TUNABLES, "").split(":")
+    return platform.libc_ver()[0] == "glibc" and NONE_KEPT in os.environ.get(TUNABLES, "").split(":")
 
 
 def begin_without() -> None:

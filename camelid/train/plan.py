@@ -88,18 +88,17 @@ def gaps_share(job: Job, micro_batches: int, who: Ranks) -> float:
     """What the gaps between kept blocks come to, of a step: where the next block of the same size just does not fit.
     Measured (docs/decisions.md): they are wider where gradients are made in float32, above all amid those of an earlier
     micro-batch, and where glibc keeps crumbs between them."""
-    joined = none_kept()
-    if job.model.adapters:
-        return 0.31 if joined else 0.33
     narrow = compute_dtype(who.device, job.recipe.train.dtype) == torch.bfloat16
-    if micro_batches > 1:
-        own = takes(torch.empty(0)) and who.tensor == 1 and not compiled(who.device, job.recipe.train)
-        if joined:
-            return 0.25 if narrow else 0.62
-        return 0.36 if narrow and not own else 0.7  # our own products sum gradients in float32
-    if joined:
-        return 0.14 if narrow else 0.22
-    return 0.28 if narrow else 0.45
+    own = takes(torch.empty(0)) and who.tensor == 1 and not compiled(who.device, job.recipe.train)
+    if job.model.adapters:
+        amid_crumbs, without = 0.33, 0.31
+    elif micro_batches > 1 and narrow:  # our own products sum gradients in float32
+        amid_crumbs, without = 0.7 if own else 0.36, 0.25
+    elif micro_batches > 1:
+        amid_crumbs, without = 0.7, 0.62
+    else:
+        amid_crumbs, without = (0.28, 0.14) if narrow else (0.45, 0.22)
+    return without if none_kept() else amid_crumbs
 
 
 def held(sizes: Mapping[str, int], who: Ranks) -> int:

@@ -69,7 +69,8 @@ def test_what_glibc_was_told_stays(told: str, none: bool) -> None:
 
 def test_other_c_libraries_have_no_such_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
-    assert not none_kept({TUNABLES: NONE_KEPT})
+    monkeypatch.setenv(TUNABLES, NONE_KEPT)
+    assert not none_kept()
 
 
 @glibc
