@@ -4,7 +4,7 @@
 // Everything is a product C += A B of row-major blocks whose width is a multiple of 16: keys and queries are kept
 // transposed where that is needed (FlashAttention, arXiv:2205.14135, algorithms 1 and 4, with the roles of rows and
 // columns swapped in the backward pass). A query sees the keys from the first token of its own document up to itself;
-// blocks outside of that are never touched.
+// blocks outside of that are never touched, nor is what no row of a stripe sees of a block on the diagonal.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -17,6 +17,9 @@
 #include "sides.hpp"
 
 namespace {
+
+constexpr std::int64_t STRIPE = 32;  // rows of a block on the diagonal at a time
+static_assert(BLOCK % STRIPE == 0 && STRIPE % 16 == 0);
 
 // Of a row of a block, what may be seen: [from, to), and the whole registers [first, last) that hold it.
 template <int N>
@@ -100,8 +103,10 @@ INLINE void forward_head(const Shape& s, const Head<T>& q, const Head<T>& k, con
         std::fill(tops, tops + BLOCK, -1e30f);
         std::fill(totals, totals + BLOCK, 0.0f);
         for (std::int64_t j0 = first[i0] / BLOCK * BLOCK; j0 <= i0; j0 += BLOCK) {
-            product<K>(queries, BLOCK, s.size, q.rows.data() + i0 * s.size, s.size, k.over_size() + j0, padded,
-                       scores.data(), BLOCK, false);
+            const std::int64_t step = j0 == i0 ? STRIPE : BLOCK;
+            for (std::int64_t i = 0; i < queries; i += step)
+                product<K>(std::min(step, queries - i), i + step, s.size, q.rows.data() + (i0 + i) * s.size, s.size,
+                           k.over_size() + j0, padded, scores.data() + i * BLOCK, BLOCK, false);
             for (std::int64_t i = 0; i < queries; ++i) {
                 float* row = scores.data() + i * BLOCK;
                 const std::int64_t from = std::max<std::int64_t>(first[i0 + i] - j0, 0);
@@ -119,8 +124,9 @@ INLINE void forward_head(const Shape& s, const Head<T>& q, const Head<T>& k, con
                     for (std::int64_t c = 0; c < s.size; ++c) sums[static_cast<std::size_t>(i * s.size + c)] *= fade;
             }
             weights.take(scores.data(), queries);
-            product<K>(queries, s.size, BLOCK, weights.rows(), BLOCK, v.over_tokens(j0, s.size), s.size, sums.data(),
-                       s.size, true);
+            for (std::int64_t i = 0; i < queries; i += step)
+                product<K>(std::min(step, queries - i), s.size, i + step, weights.rows() + i * BLOCK, BLOCK,
+                           v.over_tokens(j0, s.size), s.size, sums.data() + i * s.size, s.size, true);
         }
         for (std::int64_t i = 0; i < queries; ++i) {
             float* row = sums.data() + i * s.size;
@@ -148,10 +154,14 @@ INLINE void backward_head(const Shape& s, const Head<T>& q, const Head<T>& k, co
         const std::int64_t keys = std::min<std::int64_t>(BLOCK, s.length - j0);
         for (std::int64_t i0 = j0; i0 < s.length && first[i0] < j0 + BLOCK; i0 += BLOCK) {
             const std::int64_t queries = std::min<std::int64_t>(BLOCK, s.length - i0);
-            product<K>(keys, BLOCK, s.size, k.rows.data() + j0 * s.size, s.size, q.over_size() + i0, padded, p.data(),
-                       BLOCK, false);
-            product<K>(keys, BLOCK, s.size, v.rows.data() + j0 * s.size, s.size, d_out.over_size() + i0, padded,
-                       ds.data(), BLOCK, false);
+            const std::int64_t step = j0 == i0 ? STRIPE : BLOCK;
+            for (std::int64_t j = 0; j < keys; j += step) {
+                const std::int64_t some = std::min(step, keys - j), key = (j0 + j) * s.size, at = j * BLOCK + j;
+                product<K>(some, BLOCK - j, s.size, k.rows.data() + key, s.size, q.over_size() + i0 + j, padded,
+                           p.data() + at, BLOCK, false);
+                product<K>(some, BLOCK - j, s.size, v.rows.data() + key, s.size, d_out.over_size() + i0 + j, padded,
+                           ds.data() + at, BLOCK, false);
+            }
             std::copy_n(log_sums + i0, queries, sums);
             std::copy_n(delta + i0, queries, deltas);
             std::int64_t last = 0;  // queries from here on belong to later documents than the key
@@ -164,12 +174,17 @@ INLINE void backward_head(const Shape& s, const Head<T>& q, const Head<T>& k, co
             if (keys % 2) std::fill_n(ds.data() + keys * BLOCK, BLOCK, 0.0f);
             weights.take(p.data(), keys);
             slopes.take(ds.data(), even(keys));
-            product<K>(keys, s.size, even(queries), weights.rows(), BLOCK, d_out.over_tokens(i0, s.size), s.size,
-                       d->v.data() + j0 * s.size, s.size, true);
-            product<K>(keys, s.size, even(queries), slopes.rows(), BLOCK, q.over_tokens(i0, s.size), s.size,
-                       d->k.data() + j0 * s.size, s.size, true);
-            product<K>(s.size, BLOCK, even(keys), k.columns.data() + j0, padded, slopes.over_rows(even(keys)), BLOCK,
-                       d->q_columns.data() + i0, padded, true);
+            const auto* over_keys = slopes.over_rows(even(keys));
+            for (std::int64_t j = 0; j < keys; j += step) {
+                const std::int64_t some = std::min(step, keys - j), key = (j0 + j) * s.size, at = j * BLOCK + j;
+                product<K>(some, s.size, even(queries) - j, weights.rows() + at, BLOCK,
+                           d_out.over_tokens(i0 + j, s.size), s.size, d->v.data() + key, s.size, true);
+                product<K>(some, s.size, even(queries) - j, slopes.rows() + at, BLOCK, q.over_tokens(i0 + j, s.size),
+                           s.size, d->k.data() + key, s.size, true);
+            }
+            for (std::int64_t i = 0; i < queries; i += step)
+                product<K>(s.size, step, std::min(even(keys), i + step), k.columns.data() + j0, padded, over_keys + i,
+                           BLOCK, d->q_columns.data() + i0 + i, padded, true);
         }
     }
 }

@@ -235,9 +235,26 @@ struct Turn {
     bool bfloat, back;
 };
 
+// Pairs i, i + half of a head from `i` on, N at a time; returns where fewer are left.
+template <int N, typename T>
+INLINE std::int64_t turned(const T* x, T* out, const float* cos, const float* sin, float way, std::int64_t half, std::int64_t i) {
+    using Values = typename Lanes<N>::Values;
+    for (; i + N <= half; i += N) {
+        Values p, q, c, s;
+        Lanes<N>::load(x + i, &p);
+        Lanes<N>::load(x + half + i, &q);
+        Lanes<N>::load(cos + i, &c);
+        Lanes<N>::load(sin + i, &s);
+        s *= way;
+        const Values one = p * c - q * s, other = q * c + p * s;
+        Lanes<N>::store(&one, out + i);
+        Lanes<N>::store(&other, out + half + i);
+    }
+    return i;
+}
+
 template <int N, typename T>
 INLINE void turn_values(const Turn& t, std::int64_t first, std::int64_t last) {
-    using Values = typename Lanes<N>::Values;
     const float way = t.back ? -1.0f : 1.0f;  // the derivative is the turn back
     for (std::int64_t token = first; token < last; ++token) {
         const std::int64_t b = token / t.length, at = token % t.length;
@@ -245,18 +262,8 @@ INLINE void turn_values(const Turn& t, std::int64_t first, std::int64_t last) {
         for (std::int64_t h = 0; h < t.heads; ++h) {
             const T* x = static_cast<const T*>(t.x) + b * t.x_strides[0] + h * t.x_strides[1] + at * t.x_strides[2];
             T* out = static_cast<T*>(t.out) + b * t.out_strides[0] + h * t.out_strides[1] + at * t.out_strides[2];
-            std::int64_t i = 0;
-            for (; i + N <= t.half; i += N) {
-                Values p, q, c, s;
-                Lanes<N>::load(x + i, &p);
-                Lanes<N>::load(x + t.half + i, &q);
-                Lanes<N>::load(cos + i, &c);
-                Lanes<N>::load(sin + i, &s);
-                s *= way;
-                const Values turned = p * c - q * s, other = q * c + p * s;
-                Lanes<N>::store(&turned, out + i);
-                Lanes<N>::store(&other, out + t.half + i);
-            }
+            std::int64_t i = turned<N>(x, out, cos, sin, way, t.half, 0);
+            if constexpr (N > 4) i = turned<N / 2>(x, out, cos, sin, way, t.half, i);
             for (; i < t.half; ++i) {
                 const float p = widened(x[i]), q = widened(x[t.half + i]), s = sin[i] * way;
                 narrow(p * cos[i] - q * s, out + i);

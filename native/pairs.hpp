@@ -1,24 +1,27 @@
 // Products of bfloat16 with float32 sums: B's rows come in pairs, two neighbours of a column in one word.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
 #include "vector.hpp"
 #if defined(CAMELID_X86) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in the compiler's own header
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 #define CAMELID_BF16
 #define TARGET_BF16 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")))
 #endif
 
 namespace {
 
-// What lies there as T [rows, width] to [width, rows]; rows is a multiple of 16.
-template <typename T>
-INLINE void transpose(const void* from, std::int64_t rows, std::int64_t width, T* to) {
+// [rows, width] to [width, rows]; rows is a multiple of 16.
+INLINE void transpose(const float* from, std::int64_t rows, std::int64_t width, float* to) {
     for (std::int64_t r0 = 0; r0 < rows; r0 += 16)
         for (std::int64_t i = 0; i < width; ++i)
-            for (std::int64_t r = r0; r < r0 + 16; ++r)
-                std::memcpy(to + i * rows + r, static_cast<const char*>(from) + (r * width + i) * sizeof(T), sizeof(T));
+            for (std::int64_t r = r0; r < r0 + 16; ++r) to[i * rows + r] = from[r * width + i];
 }
 
 // Two rows of a multiple of 16 values as one of pairs.
@@ -26,14 +29,46 @@ INLINE void paired(const Half* even, const Half* odd, std::int64_t count, std::u
     for (std::int64_t i = 0; i < count; i += 16) {
         Lanes<16>::Halves halves;
         std::memcpy(&halves, odd + i, sizeof halves);
-        Lanes<16>::Bits pairs = __builtin_convertvector(halves, Lanes<16>::Bits) << 16;
+        Lanes<16>::Bits low, high;
+        widen<16>(halves, &high);
         std::memcpy(&halves, even + i, sizeof halves);
-        pairs |= __builtin_convertvector(halves, Lanes<16>::Bits);
+        widen<16>(halves, &low);
+        const Lanes<16>::Bits pairs = high << 16 | low;
         std::memcpy(to + i, &pairs, sizeof pairs);
     }
 }
 
 #ifdef CAMELID_BF16
+INLINE std::uint16_t first_of(std::int64_t count, std::int64_t before) {
+    return static_cast<std::uint16_t>((1u << std::clamp<std::int64_t>(count - before, 0, 16)) - 1);
+}
+
+// 16 registers of 16 words, exchanged.
+TARGET_AVX512 inline void exchange(__m512i* r) {
+    __m512i t[16];
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4)
+        for (int j = 0; j < 2; ++j) {
+            r[i + 2 * j] = _mm512_unpacklo_epi64(t[i + j], t[i + 2 + j]);
+            r[i + 2 * j + 1] = _mm512_unpackhi_epi64(t[i + j], t[i + 2 + j]);
+        }
+    for (int i = 0; i < 4; ++i) {
+        t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+        t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xDD);
+        t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+        t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xDD);
+    }
+    for (int i = 0; i < 4; ++i) {
+        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+        r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xDD);
+        r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xDD);
+    }
+}
+
 inline bool has_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 
 TARGET_BF16 __attribute__((noinline)) inline void narrow_all(const float* from, std::int64_t count, Half* to) {
@@ -73,6 +108,7 @@ INLINE void pair_stripe(std::int64_t m, std::int64_t pairs, const Half* a, std::
     std::int64_t i = 0;
     for (; i + rows <= m; i += rows)
         pair_tile<rows, A>(pairs, a + i * a_row, a_row, b, b_row, c + i * c_row, c_row, add);
+    for (; i + 8 <= m; i += 8) pair_tile<8, A>(pairs, a + i * a_row, a_row, b, b_row, c + i * c_row, c_row, add);
     for (; i + 4 <= m; i += 4) pair_tile<4, A>(pairs, a + i * a_row, a_row, b, b_row, c + i * c_row, c_row, add);
     for (; i < m; ++i) pair_tile<1, A>(pairs, a + i * a_row, a_row, b, b_row, c + i * c_row, c_row, add);
 }

@@ -170,12 +170,14 @@ void rows_of(const Pass& p, std::int64_t begin, std::int64_t end, std::int64_t t
                                            : (width == WIDE ? TILES<false, true> : TILES<false, false>);
         ahead[1] = {reinterpret_cast<const char*>(panel + panel_words), 4 * panel_words, 0, column + WIDE < p.last ? 1 : 0,
                     (4 * WIDE * AT_ONCE / 64 + tiles - 1) / tiles};
+        std::int64_t row = begin;
         for (std::int64_t t = 0; t < tiles; ++t) {
-            const std::int64_t row = strips.column(t), next = strips.column(t + 1);
+            const std::int64_t next = strips.column(t + 1);
             const void* a = p.laid ? static_cast<const void*>(strips.at(t)) : of_a(row);
             const float* sums = p.sums ? p.sums + row * p.sums_row + column : nullptr;
             heights[next - row - 1](pairs, a, p.a.row, panel, sums, p.sums_row, {of_c(row, column), p.out.row, p.out.halves},
                                     ahead, next < end ? of_c(next, column) : of_c(begin, column + WIDE), width);
+            row = next;
         }
     }
 }

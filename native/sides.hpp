@@ -65,9 +65,26 @@ struct Head<float> {
 };
 
 #ifdef CAMELID_BF16
+// `count` rows of so many words, `row` halves apart, to [words, count], `to_row` words apart; what fills the last 16 rows
+// up is zero.
+TARGET_BF16 __attribute__((noinline)) inline void words_across(const Half* from, std::int64_t row, std::int64_t count,
+                                                               std::int64_t words, std::uint32_t* to, std::int64_t to_row) {
+    for (std::int64_t t = 0; t < count; t += 16)
+        for (std::int64_t w = 0; w < words; w += 16) {
+            __m512i r[16];
+            for (std::int64_t j = 0; j < 16; ++j) {
+                const bool real = t + j < count;
+                r[j] = _mm512_maskz_loadu_epi32(real ? first_of(words, w) : 0, from + (real ? (t + j) * row : 0) + 2 * w);
+            }
+            exchange(r);
+            for (std::int64_t j = 0; j < std::min<std::int64_t>(16, words - w); ++j)
+                _mm512_storeu_si512(to + (w + j) * to_row + t, r[j]);
+        }
+}
+
 template <>
 struct Head<Half> {
-    std::vector<Half> rows, columns;
+    std::vector<Half> rows, columns, nothing;
     std::vector<std::uint32_t> size_pairs, token_pairs;  // [size / 2, padded] and [padded / 2, size]
     const std::uint32_t* over_size() const { return size_pairs.data(); }
     const std::uint32_t* over_tokens(std::int64_t from, std::int64_t size) const {
@@ -75,22 +92,30 @@ struct Head<Half> {
     }
 
     INLINE void load(const Tensor& from, std::int64_t b, std::int64_t h, const Shape& s, std::int64_t padded, int sides) {
-        rows.resize(static_cast<std::size_t>(padded * s.size));
-        for (std::int64_t t = 0; t < s.length; ++t)
-            std::memcpy(rows.data() + t * s.size, from.row<Half>(b, h, t), static_cast<std::size_t>(s.size) * 2);
-        if (sides & COLUMNS) {
-            columns.resize(rows.size());
-            transpose(rows.data(), padded, s.size, columns.data());
+        const std::size_t values = static_cast<std::size_t>(padded * s.size);  // those of the padding are zero and stay so
+        const Half* const first = from.row<Half>(b, h, 0);
+        if (sides & ROWS) {
+            rows.resize(values);
+            for (std::int64_t t = 0; t < s.length; ++t)
+                std::memcpy(rows.data() + t * s.size, first + t * from.row_stride, static_cast<std::size_t>(s.size) * 2);
         }
         if (sides & OVER_SIZE) {
-            size_pairs.resize(rows.size() / 2);
-            transpose(rows.data(), padded, s.size / 2, size_pairs.data());
+            size_pairs.resize(values / 2);
+            words_across(first, from.row_stride, s.length, s.size / 2, size_pairs.data(), padded);
         }
-        if (sides & OVER_TOKENS) {
-            token_pairs.resize(rows.size() / 2);
-            for (std::int64_t t = 0; t < padded; t += 2)
-                paired(rows.data() + t * s.size, rows.data() + (t + 1) * s.size, s.size,
+        if (sides & (OVER_TOKENS | COLUMNS)) {
+            token_pairs.resize(values / 2);
+            nothing.resize(static_cast<std::size_t>(s.size));
+            for (std::int64_t t = 0; t < s.length; t += 2) {
+                const Half* const even = first + t * from.row_stride;
+                paired(even, t + 1 < s.length ? even + from.row_stride : nothing.data(), s.size,
                        token_pairs.data() + t / 2 * s.size);
+            }
+        }
+        if (sides & COLUMNS) {
+            columns.resize(values);
+            words_across(reinterpret_cast<const Half*>(token_pairs.data()), 2 * s.size, padded / 2, s.size,
+                         reinterpret_cast<std::uint32_t*>(columns.data()), padded / 2);
         }
     }
 };

@@ -1,5 +1,6 @@
 // Softmax of rows of scores and its derivative, once for each width of registers, chosen by the CPU at load.
 #include <cstdint>
+#include <cstring>
 #include <memory>
 
 #include "pairs.hpp"
@@ -7,7 +8,7 @@
 
 namespace {
 
-constexpr std::int64_t BLOCK = 1024;  // values widened at a time: they stay in the first cache
+constexpr std::int64_t BLOCK = 1024;  // powers of e whose sum is float32
 
 template <int N, typename T>
 INLINE float largest(const T* row, std::int64_t size) {
@@ -49,13 +50,14 @@ INLINE double sum_of_exp(const T* row, std::int64_t size, float top, float* kept
 
 #ifdef CAMELID_BF16
 // What was kept times `each`, rounded by the CPU's own instruction.
-INLINE void scale(float* kept, std::int64_t size, float each, std::uint16_t* row) {
-    for (std::int64_t start = 0; start < size; start += BLOCK) {
-        const std::int64_t end = start + BLOCK < size ? start + BLOCK : size, whole = (end - start) / 16 * 16;
-        for (std::int64_t at = start; at < end; ++at) kept[at] *= each;
-        narrow_all(kept + start, whole, row + start);
-        for (std::int64_t at = start + whole; at < end; ++at) narrow(kept[at], &row[at]);
+TARGET_BF16 __attribute__((noinline)) void scale(const float* kept, std::int64_t size, float each, std::uint16_t* row) {
+    const __m512 all = _mm512_set1_ps(each);
+    std::int64_t at = 0;
+    for (; at + 16 <= size; at += 16) {
+        const __m256bh halves = _mm512_cvtneps_pbh(_mm512_mul_ps(_mm512_loadu_ps(kept + at), all));
+        std::memcpy(row + at, &halves, sizeof halves);
     }
+    for (; at < size; ++at) narrow(kept[at] * each, &row[at]);
 }
 #endif
 

@@ -5,10 +5,6 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in the compiler's own header
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#endif
 #include "pairs.hpp"
 
 #ifdef CAMELID_BF16
@@ -27,10 +23,6 @@ struct Side {
     bool floats, across;
 };
 
-INLINE std::uint16_t first_of(std::int64_t count, std::int64_t before) {
-    return static_cast<std::uint16_t>((1u << std::clamp<std::int64_t>(count - before, 0, 16)) - 1);
-}
-
 // Up to 32 values along a row, those from `count` on zero.
 TARGET_BF16 inline __m512i some(const Side& from, std::int64_t row, std::int64_t column, std::int64_t count) {
     const __mmask32 real = count >= 32 ? 0xFFFFFFFFu : (1u << std::max<std::int64_t>(count, 0)) - 1;
@@ -44,32 +36,6 @@ TARGET_BF16 inline __m512i some(const Side& from, std::int64_t row, std::int64_t
 // A stretch of memory, into the second cache.
 INLINE void fetch(const void* from, std::int64_t bytes) {
     for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i, 0, 2);
-}
-
-// 16 registers of 16 words, exchanged.
-TARGET_AVX512 inline void exchange(__m512i* r) {
-    __m512i t[16];
-    for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4)
-        for (int j = 0; j < 2; ++j) {
-            r[i + 2 * j] = _mm512_unpacklo_epi64(t[i + j], t[i + 2 + j]);
-            r[i + 2 * j + 1] = _mm512_unpackhi_epi64(t[i + j], t[i + 2 + j]);
-        }
-    for (int i = 0; i < 4; ++i) {
-        t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
-        t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xDD);
-        t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-        t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xDD);
-    }
-    for (int i = 0; i < 4; ++i) {
-        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-        r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
-        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xDD);
-        r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xDD);
-    }
 }
 
 // Of 16 columns of two rows two values in a word.
@@ -101,12 +67,13 @@ TARGET_BF16 inline __m256i sixteen(const Side& from, std::int64_t row, bool real
     return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(mask, static_cast<const float*>(from.data) + at)));
 }
 
-// Where the words of 16 columns at a time go: strip s of them begins at column first + (last - first) * s / strips, and its
-// pair i goes to at(s) + i * step.
+// Where the words of 16 columns at a time go: strip s of them begins at column(s), and its pair i goes to at(s) +
+// i * step.
 struct Strips {
     Word* words;
     std::int64_t first, last, strips, pairs, step;
-    std::int64_t column(std::int64_t s) const { return first + (last - first) * s / strips; }
+    std::int64_t width = (last - first) / strips, wider = (last - first) % strips;  // so many are one column wider
+    std::int64_t column(std::int64_t s) const { return first + width * s + std::min(s, wider); }
     Word* at(std::int64_t s) const {
         return step == STEP ? words + s * pairs * STEP : words + s / 2 * pairs * WIDE + s % 2 * STEP;
     }

@@ -153,6 +153,24 @@ KINDS(4)
 KINDS(8)
 KINDS(16)
 
+#if defined(CAMELID_X86) && !defined(__clang__)
+#define WIDEST(N) (N == 16)  // where AVX-512 does at once what GCC makes of several: for its targets only
+#else
+#define WIDEST(N) false
+#endif
+
+// Halves in words of their own.
+template <int N>
+INLINE void widen(const typename Kinds<N>::Halves& halves, typename Kinds<N>::Bits* words) {
+#ifdef CAMELID_X86
+    if constexpr (WIDEST(N)) {
+        asm("vpmovzxwd %1, %0" : "=v"(*words) : "v"(halves));
+        return;
+    }
+#endif
+    *words = __builtin_convertvector(halves, typename Kinds<N>::Bits);
+}
+
 template <int N>
 struct Lanes {
     using Values = typename Kinds<N>::Values;
@@ -165,7 +183,9 @@ struct Lanes {
     INLINE static void load(const std::uint16_t* from, Values* out) {
         Halves halves;
         std::memcpy(&halves, from, sizeof halves);
-        const Bits wide = __builtin_convertvector(halves, Bits) << 16;
+        Bits wide;
+        widen<N>(halves, &wide);
+        wide <<= 16;
         std::memcpy(out, &wide, sizeof *out);
     }
     INLINE static void store(const Values* values, float* to) { std::memcpy(to, values, sizeof *values); }
@@ -179,21 +199,34 @@ struct Lanes {
     }
 };
 
+// 2^n p with whole n from -126 to 127, or any where it is an instruction.
+template <int N>
+INLINE void scaled(const typename Kinds<N>::Values& p, const typename Kinds<N>::Values& n, typename Kinds<N>::Values* out) {
+#ifdef CAMELID_X86
+    if constexpr (WIDEST(N)) {
+        asm("vscalefps %2, %1, %0" : "=v"(*out) : "v"(p), "v"(n));
+        return;
+    }
+#endif
+    const auto bits = (__builtin_convertvector(n, typename Kinds<N>::Whole) + 127) << 23;
+    typename Kinds<N>::Values scale;
+    std::memcpy(&scale, &bits, sizeof scale);
+    *out = p * scale;
+}
+
 // exp_negative() of each value.
 template <int N>
 INLINE void exp_values(typename Lanes<N>::Values* values) {
     using Values = typename Lanes<N>::Values;
     const Values x = *values;
-    const Values y = x < -87.0f ? Values{} - 87.0f : x;
+    const Values y = WIDEST(N) ? x : x < -87.0f ? Values{} - 87.0f : x;
     const Values shifted = y * 1.44269504f + 12582912.0f;
     const Values n = shifted - 12582912.0f;
     const Values r = y - n * 0.693359375f + n * 2.12194440e-4f;
     Values p;
     exp_series(&r, &p);
-    const auto bits = (__builtin_convertvector(n, typename Lanes<N>::Whole) + 127) << 23;
-    Values scale;
-    std::memcpy(&scale, &bits, sizeof scale);
-    *values = x < -87.0f ? Values{} : p * scale;
+    scaled<N>(p, n, &p);
+    *values = x < -87.0f ? Values{} : p;
 }
 
 // e^(value - top) of row[0 … N-1].

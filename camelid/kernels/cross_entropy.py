@@ -17,10 +17,10 @@ from camelid.kernels import elementwise
 from camelid.kernels.precision import product_dtype
 from camelid.kernels.products import Weight, by_both, by_columns, by_rows, ready
 
-# Of a chunk's logits. On a CPU they are read three times and should stay near; on a GPU each costs a pass over the
-# whole weight's gradient. One product must be worth its start.
-CHUNK_BYTES = {"cpu": 1 << 26, "cuda": 1 << 30}
-FROZEN = 2  # times less where the projection learns nothing: then no chunk costs a pass over its gradient
+# Of a chunk's logits. Each chunk costs passes over the whole weight, which our own products lay out anew, and over its
+# gradient; where the projection learns nothing there is no gradient, and chunks are so many times smaller.
+CHUNK_BYTES = {"cpu": 1 << 27, "cuda": 1 << 30}
+FROZEN = {"cpu": 4, "cuda": 2}
 ALIKE = 32  # rows of a chunk are a multiple of it
 SCALED_AT_ONCE = 4096  # rows that are widened for it
 
@@ -164,7 +164,7 @@ def _chunks(
     of a step, which then fit nowhere.
     """
     device = states.device
-    size = CHUNK_BYTES.get(device.type, 1 << 26) // (FROZEN if frozen else 1)
+    size = CHUNK_BYTES.get(device.type, 1 << 27) // (FROZEN.get(device.type, 2) if frozen else 1)
     most = max(1, size // (len(weight) * product.itemsize))
     alike = 1 if device.type == "cuda" else min(ALIKE, most)  # there torch keeps blocks apart by itself
     most = most // alike * alike
