@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from camelid.report import progress
+from camelid.train import log
 from camelid.train.log import Log
 from camelid.train.loop import run
 from camelid.train.parallel import Ranks
@@ -41,3 +42,16 @@ def test_speeds_of_late_and_of_the_whole(tokens: Path, tmp_path: Path, monkeypat
 
     again = run(pretraining(chosen, [tokens], Ranks(), quiet=True), resume=True)  # nothing is left to do
     assert again["tokens_per_second"] == speeds[-1]
+
+
+def test_a_product_that_was_timed_badly_is_timed_again(
+    tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that began while the machine was busy told 195 % of what it can do, to its end."""
+    times = iter([(1.0, "while busy"), (1e10, "alone")])
+    monkeypatch.setattr(log, "peak_flops", lambda _: next(times))
+    result = run(pretraining(recipe(tokens, tmp_path / "run", steps=3), [tokens], Ranks(), quiet=True))
+    assert result["utilization"]["of"] == "alone"
+    assert 0 < result["utilization"]["value"] < 1
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(0 < r["utilization"] < 1 for r in records)
