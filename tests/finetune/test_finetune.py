@@ -57,10 +57,10 @@ def test_it_learns_the_answers_and_to_stop(base: Path, tmp_path: Path, method: s
     size = (checkpoint / "adapter_model.safetensors").stat().st_size
     assert size < (base / "model.safetensors").stat().st_size / 2
     merged = merge_adapter(tmp_path / "run", tmp_path / "merged")
-    assert merged["largest_logit_change"] < 1e-4
+    assert merged["largest_logit_change"] < 1e-5 * merged["largest_logit"]
     plain, adapted = load(tmp_path / "merged"), load(tmp_path / "run")
     x = torch.randint(0, 300, (1, 20))
-    torch.testing.assert_close(plain(x).logits, adapted(x).logits, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(plain(x).logits, adapted(x).logits, rtol=0, atol=1e-5 * merged["largest_logit"])
     assert not plain.adapters
     assert says(tmp_path / "merged", "ping") == ("pong", "eos")
 
@@ -301,7 +301,8 @@ def test_the_command_line(base: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert cli(["finetune", str(path)]) == 0
     assert "examples" in capsys.readouterr().err
     assert cli(["merge", str(tmp_path / "run"), "--out", str(tmp_path / "merged"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["largest_logit_change"] < 1e-4
+    told = json.loads(capsys.readouterr().out)
+    assert told["largest_logit_change"] < 1e-5 * told["largest_logit"]
     assert cli(["convert", str(base), "--out", str(tmp_path / "copy"), "--json"]) == 0
     assert torch.equal(load(tmp_path / "copy").lm_head.weight, load(base).lm_head.weight)
     assert cli(["finetune", str(path), "finetune.rnk=3"]) == 2
