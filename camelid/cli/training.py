@@ -30,6 +30,10 @@ def run(options: argparse.Namespace, recipe: Recipe, train: Callable[..., dict[s
         f"(planned {result['planned']['memory_bytes'] / 2**20:,.0f}) -> {result['checkpoint']}",
         file=sys.stderr,
     )
+    if held := result.get("held_out"):
+        before, after = held["before"], held["after"]
+        told = (f"{name} {before[name]:.4g} -> {after[name]:.4g}" for name in before if name in after)
+        print(f"held out: {', '.join(told)}", file=sys.stderr)
     if result["skipped_steps"]:
         print(f"{result['skipped_steps']} steps were skipped: see metrics.jsonl", file=sys.stderr)
     if stopped := result.get("stopped_by"):

@@ -21,11 +21,10 @@ from camelid.model.llama import Llama
 from camelid.model.lora import LoraConfig, adapt
 from camelid.model.quantized import keep_inputs, multiply_head_in_bytes, quantize_layers
 from camelid.recipe import FinetuneSection, Recipe
-from camelid.tokens.batch import Batch
 from camelid.tokens.order import item_at
 from camelid.train.loop import check_begun, run
-from camelid.train.loss import NextToken, Objective, loss_sum
-from camelid.train.parallel import Ranks, ranks, shard, together, total_of_rows
+from camelid.train.loss import NextToken, Objective, mean_loss
+from camelid.train.parallel import Ranks, ranks, shard, together
 from camelid.train.plan import steps_wanted
 from camelid.train.step import Check, Job, autocast, check_float8, compute_dtype, micro_rows, rows_per_step
 
@@ -150,14 +149,10 @@ def checker(held: PackedExamples, objective: Objective, who: Ranks) -> Check:
     rows = sorted(item_at(place, len(held), 0) for place in range(min(len(held), HELD_OUT_ROWS)))
 
     def check(model: Llama) -> dict[str, float]:
-        batches: list[Batch] = [held.batch_of([row]) for row in rows]
         if isinstance(objective, Preference):
             whole = objective.prepare(model, held.batch_of(rows), who)
             return measured(model, [whole.part(n, n + 1) for n in range(len(rows))], objective)
-        losses = [loss_sum(model, who.stretch(batch).to(model.device)).double() for batch in batches]
-        return {
-            "loss": float(total_of_rows(who, torch.stack(losses).sum())) / sum(batch.supervised() for batch in batches)
-        }
+        return {"loss": mean_loss(model, (held.batch_of([row]) for row in rows), who)}
 
     return check
 

@@ -72,8 +72,6 @@ def base_of(recipe: Recipe) -> Path:
             "data.weights: of folders of tokens in pre-training; all of data.files is learned: take it out"
         )
     told = recipe.evaluate
-    if told.every and not recipe.data.held_out:
-        raise RecipeError("evaluate.every measures what data.held_out sets aside: set it to a share, such as 0.05")
     if told.files and told.metric == "none":
         raise RecipeError("evaluate.files are questions for evaluate.metric, which is none: set it, or take them out")
     return resolve(recipe.model.from_)

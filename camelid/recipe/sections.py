@@ -62,7 +62,7 @@ class DataSection(_Section):
     tokens: str | list[str] | None = None  # one tokens folder, or several with weights
     weights: list[float] = []
     files: Words = []
-    held_out: float = Field(default=0.0, ge=0, lt=1)  # the share of the records of `files` that is only measured
+    held_out: float = Field(default=0.0, ge=0, lt=1)  # the share of rows or records that is only measured
     max_bad_share: float = Field(default=0.1, ge=0, le=1)  # of a file's rows, before it is refused
 
 
@@ -210,8 +210,9 @@ class FinetuneSection(_Section):
 
 
 class EvaluateSection(_Section):
-    """What a run measures on what it does not learn from: the loss of held-out records every so many steps, and, with
-    `metric`, its answers to the questions of `files` (or of the held-out records), before and after training.
+    """What a run measures on what it does not learn from (`data.held_out`): its loss every so many steps, and, where a
+    model is fine-tuned, with `metric`, its answers to the questions of `files` (or of the held-out records), before and
+    after training.
 
     `number` compares the last number of an answer with the reference's (GSM8K), `exact` the whole text.
     """
@@ -281,6 +282,12 @@ class Recipe(_Section):
         parts, size = self.parallel.context, self.train.sequence_length
         if left := size % parts:
             raise ValueError(f"parallel.context {parts} must divide train.sequence_length {size}: try {size - left}")
+        return self
+
+    @model_validator(mode="after")
+    def _something_is_measured(self) -> Self:
+        if self.evaluate.every and not self.data.held_out:
+            raise ValueError("evaluate.every measures what data.held_out sets aside: set it to a share, such as 0.05")
         return self
 
     def settings(self) -> dict[str, Any]:

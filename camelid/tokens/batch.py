@@ -78,9 +78,11 @@ class Source(Protocol):
 
 
 class PackedTokens:
-    """Rows over a tokens folder, in the order of `tokens/order.py`. Raises InputError when it is not one."""
+    """Rows over a tokens folder, in the order of `tokens/order.py`, but for a share of them, drawn by the seed, that is
+    `held` out. A document that fits a row is in one only; of a longer one some pieces may be held and others not.
+    Raises InputError when it is no tokens folder or nothing is left of it."""
 
-    def __init__(self, folder: str | Path, sequence_length: int, seed: int) -> None:
+    def __init__(self, folder: str | Path, sequence_length: int, seed: int, held_out: float = 0.0) -> None:
         self.folder, self.sequence_length, self.seed = Path(folder), sequence_length, seed
         if read_manifest(self.folder)["kind"] != "tokens":
             raise InputError(f"data.tokens: {folder} is not a tokens folder: make one with `camelid tokens build`")
@@ -92,21 +94,31 @@ class PackedTokens:
                 f"{folder} holds {len(self.data)} tokens, not one row of {sequence_length}: "
                 "lower train.sequence_length or add text"
             )
+        count = len(self.packing)
+        held = max(1, round(held_out * count)) if held_out else 0
+        if held >= count:
+            raise InputError(
+                f"data.held_out {held_out:g} of the {count} rows of {sequence_length} tokens in {folder} leaves none "
+                "to learn from: lower it or train.sequence_length, or add text"
+            )
+        self.held = [item_at(n, count, seed) for n in range(held)]
+        self._learned = np.setdiff1d(np.arange(count), self.held) if held else None
 
     def __len__(self) -> int:
-        return len(self.packing)
+        return len(self.packing) - len(self.held)
 
     @property
     def fill(self) -> float:
         """The share of positions that predict something."""
-        return float(self.packing.sizes.sum()) / (len(self) * self.sequence_length)
+        return float(self.packing.sizes.sum()) / (len(self.packing) * self.sequence_length)
 
     def batch(self, position: int, rows: int) -> Batch:
         """The `rows` sequences from `position` on."""
-        return self.rows([item_at(p, len(self), self.seed) for p in range(position, position + rows)])
+        items = [item_at(p, len(self), self.seed) for p in range(position, position + rows)]
+        return self.rows(items if self._learned is None else self._learned[items].tolist())
 
     def rows(self, items: list[int]) -> Batch:
-        """The rows with these numbers."""
+        """The rows with these numbers, held out or not."""
         shape = (len(items), self.sequence_length)
         ids, labels = np.zeros(shape, np.int64), np.full(shape, IGNORE, np.int64)
         documents = np.full(shape, PADDING, np.int64)

@@ -74,6 +74,7 @@ class Log:
             self.unit = "minus advantage times log-probability, mean over answers"
         self.unit += ", z-loss included" if recipe.train.z_loss else ""
         self.records = earlier(out / METRICS, state.step)
+        self._held_out = next((r["held_out"].get("loss") for r in reversed(self.records) if "held_out" in r), None)
         self.pace: Pace
         self.tokens = self.positions = 0  # learned from, and computed, since this process began
         self._flops = flops_per_token(model.config, recipe.train.sequence_length, frozen=bool(model.adapters))
@@ -118,6 +119,8 @@ class Log:
             record["told"] = dict(told)
         self._write(record)
         loss = f"loss {taken.loss:.3f}" if finite else "skipped"
+        if self._held_out is not None:
+            loss += f" (held-out {self._held_out:.3f})"
         if "reward" in told:
             loss = f"reward {told['reward']:.2f}  {loss}"
         return f"{loss}  {speed:,.0f} tokens/s  MFU {used:.0%}"
@@ -125,6 +128,7 @@ class Log:
     def checked(self, state: LoopState, found: Mapping[str, float], seconds: float) -> None:
         """Record figures of what is not learned from, under `held_out`. The `seconds` they took are not training's."""
         self.pace.pause(seconds)
+        self._held_out = found.get("loss", self._held_out)
         self._write({"step": state.step, "held_out": dict(found)})
 
     def rolled_back(self, state: LoopState) -> None:

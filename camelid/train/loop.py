@@ -45,6 +45,8 @@ FREE = ("log", "checkpoint", "evaluate", "parallel", "train.threads", "train.mic
 # another machine can do.
 CURES = ("train.learning_rate", "train.muon_learning_rate", "train.skip_sigma", "train.dtype")
 
+OFTEN = 4  # times the data is read, up to which it teaches about as much as new data would (arXiv:2305.16264)
+
 
 def planned_steps(job: Job, who: Ranks, stop: Stop) -> int:
     """How many updates the recipe asks for, the same on every rank."""
@@ -124,6 +126,8 @@ class _Run:
         quiet = job.quiet or self.who.rank > 0
         if not quiet:
             print(f"learning rate {drawn(self.state.steps, recipe.train)}", file=sys.stderr)
+            if (times := self.state.steps * self.rows / len(job.source)) > OFTEN:
+                print(f"the data is read {times:.0f} times: more of it would teach more", file=sys.stderr)
             wanted, length = recipe.train.global_batch_tokens, recipe.train.sequence_length
             if wanted % length:
                 read = f"a step reads {self.rows:,} sequences of {length:,}, {self.rows * length:,} tokens of the"

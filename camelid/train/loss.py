@@ -7,7 +7,7 @@ issue 34191); a test holds accumulation equal to one big batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import torch
@@ -17,7 +17,7 @@ from camelid.kernels.cross_entropy import linear_cross_entropy
 from camelid.model.llama import Llama
 from camelid.model.rope import rotation
 from camelid.tokens.batch import IGNORE, Batch
-from camelid.train.parallel import Ranks
+from camelid.train.parallel import Ranks, total_of_rows
 
 
 class Objective(Protocol):
@@ -66,6 +66,15 @@ def loss_sum(model: Llama, batch: Batch, z_loss: float = 0.0) -> Tensor:
     """Sum over supervised positions of -log p(label), float32 scalar. Only those positions meet the vocabulary."""
     states, labels, _ = supervised_states(model, batch)
     return linear_cross_entropy(states, model.head, labels, z_loss)
+
+
+def mean_loss(model: Llama, batches: Iterable[Batch], who: Ranks) -> float:
+    """The mean over the supervised tokens of batches, nats: the same on every rank, which all take part."""
+    losses, count = [], 0
+    for batch in batches:
+        losses.append(loss_sum(model, who.stretch(batch).to(model.device)).double())
+        count += batch.supervised()
+    return float(total_of_rows(who, torch.stack(losses).sum())) / count
 
 
 def supervised_states(model: Llama, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

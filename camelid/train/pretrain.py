@@ -13,14 +13,16 @@ from camelid.formats.load import load_tokenizer
 from camelid.model.config import LlamaConfig
 from camelid.model.init import initialize
 from camelid.model.llama import Llama
-from camelid.recipe import DataSection, EvaluateSection, Recipe
+from camelid.recipe import DataSection, EvaluateSection, Recipe, TrainSection
 from camelid.tokenizer.tokenizer import Tokenizer
-from camelid.tokens.batch import PackedTokens, Source
+from camelid.tokens.batch import PackedTokens
 from camelid.tokens.mixture import Mixture
 from camelid.train.loop import run
+from camelid.train.loss import mean_loss
 from camelid.train.parallel import Ranks, check_heads, ranks, shard, spread
-from camelid.train.step import Job, check_float8
+from camelid.train.step import Check, Job, check_float8, micro_rows
 
+HELD_OUT_TOKENS = 65_536  # of a folder, at most, for the losses along the way
 SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
 
@@ -58,7 +60,7 @@ def pretraining(recipe: Recipe, folders: Sequence[Path], who: Ranks, quiet: bool
     """A fresh model, spread over the ranks, on the rows of `folders`; without `weights` it has its shape only."""
     check_begins(recipe)
     check_float8(recipe, who, here=weights)
-    source = token_source(folders, recipe.data.weights, recipe.train.sequence_length, recipe.train.seed)
+    source = token_source(recipe, folders)
     tokenizer = load_tokenizer(folders[0] / "tokenizer")
     config = model_config(recipe, tokenizer)
     with torch.device("meta"):
@@ -71,16 +73,37 @@ def pretraining(recipe: Recipe, folders: Sequence[Path], who: Ranks, quiet: bool
         initialize(model, model.config, put=lambda parameter, whole: parameter.copy_(spread(whole, parameter)))
     else:
         check_heads(model, who)  # as spreading it would
-    return Job(model, tokenizer, source, recipe, list(folders), quiet=quiet)
+    check = checker(source, recipe.train, who) if recipe.data.held_out else None
+    return Job(model, tokenizer, source, recipe, list(folders), quiet=quiet, check=check)
+
+
+def checker(source: PackedTokens | Mixture, settings: TrainSection, who: Ranks) -> Check:
+    """The loss on rows that are held out, the same ones every time and on every rank; of several folders each one's,
+    and their mean by weight."""
+    folders = source.sources if isinstance(source, Mixture) else [source]
+    shares = source.shares if isinstance(source, Mixture) else [1.0]
+    most, at_once = max(1, HELD_OUT_TOKENS // settings.sequence_length), micro_rows(settings)
+
+    def loss(model: Llama, folder: PackedTokens) -> float:
+        rows = folder.held[:most]
+        return mean_loss(model, (folder.rows(rows[n : n + at_once]) for n in range(0, len(rows), at_once)), who)
+
+    def check(model: Llama) -> dict[str, float]:
+        losses = [loss(model, folder) for folder in folders]
+        found = {"loss": sum(share * one for share, one in zip(shares, losses, strict=True))}
+        if len(folders) > 1:
+            found |= {f"loss on {one.folder}": value for one, value in zip(folders, losses, strict=True)}
+        return found
+
+    return check
 
 
 def check_begins(recipe: Recipe) -> None:
     """Raise RecipeError when it says what only a fine-tuning heeds."""
     said: dict[str, object] = {
         "model.from": recipe.model.from_, "[finetune]": recipe.finetune, "data.files": recipe.data.files,
-        "data.held_out": recipe.data.held_out,
         "data.max_bad_share": recipe.data.max_bad_share != DataSection().max_bad_share,
-        "[evaluate]": recipe.evaluate != EvaluateSection(),
+        "[evaluate] beside every": recipe.evaluate != EvaluateSection(every=recipe.evaluate.every),
     }  # fmt: skip
     if named := [name for name, value in said.items() if value]:
         raise RecipeError(
@@ -97,9 +120,10 @@ def token_folders(recipe: Recipe) -> list[Path]:
     return [Path(name) for name in ([named] if isinstance(named, str) else named)]
 
 
-def token_source(folders: Sequence[Path], weights: Sequence[float], sequence_length: int, seed: int) -> Source:
+def token_source(recipe: Recipe, folders: Sequence[Path]) -> PackedTokens | Mixture:
     """The rows of one tokens folder, or of several by weight. Raises InputError when their tokenizers differ."""
-    sources = [PackedTokens(folder, sequence_length, seed) for folder in folders]
+    length, seed, weights = recipe.train.sequence_length, recipe.train.seed, recipe.data.weights
+    sources = [PackedTokens(folder, length, seed, recipe.data.held_out) for folder in folders]
     digests = [source.index["tokenizer_digest"] for source in sources]
     for folder, digest in zip(folders, digests, strict=True):
         if digest != digests[0]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,20 @@ def test_no_label_crosses_a_document(folder: Path, tokenizer: Tokenizer) -> None
     last, following = batch.labels[:, :-1][changes], batch.input_ids[:, 1:][changes]
     assert len(last)
     assert (last != following).all()  # what comes after in the row belongs to another document
+
+
+@pytest.mark.parametrize("share", [0.001, 0.1, 0.9])
+def test_what_is_held_out_never_comes(folder: Path, share: float) -> None:
+    whole = PackedTokens(folder, 8, seed=5)
+    source = PackedTokens(folder, 8, seed=5, held_out=share)
+    assert len(source.held) == len(set(source.held)) == max(1, round(share * len(whole)))
+
+    def counted(batch: Batch) -> Counter[tuple[int, ...]]:
+        return Counter(tuple(row) for row in torch.cat([batch.input_ids, batch.labels], 1).tolist())
+
+    learned = counted(whole.batch(0, len(whole))) - counted(source.rows(source.held))
+    for epoch in range(3):
+        assert counted(source.batch(epoch * len(source), len(source))) == learned
 
 
 def test_batches_do_not_depend_on_how_they_are_cut(folder: Path) -> None:

@@ -22,7 +22,7 @@ from camelid.train.step import rows_per_step
 
 from .test_crashes import run_of
 
-ONCE = ("train.steps=1", "checkpoint.every=50")
+ONCE = ("train.steps=1", "checkpoint.every=50", "data.held_out=0.2")
 SCRIPT = Path(__file__).parent / "rank.py"
 
 
@@ -136,7 +136,8 @@ def test_resharding_keeps_every_bit(tmp_path: Path, kind: str) -> None:
 
 
 def test_two_ranks_end_a_run_that_saves_once_and_begin_as_one_does(tokens: Path, tmp_path: Path) -> None:
-    """No checkpoint but the last: every rank ends well, with the weights' beginning and the rows of one process."""
+    """No checkpoint but the last: every rank ends well, with the weights' beginning and the rows of one process, and
+    measures as it does."""
     command = [*run_of(tokens, tmp_path / "two"), *ONCE]
     ranks = start(command, 2)
     for rank in ranks:
@@ -144,10 +145,14 @@ def test_two_ranks_end_a_run_that_saves_once_and_begin_as_one_does(tokens: Path,
         assert rank.returncode == 0, err
     alone = [*run_of(tokens, tmp_path / "one"), *ONCE]
     subprocess.run(alone, check=True, capture_output=True)
-    ours, theirs = (json.loads((tmp_path / f / "metrics.jsonl").read_text()) for f in ("two", "one"))
-    assert ours["rows"] == theirs["rows"]
-    assert ours["tokens"] == theirs["tokens"]
-    assert abs(ours["loss"] - theirs["loss"]) < 1e-5
+    logs = ((tmp_path / f / "metrics.jsonl").read_text().splitlines() for f in ("two", "one"))
+    ours, theirs = ([json.loads(line) for line in log] for log in logs)
+    assert [sorted(record) for record in ours] == [sorted(record) for record in theirs]
+    assert ours[1]["rows"] == theirs[1]["rows"]
+    assert ours[1]["tokens"] == theirs[1]["tokens"]
+    assert abs(ours[1]["loss"] - theirs[1]["loss"]) < 1e-5
+    for mine, other in zip((ours[0], ours[2]), (theirs[0], theirs[2]), strict=True):
+        assert mine["held_out"]["loss"] == pytest.approx(other["held_out"]["loss"], abs=1e-5)
     weights = [next((tmp_path / f / "checkpoints").iterdir()) for f in ("two", "one")]
     assert difference(*weights, "model.safetensors") < 1e-4
 

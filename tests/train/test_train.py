@@ -20,7 +20,7 @@ from camelid.model.config import LlamaConfig
 from camelid.model.llama import Llama
 from camelid.recipe import FinetuneSection, Recipe, TrainSection, parse
 from camelid.tokenizer.load import from_folder
-from camelid.tokens.batch import IGNORE, Batch, PackedTokens
+from camelid.tokens.batch import IGNORE, Batch, PackedTokens, Source
 from camelid.tokens.write import build
 from camelid.train import pretrain
 from camelid.train.optimizer import Muon, optimizer_for, orthogonalized
@@ -193,7 +193,7 @@ def test_transformers_continues_our_checkpoint_alike(tokens: Path, tmp_path: Pat
         ({"model": {"hidden_size": 32, "num_hidden_layers": 2}}, "model.intermediate_size, model.num_attention_heads"),
         ({"model": SHAPE | {"from": "models/x"}}, "model.from: this recipe is of a fine-tuning"),
         ({"finetune": {"method": "lora"}}, r"\[finetune\]: this recipe is of a fine-tuning"),
-        ({"evaluate": {"every": 5}}, r"\[evaluate\]: this recipe is of a fine-tuning"),
+        ({"evaluate": {"metric": "bleu"}}, r"\[evaluate\] beside every: this recipe is of a fine-tuning"),
         ({"model": SHAPE | {"max_position_embeddings": 16}}, "max_position_embeddings"),
         ({"train": {"sequence_length": 32, "global_batch_tokens": 16, "steps": 1}}, "global_batch_tokens"),
     ],
@@ -350,14 +350,20 @@ def test_data_by_weight(tokens: Path, tokenizers: dict[str, Path], tmp_path: Pat
     """Rows of two folders come in the shares that the recipe says; two tokenizers are refused."""
     own = from_folder(tokenizers["byte-level"])
     build(["1234567890 " * 40] * 60, own, tmp_path / "numbers", [])
-    source = token_source([tokens, tmp_path / "numbers"], [1.0, 3.0], 32, 0)
+
+    def mixed(other: str, weights: list[float]) -> Source:
+        folders = [tokens, tmp_path / other]
+        named = {"tokens": [str(folder) for folder in folders], "weights": weights}
+        return token_source(parse({"data": named, "train": {"sequence_length": 32}}), folders)
+
+    source = mixed("numbers", [1.0, 3.0])
     digits = set(own.encode("1234567890", add_special_tokens=False))
     rows = source.batch(0, 200).input_ids
     shares = [float(torch.isin(row, torch.tensor(sorted(digits))).float().mean()) for row in rows]
     assert 0.7 <= sum(share > 0.5 for share in shares) / 200 <= 0.8
     build(TEXT, from_folder(tokenizers["sentencepiece"]), tmp_path / "other", [])
     with pytest.raises(InputError, match="made with different tokenizers"):
-        token_source([tokens, tmp_path / "other"], [], 32, 0)
+        mixed("other", [])
 
 
 def cpu() -> str:

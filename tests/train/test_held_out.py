@@ -1,0 +1,100 @@
+"""What a pre-training sets aside: never learned from, measured along the way, and the measuring changes nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from camelid.errors import InputError, RecipeError
+from camelid.formats.load import load
+from camelid.recipe import Recipe, parse
+from camelid.tokenizer.tokenizer import Tokenizer
+from camelid.tokens.batch import PackedTokens
+from camelid.tokens.write import TOKENS, build
+from camelid.train import pretrain
+
+from .test_train import recipe
+
+
+def holding(folder: Path, out: Path, every: int | None = 3, **data: Any) -> Recipe:
+    settings = recipe(folder, out).settings()
+    settings["data"] |= {"held_out": 0.2} | data
+    return parse(settings | ({"evaluate": {"every": every}} if every else {}))
+
+
+def measured(run: Path) -> dict[int, dict[str, float]]:
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {record["step"]: record["held_out"] for record in records if "held_out" in record}
+
+
+@torch.no_grad()
+def loss_on(source: PackedTokens, checkpoint: str) -> float:
+    """By the document, without packing."""
+    model, losses = load(checkpoint), []
+    batch = source.rows(source.held)
+    for ids, labels, documents in zip(batch.input_ids, batch.labels, batch.document_ids, strict=True):
+        for document in range(int(documents.max()) + 1):
+            own = documents == document
+            logits = model(ids[own][None]).logits[0]
+            losses.append(cross_entropy(logits, labels[own], reduction="none"))
+    return float(torch.cat(losses).double().mean())
+
+
+def test_the_loss_of_held_out_rows(tokens: Path, tmp_path: Path) -> None:
+    result = pretrain(holding(tokens, tmp_path / "run"), quiet=True)
+    found = measured(tmp_path / "run")
+    assert list(found) == [0, 3, 6, 8]
+    source = PackedTokens(tokens, 32, 0, 0.2)
+    assert found[8]["loss"] == pytest.approx(loss_on(source, result["checkpoint"]), rel=1e-5)
+    assert result["held_out"] == {"before": found[0], "after": found[8]}
+    assert found[8]["loss"] < found[0]["loss"]
+    assert "held-out loss" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_it_is_not_learned_from(tokens: Path, tmp_path: Path) -> None:
+    """Other tokens in what is held out: the same weights, another loss."""
+    first = pretrain(holding(tokens, tmp_path / "a"), quiet=True)
+    source = PackedTokens(tokens, 32, 0, 0.2)
+    pieces, data = source.packing, np.memmap(tokens / TOKENS, dtype=source.index["dtype"], mode="r+")
+    for row in source.held:
+        for piece in range(int(pieces.rows[row]), int(pieces.rows[row + 1])):
+            begin, size = int(pieces.firsts[piece]), int(pieces.sizes[piece])
+            data[begin + 1 : begin + size] = 7  # a piece's ends may be another's beginning or last label
+    data.flush()
+    second = pretrain(holding(tokens, tmp_path / "b"), quiet=True)
+    assert first["digest"] == second["digest"]
+    assert first["held_out"]["after"] != second["held_out"]["after"]
+
+
+def test_measuring_changes_nothing(tokens: Path, tmp_path: Path) -> None:
+    often = pretrain(holding(tokens, tmp_path / "often", every=1), quiet=True)
+    seldom = pretrain(holding(tokens, tmp_path / "seldom", every=None), quiet=True)
+    assert list(measured(tmp_path / "seldom")) == [0, 8]
+    assert often["digest"] == seldom["digest"]
+    assert often["held_out"] == seldom["held_out"]
+    whole = pretrain(recipe(tokens, tmp_path / "whole"), quiet=True)
+    assert whole["digest"] != often["digest"]
+
+
+def test_several_folders(tokens: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    build(["1234567890 " * 40] * 60, tokenizer, tmp_path / "numbers", [])
+    folders = [str(tokens), str(tmp_path / "numbers")]
+    result = pretrain(holding(tokens, tmp_path / "run", tokens=folders, weights=[1.0, 3.0]), quiet=True)
+    after = result["held_out"]["after"]
+    losses = [after[f"loss on {folder}"] for folder in folders]
+    assert losses[1] < losses[0]
+    assert after["loss"] == pytest.approx(0.25 * losses[0] + 0.75 * losses[1], rel=1e-12)
+
+
+def test_what_cannot_be_held_out(tokens: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"data\.held_out 0\.999 of the \d+ rows of 32 .* none to learn from"):
+        pretrain(holding(tokens, tmp_path / "run", held_out=0.999), quiet=True)
+    with pytest.raises(RecipeError, match=r"evaluate\.every measures what data\.held_out sets aside"):
+        holding(tokens, tmp_path / "run", held_out=0.0)
+    assert not (tmp_path / "run").exists()
