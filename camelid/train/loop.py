@@ -25,7 +25,7 @@ from camelid.disk import write_atomic
 from camelid.errors import CamelidError, InputError, RecipeError
 from camelid.formats.load import finished
 from camelid.kernels.device import uncompiled
-from camelid.kernels.memory import large_blocks
+from camelid.kernels.memory import give_back, large_blocks
 from camelid.report.progress import Advance, progress
 from camelid.tokens.batch import IGNORE, PADDING, Batch
 from camelid.tokens.loader import batches
@@ -180,10 +180,12 @@ class _Run:
         """Measure the model on what it does not learn from. Before a save: what a checkpoint holds was measured."""
         if self.job.check:
             started = time.monotonic()
+            give_back()  # its blocks are of other sizes than a step's, and each would keep the gaps of the other
             # A check generates: lengths that change with every token are not worth compiling for.
             with torch.no_grad(), autocast(self.job.model.device, self.job.recipe.train.dtype), uncompiled():
                 found = self.job.check(self.job.model)
             release(self.job.model)
+            give_back()
             log.checked(self.state, found, time.monotonic() - started)
 
     def _incoming(self) -> Iterator[tuple[int, Batch]]:
@@ -255,6 +257,7 @@ class _Run:
         last = last or self.state.step == self.state.steps  # nothing goes on beside it, so it needs no copy
         background = self.job.recipe.checkpoint.background and not last
         first = self.who.rank == 0
+        give_back()  # the copy takes the place of what a step left, not one beside it
         taken = checkpoint.snapshot(self.job.model, self.optimizer, self.state, keep=first, copy=background)
         if first:
             self.saver.save(taken, background, tokenizer=self.job.tokenizer, inputs=self.inputs,

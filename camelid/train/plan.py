@@ -30,7 +30,7 @@ from camelid.train.rehearse import step_memory
 from camelid.train.step import Job, compiled, compute_dtype, micro_rows, rows_per_step, train_step
 
 PROBE_STEPS = 6
-WRITTEN_AT_ONCE = 256 << 20  # bytes: a smaller copy is on the disk before the next step needs its memory
+WRITTEN_AT_ONCE = 256 << 20  # bytes: of a smaller copy about half is still there when the next step is at its peak
 LIBRARIES = 32 << 20  # what they take at their first product
 GROUP = 48 << 20  # and those of several processes
 
@@ -66,9 +66,9 @@ def memory(job: Job, who: Ranks | None = None) -> dict[str, int]:
     every, background = job.recipe.checkpoint.every, job.recipe.checkpoint.background
     if every and settings.steps and settings.steps <= every:
         every = None  # nothing is saved before the end
-    lasting = checkpoint > WRITTEN_AT_ONCE and who.rank == 0
     gathered = (background and every) or who.world > 1  # the first rank holds whole tensors of what the ranks share
-    parts["copy"] = checkpoint if gathered and lasting and on_cpu else 0
+    there = checkpoint if checkpoint > WRITTEN_AT_ONCE else checkpoint // 2
+    parts["copy"] = there if gathered and who.rank == 0 and on_cpu else 0
     made = 0 if job.model.device.type == "meta" else parts["weights"]
     gaps = int(gaps_share(job, -(-own // rows), who) * step) if keeps_memory(job.model) else 0
     parts["process"] = max(0, _resident() - made) + LIBRARIES + gaps + (GROUP if who.world > 1 else 0) if on_cpu else 0

@@ -18,12 +18,13 @@ from camelid.tokenizer.tokenizer import Tokenizer
 from camelid.tokens.batch import PackedTokens
 from camelid.tokens.write import TOKENS, build
 from camelid.train import pretrain
+from camelid.train.log import Log
 
 from .test_train import recipe
 
 
-def holding(folder: Path, out: Path, every: int | None = 3, **data: Any) -> Recipe:
-    settings = recipe(folder, out).settings()
+def holding(folder: Path, out: Path, every: int | None = 3, steps: int = 8, **data: Any) -> Recipe:
+    settings = recipe(folder, out, steps=steps).settings()
     settings["data"] |= {"held_out": 0.2} | data
     return parse(settings | ({"evaluate": {"every": every}} if every else {}))
 
@@ -55,6 +56,27 @@ def test_the_loss_of_held_out_rows(tokens: Path, tmp_path: Path) -> None:
     assert result["held_out"] == {"before": found[0], "after": found[8]}
     assert found[8]["loss"] < found[0]["loss"]
     assert "held-out loss" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_what_is_told_while_it_runs(
+    tokens: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    step = Log.step
+
+    def listened(self: Log, *args: Any) -> str:
+        told.append(step(self, *args))
+        return told[-1]
+
+    monkeypatch.setattr(Log, "step", listened)
+    pretrain(holding(tokens, tmp_path / "run"))
+    found = measured(tmp_path / "run")
+    last = [0, 0, 0, 3, 3, 3, 6, 6]  # before each step
+    assert [f"(held-out {found[at]['loss']:.3f})" in line for at, line in zip(last, told, strict=True)] == [True] * 8
+    assert "the data is read" not in capsys.readouterr().err
+    steps = 5 * len(PackedTokens(tokens, 32, 0, 0.2)) // 4 + 1  # of four rows
+    pretrain(holding(tokens, tmp_path / "long", steps=steps))
+    assert "the data is read 5 times: more of it would teach more" in capsys.readouterr().err
 
 
 def test_it_is_not_learned_from(tokens: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from camelid.train.estimate import estimate
 from camelid.train.log import flops_per_token
 from camelid.train.optimizer import moment_bytes
 from camelid.train.parallel import Ranks
-from camelid.train.plan import gaps_share, held, steps_wanted
+from camelid.train.plan import gaps_share, held, memory, steps_wanted
 from camelid.train.pretrain import planned
 from camelid.train.rehearse import Live, step_memory
 
@@ -78,6 +78,22 @@ def test_gaps_are_widest_amid_gradients_in_float32(
     assert shares["bfloat16", False, False] == [0.28, 0.36]
     assert shares["float32", True, True] == [0.22, 0.62]
     assert shares["bfloat16", True, True] == [0.14, 0.25]
+
+
+def test_the_copy_that_a_checkpoint_is_written_from(
+    tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def copied(**checkpoint: object) -> tuple[int, int]:
+        settings = recipe(tokens, tmp_path / "run").settings()
+        parts = memory(planned(parse(settings | {"checkpoint": checkpoint}), Ranks(), False))
+        return parts["copy"], parts["checkpoint"]
+
+    copy, whole = copied(every=4)
+    assert copy == whole // 2 > 0
+    for none in ({}, {"every": 8}, {"every": 4, "background": False}):  # nothing is written beside a step
+        assert copied(**none)[0] == 0
+    monkeypatch.setattr("camelid.train.plan.WRITTEN_AT_ONCE", whole - 1)
+    assert copied(every=4)[0] == whole
 
 
 def test_what_was_there_before_is_not_counted() -> None:

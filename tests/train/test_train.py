@@ -231,12 +231,6 @@ def test_float8_is_taken_where_it_helps(tokens: Path, tmp_path: Path, monkeypatc
         check_float8(run, Ranks())
 
 
-def test_what_is_held_out_is_of_a_fine_tuning(tokens: Path, tmp_path: Path) -> None:
-    good = recipe(tokens, tmp_path / "run").settings()
-    with pytest.raises(InputError, match=r"data\.held_out: this recipe is of a fine-tuning"):
-        pretrain(parse(good | {"data": good["data"] | {"held_out": 0.1}}), quiet=True)
-
-
 def test_a_loaded_checkpoint_is_the_trained_model(tokens: Path, tmp_path: Path) -> None:
     result = pretrain(recipe(tokens, tmp_path / "run"), quiet=True)
     model = load(tmp_path / "run")
