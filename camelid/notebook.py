@@ -84,7 +84,7 @@ def show_run(run: str | Path) -> Page:
         held_out = {f"held-out {name}": value for name, value in record.get("held_out", {}).items()}
         told = {"loss": record.get("loss"), **held_out}
         for name, value in told.items():
-            if isinstance(value, int | float) and name.endswith("loss"):
+            if isinstance(value, int | float) and "loss" in name:
                 points.setdefault(name, []).append((record["step"], value))
     curves = [Curve(name, [x for x, _ in at], [y for _, y in at]) for name, at in points.items()]
     if not curves:

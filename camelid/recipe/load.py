@@ -52,6 +52,10 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
     given = [_override(raw, override) for override in overrides]
     if any(f"train.{name}" in given for name in LENGTHS):  # what the file says of it is replaced
         raw["train"] = {k: v for k, v in raw["train"].items() if k not in LENGTHS or f"train.{k}" in given}
+    if "data.held_out" in given and not raw["data"]["held_out"]:  # then nothing is there to measure along the way
+        raw["evaluate"] = {
+            k: v for k, v in raw.get("evaluate", {}).items() if k != "every" or "evaluate.every" in given
+        }
     if "model.size" in given:  # so is the file's width and depth
         raw["model"] = {k: v for k, v in raw["model"].items() if k not in SIZES or f"model.{k}" in given}
     recipe = parse(raw, str(path) if path is not None else "settings", text, given)

@@ -23,6 +23,7 @@ from camelid.tokens.write import INDEX, STARTS, TOKENS
 
 IGNORE = -100
 PADDING = -1  # the document id of what is no document
+HELD_OUT_TOKENS = 65_536  # of a folder, at most: enough to tell two losses apart, measured in seconds
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,9 @@ class Source(Protocol):
 
 
 class PackedTokens:
-    """Rows over a tokens folder, in the order of `tokens/order.py`, but for a share of them, drawn by the seed, that is
-    `held` out. A document that fits a row is in one only; of a longer one some pieces may be held and others not.
-    Raises InputError when it is no tokens folder or nothing is left of it."""
+    """Rows over a tokens folder, in the order of `tokens/order.py`, but for a share of them, `held` out, drawn by
+    the seed and at most HELD_OUT_TOKENS. Of a document longer than a row some pieces may be held and others not, and
+    of one that the folder repeats one copy. Raises InputError when it is no tokens folder or nothing is left of it."""
 
     def __init__(self, folder: str | Path, sequence_length: int, seed: int, held_out: float = 0.0) -> None:
         self.folder, self.sequence_length, self.seed = Path(folder), sequence_length, seed
@@ -95,11 +96,11 @@ class PackedTokens:
                 "lower train.sequence_length or add text"
             )
         count = len(self.packing)
-        held = max(1, round(held_out * count)) if held_out else 0
+        held = max(1, min(round(held_out * count), HELD_OUT_TOKENS // sequence_length)) if held_out else 0
         if held >= count:
             raise InputError(
                 f"data.held_out {held_out:g} of the {count} rows of {sequence_length} tokens in {folder} leaves none "
-                "to learn from: lower it or train.sequence_length, or add text"
+                "to learn from: set it to 0, lower train.sequence_length, or add text"
             )
         self.held = [item_at(n, count, seed) for n in range(held)]
         self._learned = np.setdiff1d(np.arange(count), self.held) if held else None

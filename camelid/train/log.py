@@ -1,4 +1,4 @@
-"""What a run tells: a line a step in metrics.jsonl, live figures, a report to look at, TensorBoard if asked."""
+"""What a run tells: a line a step and a check in metrics.jsonl, live figures, a report, TensorBoard if asked."""
 
 from __future__ import annotations
 
@@ -72,9 +72,9 @@ class Log:
         self.unit = "mean over pairs or verdicts" if teaching and teaching.preference else "nats per token"
         if teaching and teaching.method == "grpo":
             self.unit = "minus advantage times log-probability, mean over answers"
-        self.unit += ", z-loss included" if recipe.train.z_loss else ""
+        self.unit += ", z-loss included in the run's own" if recipe.train.z_loss else ""
         self.records = earlier(out / METRICS, state.step)
-        self._held_out = next((r["held_out"].get("loss") for r in reversed(self.records) if "held_out" in r), None)
+        self._held_out = _last_held_out(self.records)
         self.pace: Pace
         self.tokens = self.positions = 0  # learned from, and computed, since this process began
         self._flops = flops_per_token(model.config, recipe.train.sequence_length, frozen=bool(model.adapters))
@@ -128,12 +128,13 @@ class Log:
     def checked(self, state: LoopState, found: Mapping[str, float], seconds: float) -> None:
         """Record figures of what is not learned from, under `held_out`. The `seconds` they took are not training's."""
         self.pace.pause(seconds)
-        self._held_out = found.get("loss", self._held_out)
+        self._held_out = found.get("loss")
         self._write({"step": state.step, "held_out": dict(found)})
 
     def rolled_back(self, state: LoopState) -> None:
         """Record a return to a checkpoint: the steps after it count no more."""
         self.records = [r for r in self.records if r["step"] <= state.step]
+        self._held_out = _last_held_out(self.records)
         self._write({"step": state.step, "rolled_back": state.rollbacks, "rows": state.chain})
 
     def _overall(self) -> tuple[float, float]:
@@ -189,7 +190,8 @@ class Log:
             )
         checks = [r for r in self.records if "held_out" in r]
         curves = {name: _curve(f"held-out {name}", checks, "held_out", name) for name in _names(checks, "held_out")}
-        losses = [Curve("loss", x, [r["loss"] for r in steps]), *([curves.pop("loss")] if "loss" in curves else [])]
+        apart = [curves.pop(name) for name in list(curves) if name.startswith("loss")]
+        losses = [Curve("loss", x, [r["loss"] for r in steps]), *apart]
         page.plot(f"Training loss, {self.unit}", losses, x="step")
         for name in _names(steps, "told"):
             curve = _curve("of each step", steps, "told", name)
@@ -204,6 +206,11 @@ class Log:
             page.table(["step", "why"], skipped)
         page.pre(json.dumps(self.recipe.settings(), indent=1))
         page.write(self.out / "report.html")
+
+
+def _last_held_out(records: Sequence[dict[str, Any]]) -> float | None:
+    """The loss that the last check found, where it told one."""
+    return next((r["held_out"].get("loss") for r in reversed(records) if "held_out" in r), None)
 
 
 def _names(records: Sequence[dict[str, Any]], kind: str) -> list[str]:

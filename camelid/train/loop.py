@@ -126,8 +126,9 @@ class _Run:
         quiet = job.quiet or self.who.rank > 0
         if not quiet:
             print(f"learning rate {drawn(self.state.steps, recipe.train)}", file=sys.stderr)
-            if (times := self.state.steps * self.rows / len(job.source)) > OFTEN:
-                print(f"the data is read {times:.0f} times: more of it would teach more", file=sys.stderr)
+            times = self.state.steps * self.rows / len(job.source)
+            if times > OFTEN and job.objective.level:  # else each reading has other answers
+                print(f"the data is read {times:.1f} times: more of it would teach more", file=sys.stderr)
             wanted, length = recipe.train.global_batch_tokens, recipe.train.sequence_length
             if wanted % length:
                 read = f"a step reads {self.rows:,} sequences of {length:,}, {self.rows * length:,} tokens of the"

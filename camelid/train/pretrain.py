@@ -22,7 +22,6 @@ from camelid.train.loss import mean_loss
 from camelid.train.parallel import Ranks, check_heads, ranks, shard, spread
 from camelid.train.step import Check, Job, check_float8, micro_rows, rows_per_step
 
-HELD_OUT_TOKENS = 65_536  # of a folder, at most, for the losses along the way
 SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
 
@@ -82,11 +81,11 @@ def checker(source: PackedTokens | Mixture, settings: TrainSection, who: Ranks) 
     and their mean by weight."""
     folders = source.sources if isinstance(source, Mixture) else [source]
     shares = source.shares if isinstance(source, Mixture) else [1.0]
-    most = max(1, HELD_OUT_TOKENS // settings.sequence_length)
-    at_once = min(micro_rows(settings), rows_per_step(settings))  # no more than in a step, whose memory is planned
+    own = rows_per_step(settings, who.data_world) // who.data_world
+    at_once = min(micro_rows(settings), own)  # no more than in a step, whose memory is planned
 
     def loss(model: Llama, folder: PackedTokens) -> float:
-        rows = folder.held[:most]
+        rows = folder.held
         return mean_loss(model, (folder.rows(rows[n : n + at_once]) for n in range(0, len(rows), at_once)), who)
 
     def check(model: Llama) -> dict[str, float]:
