@@ -62,9 +62,7 @@ class DataSection(_Section):
     tokens: str | list[str] | None = None  # one tokens folder, or several with weights
     weights: list[float] = []
     files: Words = []
-    held_out: float = Field(
-        default=0.0, ge=0, lt=1
-    )  # the share of records, or of rows up to 65,536 tokens, that is only measured
+    held_out: float = Field(default=0.0, ge=0, lt=1)  # the share of rows (to 65,536 tokens) or records, only measured
     max_bad_share: float = Field(default=0.1, ge=0, le=1)  # of a file's rows, before it is refused
 
 
