@@ -27,7 +27,7 @@ from camelid.train.guard import Stop
 from camelid.train.optimizer import learned, moment_bytes, optimizer_for
 from camelid.train.parallel import Ranks, anywhere
 from camelid.train.rehearse import step_memory
-from camelid.train.step import Job, compiled, compute_dtype, micro_rows, rows_per_step, train_step
+from camelid.train.step import Job, compiled, compute_dtype, micro_rows, own_rows, rows_per_step, train_step
 
 PROBE_STEPS = 6
 WRITTEN_AT_ONCE = 256 << 20  # bytes: of a smaller copy about half is still there when the next step is at its peak
@@ -50,7 +50,7 @@ def memory(job: Job, who: Ranks | None = None) -> dict[str, int]:
     gradients = {name: 4 * p.numel() for name, p in learned(job.model).items()}
     learning = sum(gradients.values())
     moments = moment_bytes(job.model, settings)
-    own = _own_rows(settings, who)
+    own = own_rows(settings, who.data_world)
     rows = min(micro_rows(settings), own)
     step = step_memory(job.model, rows, -(-own // rows), settings, who.device, who.context)
     parts = {
@@ -106,10 +106,6 @@ def held(sizes: Mapping[str, int], who: Ranks) -> int:
     all else is spread over the `shards`."""
     cut = sum(size for name, size in sizes.items() if name.startswith("layers.") and name.endswith("_proj.weight"))
     return cut // who.world + (sum(sizes.values()) - cut) // who.shards
-
-
-def _own_rows(settings: TrainSection, who: Ranks) -> int:
-    return rows_per_step(settings, who.data_world) // who.data_world
 
 
 def fit(job: Job, who: Ranks) -> tuple[dict[str, int], str | None]:

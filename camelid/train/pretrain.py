@@ -20,7 +20,7 @@ from camelid.tokens.mixture import Mixture
 from camelid.train.loop import run
 from camelid.train.loss import mean_loss
 from camelid.train.parallel import Ranks, check_heads, ranks, shard, spread
-from camelid.train.step import Check, Job, check_float8, micro_rows, rows_per_step
+from camelid.train.step import Check, Job, check_float8, micro_rows, own_rows
 
 SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
@@ -81,8 +81,8 @@ def checker(source: PackedTokens | Mixture, settings: TrainSection, who: Ranks) 
     and their mean by weight."""
     folders = source.sources if isinstance(source, Mixture) else [source]
     shares = source.shares if isinstance(source, Mixture) else [1.0]
-    own = rows_per_step(settings, who.data_world) // who.data_world
-    at_once = min(micro_rows(settings), own)  # no more than in a step, whose memory is planned
+    # No more at once than in a step, whose memory is planned.
+    at_once = min(micro_rows(settings), own_rows(settings, who.data_world))
 
     def loss(model: Llama, folder: PackedTokens) -> float:
         rows = folder.held

@@ -132,6 +132,11 @@ def micro_rows(settings: TrainSection) -> int:
     return settings.micro_batch_rows or max(1, MICRO_BATCH_TOKENS // settings.sequence_length)
 
 
+def own_rows(settings: TrainSection, data_world: int) -> int:
+    """Sequences of a global batch that one of the data ranks takes. Raises RecipeError as `rows_per_step` does."""
+    return rows_per_step(settings, data_world) // data_world
+
+
 def train_step(
     model: Llama, optimizer: AdamW, batch: Batch, settings: TrainSection, rate: float,
     who: Ranks | None = None, recent: Sequence[float] = (), objective: Objective | None = None,
